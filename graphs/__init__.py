@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from crosstrace.graphs.comparison import GraphComparison, compare, write_comparison
     from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
     from crosstrace.graphs.dot_export import to_pydot, write_dot
+    from crosstrace.graphs.drawing import Figure
     from crosstrace.graphs.files import write_atomically
-    from crosstrace.graphs.formats import SUFFIXES, check_suffix, read_graph, write_graph
+    from crosstrace.graphs.formats import FIGURES, SUFFIXES, check_suffix, read_graph, write_graph
     from crosstrace.graphs.graph import AttributionGraph
+    from crosstrace.graphs.graphml_export import write_graphml
     from crosstrace.graphs.json_export import write_json
     from crosstrace.graphs.layout import NodeLayout
     from crosstrace.graphs.networkx_export import to_networkx
     from crosstrace.graphs.page_export import view, write_html
-    from crosstrace.graphs.paths import Path, strongest_paths
+    from crosstrace.graphs.paths import Path, along_strongest_paths, strongest_paths
     from crosstrace.graphs.pruning import check_threshold, prune
     from crosstrace.graphs.rendering import GraphvizMissing, render
+    from crosstrace.graphs.restricting import restricted
+    from crosstrace.graphs.saved_state import SavedState, check_state, read_state
     from crosstrace.graphs.scores import GraphScores, graph_scores
     from crosstrace.graphs.supernodes import suggest_supernodes
 
@@ -29,16 +33,20 @@ _HOMES = {
     "comparison": ("GraphComparison", "compare", "write_comparison"),
     "defaults": ("EDGE_THRESHOLD", "NODE_THRESHOLD"),
     "dot_export": ("to_pydot", "write_dot"),
+    "drawing": ("Figure",),
     "files": ("write_atomically",),
-    "formats": ("SUFFIXES", "check_suffix", "read_graph", "write_graph"),
+    "formats": ("FIGURES", "SUFFIXES", "check_suffix", "read_graph", "write_graph"),
     "graph": ("AttributionGraph",),
+    "graphml_export": ("write_graphml",),
     "json_export": ("write_json",),
     "layout": ("NodeLayout",),
     "networkx_export": ("to_networkx",),
     "page_export": ("view", "write_html"),
-    "paths": ("Path", "strongest_paths"),
+    "paths": ("Path", "along_strongest_paths", "strongest_paths"),
     "pruning": ("check_threshold", "prune"),
     "rendering": ("GraphvizMissing", "render"),
+    "restricting": ("restricted",),
+    "saved_state": ("SavedState", "check_state", "read_state"),
     "scores": ("GraphScores", "graph_scores"),
     "supernodes": ("suggest_supernodes",),
 }
@@ -46,21 +54,28 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 
 __all__ = [
     "EDGE_THRESHOLD",
+    "FIGURES",
     "NODE_THRESHOLD",
     "SUFFIXES",
     "AttributionGraph",
+    "Figure",
     "GraphComparison",
     "GraphScores",
     "GraphvizMissing",
     "NodeLayout",
     "Path",
+    "SavedState",
+    "along_strongest_paths",
+    "check_state",
     "check_suffix",
     "check_threshold",
     "compare",
     "graph_scores",
     "prune",
     "read_graph",
+    "read_state",
     "render",
+    "restricted",
     "strongest_paths",
     "suggest_supernodes",
     "to_networkx",
@@ -70,6 +85,7 @@ __all__ = [
     "write_comparison",
     "write_dot",
     "write_graph",
+    "write_graphml",
     "write_html",
     "write_json",
 ]

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crosstrace.graphs.dot_export import write_dot
+from crosstrace.graphs.drawing import Figure
 from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.graphml_export import write_graphml
 from crosstrace.graphs.json_export import write_json
 from crosstrace.graphs.page_export import write_html
 from crosstrace.graphs.rendering import PICTURES, render
@@ -15,11 +17,16 @@ from crosstrace.graphs.rendering import PICTURES, render
 _WRITERS: dict[str, Callable[[AttributionGraph, str | os.PathLike[str]], None]] = {
     ".safetensors": AttributionGraph.save,
     ".json": write_json,
-    ".dot": write_dot,
-    **dict.fromkeys(PICTURES, render),
     ".html": write_html,
 }
-SUFFIXES = tuple(_WRITERS)
+_DRAWERS: dict[str, Callable[[AttributionGraph, str | os.PathLike[str], Figure | None], None]] = {
+    ".dot": write_dot,
+    **dict.fromkeys(PICTURES, render),
+    ".graphml": write_graphml,
+}
+FIGURES = tuple(_DRAWERS)
+"""Suffixes of the formats in which a `Figure` says what is shown."""
+SUFFIXES = (*_WRITERS, *FIGURES)
 
 
 def check_suffix(path: str | os.PathLike[str]) -> str:
@@ -29,14 +36,19 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
         ValueError: It is none of `SUFFIXES`; the message names it and them.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in _WRITERS:
+    if suffix not in SUFFIXES:
         said = f"unknown suffix {Path(path).suffix!r}" if suffix else "no suffix"
         raise ValueError(f"{said} in {os.fspath(path)!r}: known are {', '.join(SUFFIXES)}")
     return suffix
 
 
-def write_graph(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
+def write_graph(graph: AttributionGraph, path: str | os.PathLike[str], figure: Figure | None = None) -> None:
     """Writes the graph in the format that the suffix says: the whole of it as `.safetensors`, else what masks keep.
+
+    Args:
+        graph: Raw or pruned.
+        path: The file.
+        figure: What of it pictures and GraphML show, and how; the other formats do not ask for it.
 
     Raises:
         ValueError: Unknown suffix; the message names it and the known ones.
@@ -47,7 +59,11 @@ def write_graph(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
         >>> for name in ("dallas.json", "dallas.svg"):
         ...     write_graph(prune(graph), name)
     """
-    _WRITERS[check_suffix(path)](graph, path)
+    suffix = check_suffix(path)
+    if suffix in _DRAWERS:
+        _DRAWERS[suffix](graph, path, figure)
+    else:
+        _WRITERS[suffix](graph, path)
 
 
 def read_graph(path: str | os.PathLike[str]) -> AttributionGraph:

@@ -9,6 +9,7 @@ Letters: n nodes, b the number of paths asked for.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.influence import row_scale
+from crosstrace.graphs.restricting import restricted
 
 
 class Path(NamedTuple):
@@ -88,6 +90,20 @@ def strongest_paths(
         fill(target, without_tokens=False)
     found = (int(rank) for rank in np.flatnonzero(best[target] > -np.inf))
     return [_walk_back(graph, target, rank, best, from_node, from_rank) for rank in found]
+
+
+def along_strongest_paths(graph: AttributionGraph, n: int) -> AttributionGraph:
+    """The graph with masks that keep only the n strongest paths to its first target.
+
+    Raises:
+        ValueError: As `strongest_paths`.
+
+    Example:
+        >>> write_dot(along_strongest_paths(pruned, 5), "paths.dot")
+    """
+    paths = strongest_paths(graph, n=n)
+    nodes = {node for path in paths for node in path.nodes}
+    return restricted(graph, nodes, {pair for path in paths for pair in pairwise(path.nodes)})
 
 
 def _largest(values: NDArray[np.float64], n: int) -> NDArray[np.int64]:

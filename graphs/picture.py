@@ -1,48 +1,60 @@
 """Where everything stands in a picture: one row a layer, tokens at the bottom, targets on top, columns by position.
 
-Letters: L layers, P positions.
 Graphviz's own layered layout was tried: it keeps the rows but not the columns, and took 5 s at 160 nodes instead of
 half a second. So places are computed here and Graphviz draws. A cell (row, position) with many nodes wraps into
-several lines of nodes.
+several lines of nodes. Within a column, each group (supernode) has a lane to itself over the rows that it spans, so
+that the frame around it holds its members alone; a group that spans several positions has a frame in each.
 Units are points (1/72 inch), y upwards.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 
-from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.text import short
+from crosstrace.graphs.drawing import FONT_SIZE, Drawing, DrawnNode
 
-FONT_SIZE, SMALL_FONT_SIZE = 10.0, 7.5
-_GAP, _LINE_GAP, _COLUMN_GAP, _ERROR_SIZE = 8.0, 8.0, 20.0, 10.0
-_ROW_GAPS = (30.0, 110.0)
-_LABEL_LINE, _LABEL_LINES = 13, 2
+_ERROR_SIZE = 10.0
+_FRAME, _FRAME_TITLE, _LANE_GAP = 5.0, 10.0, 8.0
 
 
 @dataclass(frozen=True)
-class Line:
-    text: str
-    small: bool = False
+class _Gaps:
+    """Between boxes, lines of boxes, columns, and the least and most between rows."""
 
-    @property
-    def size(self) -> float:
-        return SMALL_FONT_SIZE if self.small else FONT_SIZE
+    box: float
+    line: float
+    column: float
+    rows: tuple[float, float]
+
+
+_ROOMY = _Gaps(box=8.0, line=8.0, column=20.0, rows=(30.0, 110.0))
+# A large graph is printed smaller: less air makes larger letters.
+_DENSE = _Gaps(box=4.0, line=5.0, column=8.0, rows=(22.0, 60.0))
+_LARGE = 120
 
 
 @dataclass(frozen=True)
 class Box:
-    """A node's centre, size and lines of text."""
+    """A node's centre and size."""
 
     x: float
     y: float
     width: float
     height: float
-    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Around the members of a group at one position, room for its name included."""
+
+    group: int
+    left: float
+    bottom: float
+    right: float
+    top: float
 
 
 @dataclass(frozen=True)
@@ -56,83 +68,161 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    boxes: dict[int, Box]
+    boxes: dict[str, Box]
+    """By node name."""
     rows: list[Row]
+    frames: list[Frame]
     width: float
     height: float
 
 
-def arrange(graph: AttributionGraph) -> Picture:
-    """Boxes of the nodes that the masks keep; rows and columns without nodes take no room."""
-    lines = {node: _lines(graph, node) for node in graph.kept_nodes()}
-    cells: dict[tuple[int, int], list[int]] = defaultdict(list)
-    errors: dict[tuple[int, int], int] = {}
-    for node in lines:
-        kind = graph.layout.kind(node)
-        layer, position = graph.place_of(node)
-        row = graph.n_layers if kind == "logit" else layer
-        if kind == "error":
-            errors[row, position] = node
-            cells[row, position] += []
-        else:
-            cells[row, position].append(node)
+@dataclass
+class _Lane:
+    """Part of a column: the nodes of each row, side by side in `across` slots, then in further lines."""
 
-    positions = sorted({position for _, position in cells})
-    columns: dict[int, _Column] = {}
-    x = 0.0
-    for p in positions:
-        in_column = [cell for (_, q), cell in cells.items() if q == p]
-        slot = max((_width(lines[node]) for cell in in_column for node in cell), default=0.0) + _GAP
+    cells: dict[int, list[DrawnNode]]
+    gap: float
+    framed: bool
+    left: float = 0.0
+
+    @property
+    def slot(self) -> float:
+        return max((size_of(node)[0] for cell in self.cells.values() for node in cell), default=0.0) + self.gap
+
+    @property
+    def across(self) -> int:
         # Boxes are wider than tall: this makes a full cell about square.
-        across = max(math.ceil(math.sqrt(len(cell) * 0.4)) for cell in in_column) or 1
-        # Errors have a strip of their own at the left of their column, where they are out of the way.
-        strip = _ERROR_SIZE + _GAP if any(q == p for _, q in errors) else 0.0
-        columns[p] = _Column(x, x + strip, slot, across)
-        x += strip + across * slot + _COLUMN_GAP
-    width = max(x - _COLUMN_GAP, 0.0)
+        return max((math.ceil(math.sqrt(len(cell) * 0.4)) for cell in self.cells.values()), default=0) or 1
 
-    rows = sorted({row for row, _ in cells})
+    @property
+    def width(self) -> float:
+        return self.across * self.slot if self.cells else 0.0
+
+    def lines(self, row: int) -> int:
+        return math.ceil(len(self.cells.get(row, ())) / self.across)
+
+
+@dataclass
+class _Column:
+    """One position: errors in a strip of their own at the left, where they are out of the way; then the lanes."""
+
+    errors: dict[int, DrawnNode]
+    lanes: list[_Lane]
+    gap: float
+    left: float = 0.0
+
+    @property
+    def strip(self) -> float:
+        return _ERROR_SIZE + self.gap if self.errors else 0.0
+
+    @property
+    def inner(self) -> float:
+        return self.left + self.strip
+
+    @property
+    def room(self) -> float:
+        """For the lanes."""
+        return max(sum(lane.width for lane in self.lanes) + _LANE_GAP * (len(self.lanes) - 1), 0.0)
+
+    def alone(self, lane: _Lane, row: int) -> bool:
+        """Whether nothing in the row is in a group, and no frame passes through it: then the column is all its own."""
+        return not lane.framed and not any(
+            min(other.cells) <= row <= max(other.cells) for other in self.lanes if other is not lane
+        )
+
+
+def arrange(drawing: Drawing) -> Picture:
+    """Boxes of the nodes, frames of the groups; rows and columns without nodes take no room."""
+    gaps = _ROOMY if len(drawing.nodes) <= _LARGE else _DENSE
+    positions = sorted({node.position for node in drawing.nodes})
+    columns = [_column([node for node in drawing.nodes if node.position == p], gaps.box) for p in positions]
+    x = 0.0
+    for column in columns:
+        column.left = x
+        inner = column.inner
+        for lane in column.lanes:
+            lane.left = inner
+            inner += lane.width + _LANE_GAP
+        x += column.strip + column.room + gaps.column
+    width = max(x - gaps.column, 0.0)
+
+    lanes = [lane for column in columns for lane in column.lanes]
+    rows = sorted({node.row for node in drawing.nodes})
     heights = {
-        row: max((_height(lines[n]) for p in positions for n in cells.get((row, p), ())), default=_ERROR_SIZE)
+        row: max((size_of(n)[1] for lane in lanes for n in lane.cells.get(row, ())), default=_ERROR_SIZE)
         for row in rows
     }
-    lines_of_nodes = {row: max(columns[p].lines(cells.get((row, p), [])) for p in positions) or 1 for row in rows}
-    bands = {row: lines_of_nodes[row] * (heights[row] + _LINE_GAP) - _LINE_GAP for row in rows}
+    bands = {
+        row: max((lane.lines(row) for lane in lanes), default=1) * (heights[row] + gaps.line) - gaps.line
+        for row in rows
+    }
+    bands = {row: max(band, _ERROR_SIZE) for row, band in bands.items()}
     # A wide picture gets more room between its rows: flat edges cannot be told apart.
     spare = 0.45 * width - sum(bands.values())
-    row_gap = min(max(spare / max(len(rows) - 1, 1), _ROW_GAPS[0]), _ROW_GAPS[1])
+    row_gap = min(max(spare / max(len(rows) - 1, 1), gaps.rows[0]), gaps.rows[1])
 
-    boxes: dict[int, Box] = {}
+    boxes: dict[str, Box] = {}
     named_rows: list[Row] = []
     y = 0.0
     for row in rows:
         middle = y + bands[row] / 2
-        for p, column in columns.items():
-            if (row, p) in errors:
-                boxes[errors[row, p]] = Box(column.left + _ERROR_SIZE / 2, middle, _ERROR_SIZE, _ERROR_SIZE, ())
-            cell = cells.get((row, p), [])
-            for i, node in enumerate(cell):
-                line, place = divmod(i, column.across)
-                in_line = min(column.across, len(cell) - line * column.across)
-                node_x = column.inner + ((column.across - in_line) / 2 + place + 0.5) * column.slot
-                node_y = middle + ((column.lines(cell) - 1) / 2 - line) * (heights[row] + _LINE_GAP)
-                boxes[node] = Box(node_x, node_y, _width(lines[node]), _height(lines[node]), lines[node])
-        named_rows.append(Row(_row_name(row, graph.n_layers), y, y + bands[row]))
+        for column in columns:
+            if row in column.errors:
+                boxes[column.errors[row].name] = Box(column.left + _ERROR_SIZE / 2, middle, _ERROR_SIZE, _ERROR_SIZE)
+            for lane in column.lanes:
+                left, width = (column.inner, column.room) if column.alone(lane, row) else (lane.left, lane.width)
+                boxes |= _boxes(lane, row, left + width / 2, middle, heights[row] + gaps.line)
+        named_rows.append(Row(_row_name(row, drawing.n_layers), y, y + bands[row]))
         y += bands[row] + row_gap
-    return Picture(boxes, named_rows, width, max(y - row_gap, 0.0))
+    return Picture(boxes, named_rows, _frames(drawing, boxes), width, max(y - row_gap, 0.0))
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One position: `left` edge, `inner` edge beyond the errors' strip, width of a `slot`, slots `across`."""
+def _column(nodes: list[DrawnNode], gap: float) -> _Column:
+    """The first lane holds what is in no group; groups share a lane where their rows are apart."""
+    errors = {node.row: node for node in nodes if node.kind == "error" and node.group < 0}
+    single: dict[int, list[DrawnNode]] = defaultdict(list)
+    groups: dict[int, dict[int, list[DrawnNode]]] = defaultdict(lambda: defaultdict(list))
+    for node in nodes:
+        if errors.get(node.row) is not node:
+            (single if node.group < 0 else groups[node.group])[node.row].append(node)
+    lanes = [_Lane(single, gap, framed=False)] if single else []
+    shared: list[_Lane] = []
+    for cells in sorted(groups.values(), key=lambda cells: (min(cells), max(cells))):
+        free = next((lane for lane in shared if max(lane.cells) < min(cells)), None)
+        if free is None:
+            shared.append(_Lane(dict(cells), gap, framed=True))
+        else:
+            free.cells |= cells
+    return _Column(errors, lanes + shared, gap)
 
-    left: float
-    inner: float
-    slot: float
-    across: int
 
-    def lines(self, cell: list[int]) -> int:
-        return math.ceil(len(cell) / self.across)
+def _boxes(lane: _Lane, row: int, centre: float, middle: float, pitch: float) -> dict[str, Box]:
+    cell, slot, across = lane.cells.get(row, []), lane.slot, lane.across
+    boxes = {}
+    for i, node in enumerate(cell):
+        line, place = divmod(i, across)
+        in_line = min(across, len(cell) - line * across)
+        x = centre + (place - (in_line - 1) / 2) * slot
+        y = middle + ((lane.lines(row) - 1) / 2 - line) * pitch
+        boxes[node.name] = Box(x, y, *size_of(node))
+    return boxes
+
+
+def _frames(drawing: Drawing, boxes: dict[str, Box]) -> list[Frame]:
+    members: dict[tuple[int, int], list[Box]] = defaultdict(list)
+    for node in drawing.nodes:
+        if node.group >= 0:
+            members[node.group, node.position].append(boxes[node.name])
+    return [
+        Frame(
+            group,
+            min(box.x - box.width / 2 for box in own) - _FRAME,
+            min(box.y - box.height / 2 for box in own) - _FRAME,
+            max(box.x + box.width / 2 for box in own) + _FRAME,
+            max(box.y + box.height / 2 for box in own) + _FRAME + _FRAME_TITLE,
+        )
+        for (group, _), own in members.items()
+    ]
 
 
 def text_width(text: str, size: float = FONT_SIZE) -> float:
@@ -142,37 +232,12 @@ def text_width(text: str, size: float = FONT_SIZE) -> float:
     return size * (0.6 * (len(text) - wide) + 1.25 * wide)
 
 
-def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
-    layout = graph.layout
-    match layout.kind(node):
-        case "feature":
-            layer, _, feature = graph.feature_of(node)
-            name = f"L{layer}/{feature}"
-            label = graph.feature_labels[layout.feature_of(node)]
-            return (*_wrapped(label), Line(name, small=True)) if label.strip() else (Line(name),)
-        case "error":
-            return ()
-        case "token":
-            return (Line(short(graph.token_strings[layout.token_of(node)])),)
-        case _:
-            i = layout.logit_of(node)
-            return Line(short(graph.logit_strings[i])), Line(
-                f"p = {float(graph.logit_probabilities[i]):.3f}", small=True
-            )
-
-
-def _wrapped(label: str) -> list[Line]:
-    text = short(label, _LABEL_LINE * _LABEL_LINES)
-    lines = textwrap.wrap(text, _LABEL_LINE, max_lines=_LABEL_LINES, placeholder="…") or [text]
-    return [Line(line) for line in lines]
-
-
-def _width(lines: tuple[Line, ...]) -> float:
-    return max(max((text_width(line.text, line.size) for line in lines), default=0.0) + 12, 28.0)
-
-
-def _height(lines: tuple[Line, ...]) -> float:
-    return 8 + sum(1.2 * line.size for line in lines)
+def size_of(node: DrawnNode) -> tuple[float, float]:
+    """Width and height of the node's box."""
+    if node.kind == "error":
+        return _ERROR_SIZE, _ERROR_SIZE
+    width = max((text_width(line.text, line.size) for line in node.lines), default=0.0) + 12
+    return max(width, 28.0), 8 + sum(1.2 * line.size for line in node.lines)
 
 
 def _row_name(row: int, n_layers: int) -> str:

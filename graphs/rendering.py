@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crosstrace.graphs.dot_export import to_pydot
+from crosstrace.graphs.drawing import Figure
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 
@@ -29,12 +30,15 @@ class GraphvizMissing(RuntimeError):  # noqa: N818 (reads as what it says)
         )
 
 
-def render(graph: AttributionGraph | pydot.Dot | str, path: str | os.PathLike[str]) -> None:
+def render(
+    graph: AttributionGraph | pydot.Dot | str, path: str | os.PathLike[str], figure: Figure | None = None
+) -> None:
     """Draws a graph, or DOT already made from one, as `.svg`, `.pdf` or `.png`.
 
     Args:
         graph: A graph (what its masks keep is drawn), a `pydot.Dot`, or DOT text.
         path: The picture; its suffix says the format.
+        figure: What of a graph to draw, and how; not for DOT.
 
     Raises:
         GraphvizMissing: `dot` is not on the path; the `.dot` has been written beside the wanted file.
@@ -48,7 +52,7 @@ def render(graph: AttributionGraph | pydot.Dot | str, path: str | os.PathLike[st
     if (suffix := path.suffix.lower()) not in PICTURES:
         raise ValueError(f"unknown picture suffix {path.suffix!r} of {path}: known are {', '.join(PICTURES)}")
     if isinstance(graph, AttributionGraph):
-        graph = to_pydot(graph)
+        graph = to_pydot(graph, figure)
     text = (graph if isinstance(graph, str) else graph.to_string()).encode("utf-8")
     program = shutil.which("dot")
     if program is None:

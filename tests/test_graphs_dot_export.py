@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from graph_samples import HOSTILE, case, random_graph
 
-from crosstrace.graphs import prune, to_pydot, write_dot
+from crosstrace.graphs import Figure, prune, suggest_supernodes, to_pydot, write_dot
 from crosstrace.graphs.dot_export import NEGATIVE, POSITIVE, quoted
 from crosstrace.graphs.node_ids import node_ids
 from crosstrace.graphs.text import short, visible
@@ -117,6 +117,59 @@ def test_poor_graphs_are_drawn_too(graph):
     nodes, edges = drawn(to_pydot(graph).to_string())
     assert len([name for name in nodes if not name.startswith("note_")]) == graph.n
     assert len(edges) == graph.edges.nnz
+
+
+@needs_graphviz
+@pytest.mark.parametrize("layout", ["positions", "layers", "force"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_every_layout_draws_the_same_graph_with_its_supernodes(layout, merged):
+    graph = prune(case("clt_affine")[0])
+    supernodes = suggest_supernodes(graph)
+    assert supernodes
+    text = to_pydot(graph, Figure(supernodes, merged=merged, layout=layout)).to_string()
+    content = json.loads(subprocess.run(["dot", "-Tjson"], input=text.encode(), capture_output=True, check=True).stdout)
+    objects = content["objects"]
+    ids = node_ids(graph)
+    members = {ids[node] for _, nodes in supernodes for node in nodes}
+    singles = {ids[node] for node in graph.kept_nodes()}
+    drawn_nodes = {o["name"] for o in objects if "nodes" not in o and not o["name"].startswith("note_")}
+    if merged:
+        assert drawn_nodes == singles - members | {f"supernode-{i}" for i in range(len(supernodes))}
+    else:
+        assert drawn_nodes == singles
+        frames = [o for o in objects if o["name"].startswith("cluster")]
+        assert {objects[i]["name"] for frame in frames for i in frame["nodes"]} == members
+        assert all("_draw_" in frame for frame in frames)
+    if layout == "layers":
+        tokens = sorted((o for o in objects if o["name"].startswith("E_")), key=lambda o: int(o["name"].split("_")[2]))
+        across = [float(token["pos"].split(",")[0]) for token in tokens]
+        assert across == sorted(across)
+
+
+@needs_graphviz
+def test_a_frame_holds_its_members_and_nothing_else():
+    graph = prune(random_graph(4, L=6, P=4, per_layer=12, density=0.2), 0.95, 0.9)
+    supernodes = suggest_supernodes(graph, min_similarity=0.2)
+    assert len(supernodes) > 3
+    text = to_pydot(graph, Figure(supernodes)).to_string()
+    done = subprocess.run(["dot", "-Tjson"], input=text.encode(), capture_output=True, check=True)
+    assert done.stderr == b""
+    objects = json.loads(done.stdout)["objects"]
+    nodes = [o for o in objects if "nodes" not in o]
+    names = node_ids(graph)
+    for frame in (o for o in objects if o["name"].startswith("cluster")):
+        left, bottom, right, top = map(float, frame["bb"].split(","))
+        inside = set()
+        for node in nodes:
+            x, y = map(float, node["pos"].split(","))
+            w, h = 36 * float(node["width"]), 36 * float(node["height"])
+            if left < x + w and x - w < right and bottom < y + h and y - h < top:
+                inside.add(node["name"])
+                assert left <= x - w <= x + w <= right
+                assert bottom <= y - h <= y + h <= top
+        assert inside == {objects[i]["name"] for i in frame["nodes"]}
+        groups = [{names[n] for n in members} for _, members in supernodes]
+        assert any(inside <= group for group in groups)
 
 
 def test_one_rank_a_layer():

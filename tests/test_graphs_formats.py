@@ -32,7 +32,9 @@ def test_a_missing_folder_is_named(tmp_path, suffix):
     [("g.xyz", r"unknown suffix '\.xyz' in .*g\.xyz"), ("graph", "no suffix in"), ("", "no suffix in")],
 )
 def test_unknown_suffixes_name_the_known_ones(name, message):
-    with pytest.raises(ValueError, match=rf"{message}.*known are \.safetensors, \.json, \.dot, \.svg, \.pdf, \.png"):
+    with pytest.raises(
+        ValueError, match=rf"{message}.*known are \.safetensors, \.json, \.html, \.dot, \.svg, \.pdf, \.png, \.graphml"
+    ):
         write_graph(random_graph(), name)
 
 

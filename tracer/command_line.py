@@ -24,6 +24,7 @@ from crosstrace.tracer.command_options import (
     parse_dtype,
 )
 from crosstrace.tracer.compare_command import compare
+from crosstrace.tracer.figure_options import FigureChoice, GraphLayout, Groups, Layout, Merge, Supernodes, TopPaths
 from crosstrace.tracer.intervene_command import intervene
 from crosstrace.tracer.validate_command import validate
 from crosstrace.tracer.view_command import view
@@ -47,7 +48,7 @@ Outputs = Annotated[
         "--output",
         metavar="FILE",
         help="Write the graph, repeatable; the suffix says how: .safetensors and .html (a page) whole, "
-        ".json, .dot, .svg, .pdf, .png pruned.",
+        ".json, .dot, .svg, .pdf, .png, .graphml pruned.",
     ),
 ]
 NodeThreshold = Annotated[float, typer.Option(help="Share of influence that the kept nodes reach, 0 to 1.")]
@@ -86,6 +87,11 @@ def trace(
     batch_size: Annotated[int | None, typer.Option(help="Rows at a time.", show_default="by memory")] = None,
     node_threshold: NodeThreshold = NODE_THRESHOLD,
     edge_threshold: EdgeThreshold = EDGE_THRESHOLD,
+    supernodes: Supernodes = False,
+    groups: Groups = None,
+    merge: Merge = False,
+    top_paths: TopPaths = None,
+    layout: Layout = GraphLayout.POSITIONS,
     device: Device = None,
     dtype: Dtype = None,
     memory_budget: MemoryBudget = None,
@@ -103,8 +109,9 @@ def trace(
     """
     if (model is None) != (transcoders is None):
         raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is traced")
+    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
-        _check_outputs(output)
+        _check_outputs(output, figure)
         _check_thresholds(node_threshold, edge_threshold)
         text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
         if not text.strip():
@@ -137,7 +144,7 @@ def trace(
             resume=resume,
             keep_checkpoint=True,
         )
-        _deliver(prune(graph, node_threshold, edge_threshold), output, quiet)
+        _deliver(prune(graph, node_threshold, edge_threshold), output, figure, quiet)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)  # not before the graph is written: a full disk must not cost the rows
 
@@ -148,19 +155,25 @@ def prune(
     output: Outputs = None,
     node_threshold: NodeThreshold = NODE_THRESHOLD,
     edge_threshold: EdgeThreshold = EDGE_THRESHOLD,
+    supernodes: Supernodes = False,
+    groups: Groups = None,
+    merge: Merge = False,
+    top_paths: TopPaths = None,
+    layout: Layout = GraphLayout.POSITIONS,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Prune a traced graph anew, with other thresholds or into other formats."""
     if not output:
         raise typer.BadParameter("give at least one -o FILE to write the pruned graph to")
+    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
-        _check_outputs(output)
+        _check_outputs(output, figure)
         _check_thresholds(node_threshold, edge_threshold)
         from crosstrace.graphs import prune as prune_graph
         from crosstrace.graphs import read_graph
 
-        _deliver(prune_graph(read_graph(raw), node_threshold, edge_threshold), output, quiet)
+        _deliver(prune_graph(read_graph(raw), node_threshold, edge_threshold), output, figure, quiet)
 
 
 @app.command()
@@ -168,16 +181,25 @@ def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors graph.")],
     features: Annotated[int, typer.Option(min=0, help="How many of the strongest features to list.")] = 12,
     paths: Annotated[int, typer.Option(min=0, help="How many of the strongest paths to list.")] = 5,
+    output: Outputs = None,
+    supernodes: Supernodes = False,
+    groups: Groups = None,
+    merge: Merge = False,
+    top_paths: TopPaths = None,
+    layout: Layout = GraphLayout.POSITIONS,
     debug: Debug = False,
 ) -> None:
-    """Print a graph: prompt, targets, scores, the strongest features and paths."""
+    """Print a graph: prompt, targets, scores, the strongest features and paths. -o writes it, pruned as it is."""
+    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
-        from rich.console import Console
-
+        _check_outputs(output, figure)
+        from crosstrace.graphs import prune as prune_graph
         from crosstrace.graphs import read_graph
-        from crosstrace.tracer.show import show_graph
 
-        show_graph(read_graph(file), Console(), features, paths)
+        graph = read_graph(file)
+        if output and graph.node_mask is None:
+            graph = prune_graph(graph)
+        _deliver(graph, output, figure, features=features, paths=paths)
 
 
 app.command()(compare)
@@ -197,14 +219,15 @@ def _version(
         raise typer.Exit
 
 
-def _check_outputs(outputs: list[Path] | None) -> None:
-    """Find wrong suffixes and folders before minutes are spent."""
+def _check_outputs(outputs: list[Path] | None, figure: FigureChoice) -> None:
+    """Find wrong suffixes, folders and options before minutes are spent."""
     from crosstrace.graphs import check_suffix
 
     for path in outputs or []:
         check_suffix(path)
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"cannot write {path}: output folder {path.absolute().parent} does not exist")
+    figure.check(outputs)
 
 
 def _check_thresholds(node_threshold: float, edge_threshold: float) -> None:
@@ -214,14 +237,22 @@ def _check_thresholds(node_threshold: float, edge_threshold: float) -> None:
     check_threshold("edge_threshold", edge_threshold)
 
 
-def _deliver(graph: AttributionGraph, outputs: list[Path] | None, quiet: bool) -> None:
+def _deliver(
+    graph: AttributionGraph,
+    outputs: list[Path] | None,
+    figure: FigureChoice,
+    quiet: bool = False,
+    features: int = 12,
+    paths: int = 5,
+) -> None:
     """Write the files, then print the table and where things are."""
-    from crosstrace.graphs import GraphvizMissing, write_graph
+    from crosstrace.graphs import FIGURES, GraphvizMissing, write_graph
 
     missing: GraphvizMissing | None = None
+    drawn = figure.of(graph) if any(path.suffix.lower() in FIGURES for path in outputs or []) else None
     for path in outputs or []:
         try:
-            write_graph(graph, path)
+            write_graph(graph, path, drawn)
         except GraphvizMissing as error:  # the other files are still wanted
             missing = error
     if not quiet:
@@ -230,7 +261,7 @@ def _deliver(graph: AttributionGraph, outputs: list[Path] | None, quiet: bool) -
         from crosstrace.tracer.show import show_graph
 
         console = Console()
-        show_graph(graph, console)
+        show_graph(graph, console, features, paths)
         for path in outputs or []:
             if path.exists():
                 console.print(f"wrote {path}", highlight=False, markup=False)

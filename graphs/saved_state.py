@@ -1,0 +1,89 @@
+"""Pins and groups that the page has saved, or that any graph's JSON carries as `qParams`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.node_ids import node_ids
+
+_WANTED = "expected 'qParams' with 'supernodes', as the page saves it"
+
+
+class SavedState(NamedTuple):
+    """Node numbers, in the graph's node order."""
+
+    pinned: list[int]
+    """Members of supernodes included."""
+    supernodes: list[tuple[str, list[int]]]
+    """(name, nodes) pairs; a node is in at most one."""
+
+
+def read_state(path: str | os.PathLike[str], graph: AttributionGraph) -> SavedState:
+    """Pins and groups from a file that the page saved for this graph.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is no saved state, or names a node that the graph does not have; one line that says which.
+
+    Example:
+        >>> state = read_state("dallas.state.json", graph)
+        >>> write_dot(graph, "paper.dot", Figure(state.supernodes, merged=True, only=state.pinned))
+    """
+    given = check_state(path)
+    number = {name: node for node, name in enumerate(node_ids(graph))}
+    pinned: dict[int, None] = {}
+
+    def nodes(names: Any) -> list[int]:
+        found = []
+        for name in names:
+            if name not in number:
+                raise ValueError(f"{path}: node {name!r} is not in this graph; was the state saved for another one?")
+            found.append(number[name])
+        return found
+
+    supernodes: list[tuple[str, list[int]]] = []
+    taken: set[int] = set()
+    for name, *members in given["supernodes"]:
+        own = [node for node in dict.fromkeys(nodes(members)) if node not in taken]
+        taken.update(own)
+        if own:
+            supernodes.append((name, own))
+    for node in [*nodes(given["pinnedIds"]), *sorted(taken)]:
+        pinned.setdefault(node)
+    return SavedState(list(pinned), supernodes)
+
+
+def check_state(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
+    """The file's `pinnedIds` and `supernodes`, of the right shape.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is no saved state; one line that names the file and says why.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder, not a saved state' if file.is_dir() else 'no such file'}")
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"{path}: not a JSON file ({' '.join(str(problem).split())})") from None
+    given = content.get("qParams") if isinstance(content, dict) else None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: not a saved state: {_WANTED}")
+    pinned = given.get("pinnedIds") or []
+    if isinstance(pinned, str):  # some viewers join the ids
+        pinned = pinned.split(",")
+    supernodes = given.get("supernodes") or []
+    if not _is_list_of_strings(pinned):
+        raise ValueError(f"{path}: 'pinnedIds' is not a list of node ids")
+    if not isinstance(supernodes, list) or not all(_is_list_of_strings(group) and group for group in supernodes):
+        raise ValueError(f"{path}: 'supernodes' is not a list of lists, each a name and node ids")
+    return {"pinnedIds": pinned, "supernodes": supernodes}
+
+
+def _is_list_of_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
