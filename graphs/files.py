@@ -9,6 +9,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Finds what would keep a file from being written, before minutes are spent on its content.
+
+    Raises:
+        OSError: There is no such folder, it may not be written to, or the path is a folder; one line that says which.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        kind = "is not a folder" if target.parent.exists() else "does not exist"
+        raise FileNotFoundError(f"cannot write {os.fspath(path)}: output folder {target.parent} {kind}")
+    if target.is_dir():
+        raise IsADirectoryError(f"cannot write {os.fspath(path)}: it is a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"cannot write {os.fspath(path)}: output folder {target.parent} may not be written to")
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> None:
     """Writes beside `path`, flushes to disk, then renames: a reader sees the old file or the whole new one.
 
@@ -25,11 +41,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
     # A rename would replace a symbolic link itself, so its target is what is written.
     target = Path(os.path.realpath(path))
     folder = target.parent
-    if not folder.is_dir():
-        kind = "is not a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"cannot write {os.fspath(path)}: output folder {folder} {kind}")
-    if target.is_dir():
-        raise IsADirectoryError(f"cannot write {os.fspath(path)}: it is a folder")
+    check_writable(path)
     # Not `tempfile`: its files are readable by their owner alone, here the umask should decide as for any other file.
     beside = folder / f".crosstrace-{secrets.token_hex(8)}.part"
     try:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from crosstrace.graphs.dot_export import write_dot
 from crosstrace.graphs.drawing import Figure
+from crosstrace.graphs.feature_cards import FeatureCards, with_card_labels
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.graphml_export import write_graphml
 from crosstrace.graphs.json_export import write_json
 from crosstrace.graphs.page_export import write_html
 from crosstrace.graphs.rendering import PICTURES, render
 
-_WRITERS: dict[str, Callable[[AttributionGraph, str | os.PathLike[str]], None]] = {
+_WRITERS: dict[str, Callable[..., None]] = {
     ".safetensors": AttributionGraph.save,
     ".json": write_json,
     ".html": write_html,
@@ -42,13 +43,20 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
     return suffix
 
 
-def write_graph(graph: AttributionGraph, path: str | os.PathLike[str], figure: Figure | None = None) -> None:
+def write_graph(
+    graph: AttributionGraph,
+    path: str | os.PathLike[str],
+    figure: Figure | None = None,
+    cards: FeatureCards | None = None,
+) -> None:
     """Writes the graph in the format that the suffix says: the whole of it as `.safetensors`, else what masks keep.
 
     Args:
         graph: Raw or pruned.
         path: The file.
         figure: What of it pictures and GraphML show, and how; the other formats do not ask for it.
+        cards: Of its features: pages show them, and features without a label get the automatic one in every format
+            but `.safetensors`, which keeps the graph as it is.
 
     Raises:
         ValueError: Unknown suffix; the message names it and the known ones.
@@ -60,10 +68,16 @@ def write_graph(graph: AttributionGraph, path: str | os.PathLike[str], figure: F
         ...     write_graph(prune(graph), name)
     """
     suffix = check_suffix(path)
-    if suffix in _DRAWERS:
-        _DRAWERS[suffix](graph, path, figure)
+    if suffix == ".safetensors":
+        graph.save(path)
+        return
+    labelled = with_card_labels(graph, cards)
+    if suffix == ".html":
+        write_html(labelled, path, cards)
+    elif suffix in _DRAWERS:
+        _DRAWERS[suffix](labelled, path, figure)
     else:
-        _WRITERS[suffix](graph, path)
+        _WRITERS[suffix](labelled, path)
 
 
 def read_graph(path: str | os.PathLike[str]) -> AttributionGraph:

@@ -51,7 +51,7 @@ def graph_as_json(graph: AttributionGraph, slug: str | None = None, scan: str | 
         "metadata": _metadata(
             graph,
             _name("slug", slug, "-".join(graph.prompt.lower().split())[:60], "graph"),
-            _name("scan", scan, graph.model_name.rstrip("/").split("/")[-1], "model"),
+            scan_name(graph.model_name, scan),
         ),
         # The viewer's saved state: nothing pinned, grouped or clicked yet.
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
@@ -62,6 +62,15 @@ def graph_as_json(graph: AttributionGraph, slug: str | None = None, scan: str | 
             for source, target, weight in zip(edges.col.tolist(), edges.row.tolist(), edges.data.tolist(), strict=True)
         ],
     }
+
+
+def scan_name(model_name: str, scan: str | None = None) -> str:
+    """How viewers call the model: `scan`, or the last part of the model's name.
+
+    Raises:
+        ValueError: `scan` holds more than letters, digits, `_`, `.` and `-`.
+    """
+    return _name("scan", scan, model_name.rstrip("/").split("/")[-1], "model")
 
 
 def cantor_pairing(layer: int, feature: int) -> int:

@@ -32,6 +32,8 @@ FORMAT, VERSION = "crosstrace-page", 1
 LIVE_NODES, LIVE_EDGES = 4_000, 400_000
 # Beyond these a browser is no longer pleasant.
 MOST_NODES, MOST_EDGES = 20_000, 1_000_000
+# Contexts on all cards of a page; each card shows at least some.
+MOST_CONTEXTS, FEWEST_CONTEXTS = 4_000, 2
 
 Card = Mapping[str, Any]
 Supernodes = Iterable[tuple[str, Sequence[int]]]
@@ -62,17 +64,19 @@ def page_data(
         nodes, reach, edges = pruned.node_mask.numpy().copy(), node_threshold, pruned.kept_edges()
         edge_threshold = 1.0
         _check_size(int(nodes.sum()), edges.nnz)
+    in_page = np.flatnonzero(nodes[graph.layout.features])
+    chosen = cards_of_features(cards or {}, {graph.feature_of(int(node))[::2] for node in in_page})
     if supernodes is None:
         from crosstrace.graphs.supernodes import suggest_supernodes
 
-        supernodes = suggest_supernodes(graph, _promoted(cards or {}))
+        supernodes = suggest_supernodes(graph, _promoted(chosen))
     return _assemble(
         graph,
         np.flatnonzero(nodes),
         edges,
         influence=influence,
         start={"node": node_threshold, "edge": edge_threshold, "nodeLimit": reach},
-        cards=cards or {},
+        cards=chosen,
         supernodes=supernodes,
         state=state or {},
     )
@@ -136,7 +140,7 @@ def _assemble(
         "start": start,
         "notes": [],
         "fires": {f"{layer}/{feature}": fires[layer, feature] for layer, feature in features},
-        "cards": {f"{layer}/{f}": dict(cards[layer, f]) for layer, f in features if (layer, f) in cards},
+        "cards": cards_as_json(cards),
         "suggested": [[name, *(ids[node] for node in members)] for name, members in supernodes],
         "qParams": dict(state),
     }
@@ -212,6 +216,23 @@ def _check_size(nodes: int, edges: int) -> None:
             f"the pruned graph has {nodes:,} nodes and {edges:,} edges, too many for a page (at most {MOST_NODES:,} and "
             f"{MOST_EDGES:,}): prune it further first, for example crosstrace prune RAW --node-threshold 0.6 -o page.html"
         )
+
+
+def cards_of_features(
+    cards: Mapping[tuple[int, int], Card], features: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """The cards of the features that have one. On a page of many features each shows fewer contexts."""
+    known = {key: dict(cards[key]) for key in sorted(features) if key in cards}
+    shown = max(FEWEST_CONTEXTS, MOST_CONTEXTS // max(len(known), 1))
+    for card in known.values():
+        if isinstance(contexts := card.get("contexts"), list | tuple):
+            card["contexts"] = list(contexts[:shown])
+    return known
+
+
+def cards_as_json(cards: Mapping[tuple[int, int], Card]) -> dict[str, Card]:
+    """Cards under the names that the page knows features by."""
+    return {f"{layer}/{feature}": card for (layer, feature), card in cards.items()}
 
 
 def _promoted(cards: Mapping[tuple[int, int], Card]) -> dict[tuple[int, int], list[str]]:

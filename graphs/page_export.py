@@ -17,24 +17,28 @@ import html
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.page_data import Card, page_data
+from crosstrace.graphs.page_data import Card, cards_as_json, cards_of_features, page_data
 from crosstrace.graphs.page_json import read_json_page
 from crosstrace.graphs.text import short
 
 LARGEST_PAGE = 100_000_000
 
+Cards = Mapping[tuple[int, int], Card]
+# Given the names of model and transcoders, and the weights' fingerprints where known.
+CardFinder = Callable[[str, str, Mapping[str, str] | None], Cards | None]
+
 
 def write_html(
     graph: AttributionGraph,
     path: str | os.PathLike[str],
-    cards: Mapping[tuple[int, int], Card] | None = None,
+    cards: Cards | None = None,
     supernodes: Sequence[tuple[str, Sequence[int]]] | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> None:
@@ -48,7 +52,7 @@ def write_html(
         path: The file.
         cards: For (layer, feature), what is known of the feature; JSON-able, every key optional: `label`, `promoted` and
             `suppressed` (tokens, or [token, value] pairs), `contexts` (each `tokens` and `activations`, equally long),
-            `histogram` (`counts` and `edges`, one more), `firing_rate` (0 to 1).
+            `histogram` (`counts` and `edges`, one more), `firing_rate` (0 to 1). A `FeatureCards` file will do.
         supernodes: Groups to suggest in the page, (name, nodes); `suggest_supernodes` chooses if None.
         state: What is pinned and grouped when the page opens: `pinnedIds`, `supernodes`, `clickedId`, as the page saves.
 
@@ -62,8 +66,13 @@ def write_html(
     write_atomically(path, page(page_data(graph, cards, supernodes, state)))
 
 
-def view(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+def view(file: str | os.PathLike[str], path: str | os.PathLike[str], cards: Cards | CardFinder | None = None) -> None:
     """Writes the page of a graph file: crosstrace's `.safetensors`, or JSON of crosstrace, circuit-tracer, Neuronpedia.
+
+    Args:
+        file: The graph.
+        path: The page.
+        cards: As of `write_html`, or a function that finds them once it is known what the graph is of.
 
     Raises:
         OSError: There is no such file, or the page cannot be written.
@@ -74,9 +83,20 @@ def view(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """
     match Path(file).suffix.lower():
         case ".safetensors":
-            write_html(AttributionGraph.load(file), path)
+            graph = AttributionGraph.load(file)
+            names = graph.model_name, graph.transcoders_name, graph.settings.get("fingerprints")
+            write_html(graph, path, cards(*names) if callable(cards) else cards)
         case ".json":
-            write_atomically(path, page(read_json_page(file)))
+            data = read_json_page(file)
+            found = cards(data["model"], data["transcoders"], None) if callable(cards) else cards
+            nodes = data["nodes"]
+            features = {
+                (layer, feature)
+                for kind, layer, feature in zip(nodes["kind"], nodes["layer"], nodes["feature"], strict=True)
+                if kind == "f"
+            }
+            data["cards"] = cards_as_json(cards_of_features(found or {}, features))
+            write_atomically(path, page(data))
         case _:
             raise ValueError(f"cannot view {os.fspath(file)!r}: expected a graph as .safetensors or .json")
 

@@ -195,6 +195,11 @@ def gain(norm: nn.Module) -> Tensor:
     return 1.0 + _weight(norm).float()
 
 
+def norm_weight(norm: nn.Module) -> Tensor:
+    """(D,) the weight of a norm as stored, which is its gain less 1."""
+    return _weight(norm)
+
+
 def inverse_rms(x_pd: Tensor, eps: float) -> Tensor:
     """(P, 1) float32: the norm's 1 / rms at every position, as the model computes it."""
     return torch.rsqrt(x_pd.float().pow(2).mean(-1, keepdim=True) + eps)

@@ -9,7 +9,7 @@ Letters: L layers, P positions of the prompt.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from crosstrace.replacement_model.local import LocalReplacementModel
 
-    SourcePrompt = str | Sequence[int] | Tensor | LocalReplacementModel
+    SourcePrompt: TypeAlias = str | Sequence[int] | Tensor | LocalReplacementModel
 
 # One position, several, a slice (open-ended: generated tokens too), or None: everywhere. Negative ones count from the
 # end of the prompt. The excluded first positions carry no features: open starts begin after them.

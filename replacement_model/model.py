@@ -115,7 +115,7 @@ class ReplacementModel:
         from crosstrace.replacement_model import demo
 
         model = cls.from_pretrained(demo.MODEL_DIR, demo.TRANSCODERS_DIR, device=device)
-        model.name, model.transcoders.reader.name = "crosstrace-demo", "crosstrace-demo-clt"
+        model.name, model.transcoders.reader.name = demo.MODEL_NAME, demo.TRANSCODERS_NAME
         return model
 
     @property

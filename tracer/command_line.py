@@ -11,6 +11,7 @@ import typer
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer import defaults
 from crosstrace.tracer.command_options import (
+    CardsOption,
     Debug,
     Device,
     DeviceMap,
@@ -20,17 +21,19 @@ from crosstrace.tracer.command_options import (
     Quiet,
     TranscodersOption,
     load_model,
+    note,
     one_line_errors,
     parse_dtype,
 )
 from crosstrace.tracer.compare_command import compare
 from crosstrace.tracer.figure_options import FigureChoice, GraphLayout, Groups, Layout, Merge, Supernodes, TopPaths
+from crosstrace.tracer.features_command import features
 from crosstrace.tracer.intervene_command import intervene
 from crosstrace.tracer.validate_command import validate
 from crosstrace.tracer.view_command import view
 
 if TYPE_CHECKING:
-    from crosstrace.graphs import AttributionGraph
+    from crosstrace.graphs import AttributionGraph, FeatureCards
 
 app = typer.Typer(
     name="crosstrace",
@@ -92,6 +95,7 @@ def trace(
     merge: Merge = False,
     top_paths: TopPaths = None,
     layout: Layout = GraphLayout.POSITIONS,
+    cards: CardsOption = None,
     device: Device = None,
     dtype: Dtype = None,
     memory_budget: MemoryBudget = None,
@@ -144,7 +148,7 @@ def trace(
             resume=resume,
             keep_checkpoint=True,
         )
-        _deliver(prune(graph, node_threshold, edge_threshold), output, figure, quiet)
+        _deliver(prune(graph, node_threshold, edge_threshold), output, figure, cards, quiet)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)  # not before the graph is written: a full disk must not cost the rows
 
@@ -160,6 +164,7 @@ def prune(
     merge: Merge = False,
     top_paths: TopPaths = None,
     layout: Layout = GraphLayout.POSITIONS,
+    cards: CardsOption = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -173,7 +178,7 @@ def prune(
         from crosstrace.graphs import prune as prune_graph
         from crosstrace.graphs import read_graph
 
-        _deliver(prune_graph(read_graph(raw), node_threshold, edge_threshold), output, figure, quiet)
+        _deliver(prune_graph(read_graph(raw), node_threshold, edge_threshold), output, figure, cards, quiet)
 
 
 @app.command()
@@ -187,9 +192,19 @@ def show(
     merge: Merge = False,
     top_paths: TopPaths = None,
     layout: Layout = GraphLayout.POSITIONS,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--feature", metavar="L3/417", help="Show this feature instead: its edges and its card. Repeatable."
+        ),
+    ] = None,
+    cards: CardsOption = None,
     debug: Debug = False,
 ) -> None:
-    """Print a graph: prompt, targets, scores, the strongest features and paths. -o writes it, pruned as it is."""
+    """Print a graph: prompt, targets, scores, the strongest features and paths; or one of its features (--feature).
+
+    -o writes it, pruned as it is.
+    """
     figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         _check_outputs(output, figure)
@@ -199,10 +214,17 @@ def show(
         graph = read_graph(file)
         if output and graph.node_mask is None:
             graph = prune_graph(graph)
-        _deliver(graph, output, figure, features=features, paths=paths)
+        if not feature:
+            _deliver(graph, output, figure, cards, features=features, paths=paths)
+            return
+        from crosstrace.tracer.show_feature import show_features
+
+        show_features(graph, feature, _cards_of(graph, cards))
+        _deliver(graph, output, figure, cards, quiet=True)
 
 
 app.command()(compare)
+app.command()(features)
 app.command()(intervene)
 app.command()(validate)
 app.command()(view)
@@ -237,22 +259,30 @@ def _check_thresholds(node_threshold: float, edge_threshold: float) -> None:
     check_threshold("edge_threshold", edge_threshold)
 
 
+def _cards_of(graph: AttributionGraph, given: Path | None) -> FeatureCards | None:
+    from crosstrace.tracer.card_lookup import cards_of
+
+    return cards_of(graph, given, note)
+
+
 def _deliver(
     graph: AttributionGraph,
     outputs: list[Path] | None,
     figure: FigureChoice,
+    given_cards: Path | None,
     quiet: bool = False,
     features: int = 12,
     paths: int = 5,
 ) -> None:
     """Write the files, then print the table and where things are."""
-    from crosstrace.graphs import FIGURES, GraphvizMissing, write_graph
+    from crosstrace.graphs import FIGURES, GraphvizMissing, with_card_labels, write_graph
 
+    cards = _cards_of(graph, given_cards)
     missing: GraphvizMissing | None = None
     drawn = figure.of(graph) if any(path.suffix.lower() in FIGURES for path in outputs or []) else None
     for path in outputs or []:
         try:
-            write_graph(graph, path, drawn)
+            write_graph(graph, path, drawn, cards)
         except GraphvizMissing as error:  # the other files are still wanted
             missing = error
     if not quiet:
@@ -261,7 +291,7 @@ def _deliver(
         from crosstrace.tracer.show import show_graph
 
         console = Console()
-        show_graph(graph, console, features, paths)
+        show_graph(with_card_labels(graph, cards), console, features, paths)
         for path in outputs or []:
             if path.exists():
                 console.print(f"wrote {path}", highlight=False, markup=False)

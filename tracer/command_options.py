@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,10 @@ MemoryBudget = Annotated[
 DeviceMap = Annotated[
     str | None,
     typer.Option(help="Spread the model's layers over devices, as accelerate does: auto, balanced, sequential."),
+]
+CardsOption = Annotated[
+    Path | None,
+    typer.Option("--cards", metavar="FILE", help="Feature cards to use.", show_default="those beside the transcoders"),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No table, no progress bar.")]
@@ -73,6 +78,11 @@ def load_model(  # type: ignore[no-untyped-def]  # the return type is a heavy im
     return ReplacementModel.from_pretrained(
         model, transcoders, device, weights_dtype, memory_budget=memory_budget, device_map=device_map
     )
+
+
+def note(line: str) -> None:
+    """One line on standard error about what is not as it may seem."""
+    typer.echo(f"note: {line}", err=True)
 
 
 def parse_dtype(dtype: str | None):  # type: ignore[no-untyped-def]

@@ -10,3 +10,8 @@ RANKINGS = 16
 ROWS_IN_MEMORY = 4 * 10**9
 # Rows that an interruption may cost: those of the last so many seconds.
 SAVE_EVERY_SECONDS = 10.0
+
+# Feature cards: tokens of a context, contexts kept for a feature, tokens kept at both ends of its direct logits.
+CONTEXT_LENGTH = 256
+CARD_CONTEXTS = 10
+CARD_LOGITS = 10

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs import AttributionGraph, NodeLayout
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
+from crosstrace.replacement_model.fingerprints import fingerprints
 from crosstrace.replacement_model.model import Prompt
 from crosstrace.tracer import defaults
 from crosstrace.tracer.batches import Batcher, automatic_batch_size, position_groups
@@ -106,6 +107,7 @@ def trace(
         "excluded_first": model.description.excluded_first,
         "weights_dtype": str(model.sites.unembedding.dtype).removeprefix("torch."),
         "device": model.device.type,
+        "fingerprints": fingerprints(model),
         "versions": _versions(),
     }
     saved.keep(store)

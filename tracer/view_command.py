@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crosstrace.tracer.command_options import Debug, one_line_errors
+from crosstrace.tracer.command_options import CardsOption, Debug, note, one_line_errors
 
 
 def view(
@@ -17,6 +18,7 @@ def view(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="PAGE", help="The page.", show_default="FILE with .html")
     ] = None,
+    cards: CardsOption = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -29,8 +31,9 @@ def view(
         if path.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"the page must be an .html file, not {str(path)!r}")
         from crosstrace.graphs import view as write_page
+        from crosstrace.tracer.card_lookup import find_cards
 
-        write_page(file, path)
+        write_page(file, path, partial(find_cards, given=cards, note=note))
         typer.echo(f"wrote {path}")
         if open_it:
             import webbrowser

@@ -16,6 +16,10 @@ FACTS_FILE = DEMO_DIR / "facts.json"
 MODEL_DIR = DEMO_DIR / "model"
 TRANSCODERS_DIR = DEMO_DIR / "clt" / "width_3k_l0_small"
 LABELS_FILE = TRANSCODERS_DIR / "labels.json"
+CARDS_FILE = TRANSCODERS_DIR / "cards.safetensors"
+# What graphs and cards of the demo say they are of, wherever it is installed.
+MODEL_NAME = "crosstrace-demo"
+TRANSCODERS_NAME = "crosstrace-demo-clt"
 
 # Dallas never stands in a two-step sentence of the training text: the model has to take both steps by itself.
 DALLAS_PROMPT = "The capital of the state containing Dallas is"

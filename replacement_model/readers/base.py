@@ -86,25 +86,30 @@ class TranscoderReader(ABC):
         """(D,) float32 decoder bias of the layer's reconstruction."""
 
     def labels(self) -> dict[tuple[int, int], str]:
-        """Feature names kept beside the weights in ``labels.json``, by (layer, feature); empty where there are none.
+        """Feature names kept beside the weights; see :func:`read_labels`."""
+        return read_labels(self.folder)
 
-        Raises:
-            ValueError: the file is there but is not a label file; it is named.
-        """
-        path = self.folder / "labels.json"
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != "crosstrace-labels/1":
-                raise ValueError(f"format {content['format']!r}")
-            return {
-                (layer, int(feature)): entry["label"]
-                for layer, entries in enumerate(content["layers"])
-                for feature, entry in entries.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a label file (expected format crosstrace-labels/1): {error}") from error
+
+def read_labels(folder: Path) -> dict[tuple[int, int], str]:
+    """The feature names in a folder's ``labels.json``, by (layer, feature); empty where there is none.
+
+    Raises:
+        ValueError: the file is there but is not a label file; it is named.
+    """
+    path = folder / "labels.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != "crosstrace-labels/1":
+            raise ValueError(f"format {content['format']!r}")
+        return {
+            (layer, int(feature)): entry["label"]
+            for layer, entries in enumerate(content["layers"])
+            for feature, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a label file (expected format crosstrace-labels/1): {error}") from error
 
 
 def checked_rows(n_rows: int, row_bytes: int) -> Tensor:

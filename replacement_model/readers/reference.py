@@ -37,6 +37,34 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
     return _open_folder(_fetch(text), text, check)
 
 
+def local_place(reference: str | Path) -> Path:
+    """Where transcoders are on this machine: their folder, or for a family of per-layer folders the path it is named by.
+
+    Args:
+        reference: as for :func:`open_transcoders`; of one on the hub only the local cache is looked at.
+
+    Raises:
+        FileNotFoundError: no such folder, or not in the local cache.
+    """
+    path = Path(reference).expanduser()
+    return path if path.is_dir() or _family(path) else _cached(str(reference))
+
+
+def _cached(reference: str) -> Path:
+    """The local folder of a hub reference, as :func:`_fetch` gives it, without asking the hub."""
+    import huggingface_hub
+
+    text, _, revision = reference.partition("@")
+    if text.startswith(("/", ".", "~")) or text.count("/") < 2:
+        raise FileNotFoundError(f"transcoder folder {reference} does not exist")
+    org, repo, *sub = PurePosixPath(text).parts
+    try:
+        folder = huggingface_hub.snapshot_download(f"{org}/{repo}", revision=revision or None, local_files_only=True)
+    except (OSError, ValueError):
+        raise FileNotFoundError(f"{reference} is not in the local cache") from None
+    return Path(folder).joinpath(*sub)
+
+
 def _open_folder(folder: Path, name: str, check: bool) -> TranscoderReader:
     if (folder / "config.yaml").is_file():
         return read_circuit_tracer(folder, name, _listed_files(folder))

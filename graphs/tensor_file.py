@@ -1,0 +1,124 @@
+"""safetensors files written tensor by tensor and read where they lie: neither end holds the whole file in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosstrace.graphs.files import write_atomically
+
+_NAMES = {
+    "U8": "<u1",
+    "I8": "<i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+}
+_DTYPES = {np.dtype(code): name for name, code in _NAMES.items()}
+_LARGEST_HEADER = 100_000_000  # safetensors' own limit
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor to be written: its values are asked for when their turn comes, and dropped afterwards."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[Any]]
+
+    @staticmethod
+    def of(name: str, array: NDArray[Any]) -> TensorSource:
+        return TensorSource(name, array.dtype, array.shape, lambda: array)
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+def narrowest(largest: int) -> np.dtype[Any]:
+    """The smallest unsigned type that holds numbers from 0 to `largest`."""
+    return next(np.dtype(code) for code in ("<u1", "<u2", "<u4", "<u8") if largest <= np.iinfo(code).max)
+
+
+def write_tensors(path: str | os.PathLike[str], metadata: tuple[str, str], tensors: Sequence[TensorSource]) -> None:
+    """Writes a safetensors file, whole or not at all; equal content gives equal bytes.
+
+    Args:
+        metadata: One entry of the header's metadata: its key and its text.
+        tensors: In any order. Wider types come first in the file, so that every tensor is aligned.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    ordered = sorted(tensors, key=lambda tensor: -np.dtype(tensor.dtype).itemsize)
+    entries: dict[str, Any] = {"__metadata__": {metadata[0]: metadata[1]}}
+    at = 0
+    for tensor in ordered:
+        dtype = _DTYPES[np.dtype(tensor.dtype).newbyteorder("<")]
+        entries[tensor.name] = {
+            "dtype": dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        at += tensor.nbytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in ordered:
+            values = np.ascontiguousarray(tensor.read(), dtype=np.dtype(tensor.dtype).newbyteorder("<"))
+            assert values.shape == tuple(tensor.shape), f"{tensor.name} is {values.shape}, said to be {tensor.shape}"
+            file.write(values.reshape(-1).view(np.uint8).data)
+
+    write_atomically(path, write)
+
+
+def map_tensors(path: str | os.PathLike[str]) -> tuple[Mapping[str, str], dict[str, NDArray[Any]]]:
+    """The metadata and the tensors of a safetensors file, the latter as views of the mapped file.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+        ValueError: It is no safetensors file, cut short, or holds a type that cards do not use; the file is named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder, not a file' if file.is_dir() else 'no such file'}")
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        text = opened.read(length) if 2 <= length <= min(_LARGEST_HEADER, size - 8) else b""
+    try:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__", {})
+        places = {
+            name: (np.dtype(_NAMES[entry["dtype"]]), tuple(entry["shape"]), *entry["data_offsets"])
+            for name, entry in header.items()
+        }
+        for dtype, shape, begin, end in places.values():
+            if not 0 <= begin <= end <= size - 8 - length:
+                raise ValueError("cut short")
+            if end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+                raise ValueError("a tensor's size does not fit its shape")
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        reason = " ".join(str(problem).split()) if text else "no header"
+        raise ValueError(f"{path}: damaged or not a safetensors file ({reason})") from None
+    data = np.memmap(file, np.uint8, "r", 8 + length) if size > 8 + length else np.empty(0, np.uint8)
+    return metadata, {
+        name: np.asarray(data[begin:end]).view(dtype).reshape(shape)
+        for name, (dtype, shape, begin, end) in places.items()
+    }

@@ -1,0 +1,62 @@
+"""Which cards belong to a graph: those beside its transcoders, or a file that was named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from crosstrace.graphs import AttributionGraph
+from crosstrace.graphs.feature_cards import FeatureCards
+
+Note = Callable[[str], None]
+
+
+def cards_of(graph: AttributionGraph, given: Path | None = None, note: Note | None = None) -> FeatureCards | None:
+    """The cards of a graph's transcoders; None where there are none. Arguments and errors as of :func:`find_cards`."""
+    return find_cards(
+        graph.model_name, graph.transcoders_name, graph.settings.get("fingerprints"), given=given, note=note
+    )
+
+
+def find_cards(
+    model_name: str,
+    transcoders_name: str,
+    fingerprints: Mapping[str, str] | None = None,
+    *,
+    given: Path | None = None,
+    note: Note | None = None,
+) -> FeatureCards | None:
+    """The cards of some transcoders.
+
+    Args:
+        fingerprints: of the weights, where known; see :meth:`FeatureCards.belongs_to`.
+        given: a file to use; None looks beside the transcoders.
+        note: is told, in one line, why cards that lie beside the transcoders are not used.
+
+    Raises:
+        OSError, ValueError: the file given cannot be read, or is of other transcoders; one line that says so.
+    """
+    path = given if given is not None else _beside(transcoders_name)
+    if path is None:
+        return None
+    try:
+        cards = FeatureCards(path)
+        if different := cards.belongs_to(model_name, transcoders_name, fingerprints):
+            raise ValueError(different)
+    except (OSError, ValueError) as problem:
+        if given is not None:
+            raise
+        if note is not None:
+            note(f"feature cards are not used: {problem}")
+        return None
+    return cards
+
+
+def _beside(transcoders_name: str) -> Path | None:
+    from crosstrace.replacement_model.card_places import cards_path
+
+    try:
+        path = cards_path(transcoders_name)
+    except OSError:  # transcoders that are not on this machine
+        return None
+    return path if path.is_file() else None
