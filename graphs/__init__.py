@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crosstrace.graphs.card_json import export_cards
     from crosstrace.graphs.comparison import GraphComparison, compare, write_comparison
     from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
     from crosstrace.graphs.dot_export import to_pydot, write_dot
     from crosstrace.graphs.drawing import Figure
+    from crosstrace.graphs.feature_cards import FeatureCards, with_card_labels
     from crosstrace.graphs.files import write_atomically
     from crosstrace.graphs.formats import FIGURES, SUFFIXES, check_suffix, read_graph, write_graph
     from crosstrace.graphs.graph import AttributionGraph
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
     from crosstrace.graphs.supernodes import suggest_supernodes
 
 _HOMES = {
+    "card_json": ("export_cards",),
     "comparison": ("GraphComparison", "compare", "write_comparison"),
     "defaults": ("EDGE_THRESHOLD", "NODE_THRESHOLD"),
     "dot_export": ("to_pydot", "write_dot"),
     "drawing": ("Figure",),
+    "feature_cards": ("FeatureCards", "with_card_labels"),
     "files": ("write_atomically",),
     "formats": ("FIGURES", "SUFFIXES", "check_suffix", "read_graph", "write_graph"),
     "graph": ("AttributionGraph",),
@@ -58,6 +62,7 @@ __all__ = [
     "NODE_THRESHOLD",
     "SUFFIXES",
     "AttributionGraph",
+    "FeatureCards",
     "Figure",
     "GraphComparison",
     "GraphScores",
@@ -70,6 +75,7 @@ __all__ = [
     "check_suffix",
     "check_threshold",
     "compare",
+    "export_cards",
     "graph_scores",
     "prune",
     "read_graph",
@@ -81,6 +87,7 @@ __all__ = [
     "to_networkx",
     "to_pydot",
     "view",
+    "with_card_labels",
     "write_atomically",
     "write_comparison",
     "write_dot",

@@ -81,7 +81,7 @@ def write_tensors(path: str | os.PathLike[str], metadata: tuple[str, str], tenso
     def write(file: BinaryIO) -> None:
         file.write(len(header).to_bytes(8, "little") + header)
         for tensor in ordered:
-            values = np.ascontiguousarray(tensor.read(), dtype=np.dtype(tensor.dtype).newbyteorder("<"))
+            values = np.asarray(tensor.read(), dtype=np.dtype(tensor.dtype).newbyteorder("<"), order="C")
             assert values.shape == tuple(tensor.shape), f"{tensor.name} is {values.shape}, said to be {tensor.shape}"
             file.write(values.reshape(-1).view(np.uint8).data)
 
@@ -110,7 +110,10 @@ def map_tensors(path: str | os.PathLike[str]) -> tuple[Mapping[str, str], dict[s
             for name, entry in header.items()
         }
         for dtype, shape, begin, end in places.values():
-            if not 0 <= begin <= end <= size - 8 - length:
+            if (
+                not all(isinstance(size, int) and size >= 0 for size in shape)
+                or not 0 <= begin <= end <= size - 8 - length
+            ):
                 raise ValueError("cut short")
             if end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
                 raise ValueError("a tensor's size does not fit its shape")

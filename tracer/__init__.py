@@ -5,18 +5,25 @@ Names are loaded when first used, so that ``crosstrace --help`` need not wait fo
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crosstrace.tracer.cards import build_cards
     from crosstrace.tracer.targets import Contrast, Direction, Feature, Logit, parse_target
     from crosstrace.tracer.tracing import trace
 
-__all__ = ["Contrast", "Direction", "Feature", "Logit", "parse_target", "trace"]
+_HOMES = {
+    "cards": ("build_cards",),
+    "targets": ("Contrast", "Direction", "Feature", "Logit", "parse_target"),
+    "tracing": ("trace",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["Contrast", "Direction", "Feature", "Logit", "build_cards", "parse_target", "trace"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from crosstrace.tracer import targets, tracing
-
-    return getattr(tracing if name == "trace" else targets, name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

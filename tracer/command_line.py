@@ -26,8 +26,8 @@ from crosstrace.tracer.command_options import (
     parse_dtype,
 )
 from crosstrace.tracer.compare_command import compare
-from crosstrace.tracer.figure_options import FigureChoice, GraphLayout, Groups, Layout, Merge, Supernodes, TopPaths
 from crosstrace.tracer.features_command import features
+from crosstrace.tracer.figure_options import FigureChoice, GraphLayout, Groups, Layout, Merge, Supernodes, TopPaths
 from crosstrace.tracer.intervene_command import intervene
 from crosstrace.tracer.validate_command import validate
 from crosstrace.tracer.view_command import view
@@ -278,8 +278,9 @@ def _deliver(
     from crosstrace.graphs import FIGURES, GraphvizMissing, with_card_labels, write_graph
 
     cards = _cards_of(graph, given_cards)
+    labelled = with_card_labels(graph, cards)
     missing: GraphvizMissing | None = None
-    drawn = figure.of(graph) if any(path.suffix.lower() in FIGURES for path in outputs or []) else None
+    drawn = figure.of(labelled) if any(path.suffix.lower() in FIGURES for path in outputs or []) else None
     for path in outputs or []:
         try:
             write_graph(graph, path, drawn, cards)
@@ -291,7 +292,7 @@ def _deliver(
         from crosstrace.tracer.show import show_graph
 
         console = Console()
-        show_graph(with_card_labels(graph, cards), console, features, paths)
+        show_graph(labelled, console, features, paths)
         for path in outputs or []:
             if path.exists():
                 console.print(f"wrote {path}", highlight=False, markup=False)
