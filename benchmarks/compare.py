@@ -6,8 +6,9 @@
 
 Each tool runs in a process of its own, so that peak memory is each one's. Verifies before it prints a ratio: the features
 both selected must have the same edges from features and errors, and from tokens after a factor of sqrt(d_model) by which
-circuit-tracer's are too small on Gemma 3. circuit-tracer runs with its nnsight backend, the only one for Gemma 3, on the
-same CLT converted to its layout in float32 (conversion is not timed).
+circuit-tracer's are too small on Gemma 3. Both run in float32: in bfloat16 the model itself differs a little (Gemma rounds
+the embeddings' scale to the dtype of the weights). circuit-tracer runs with its nnsight backend, the only one for Gemma 3,
+on the same CLT converted to its layout in float32 (conversion is not timed).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ begin = time.perf_counter()
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import trace
 imported = time.perf_counter()
-model = ReplacementModel.from_pretrained(arguments["model"], arguments["clt"], device="cpu")
+model = ReplacementModel.from_pretrained(
+    arguments["model"], arguments["clt"], device="cpu", dtype=torch.float32
+)
 loaded = time.perf_counter()
 graph = trace(model, arguments["ids"], max_feature_nodes=arguments["nodes"], progress=False)
 traced = time.perf_counter()
@@ -163,7 +166,7 @@ def main() -> None:
     print(f"circuit-tracer: {theirs['trace']:.1f} s, {theirs['peak'] / 1e9:.2f} GB", flush=True)  # type: ignore[operator]
     differences = check(ours, theirs, config["num_hidden_layers"], arguments.tokens, config["hidden_size"])
     print("differences: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
-    wrong = {name: value for name, value in differences.items() if name != "selected by both" and value > 1e-2}
+    wrong = {name: value for name, value in differences.items() if name != "selected by both" and value > 1e-5}
     if wrong:
         raise SystemExit(f"the graphs do not agree, so no ratio is printed: {wrong}")
     table: list[dict[str, object]] = [
