@@ -74,10 +74,10 @@ def cases(dtype: torch.dtype) -> list[Case]:
         variant = "accumulate" if accumulate else "all layers"
         found.append(Case(decode_triton.decode_kernel, variant, types, constants, {"num_warps": decode_triton.WARPS}))
 
-    names = ["out", "gradients", "activations", "rows_of", "layers", "tiles"]
-    kinds = ["*fp32", "*fp32", "*fp32", "*i64", "*i64", "*i64"]
+    names = ["out", "gradients", "activations", "rows_of", "layers", "tiles", "tops"]
+    kinds = ["*fp32", "*fp32", "*fp32", "*i64", "*i64", "*i64", "*i64"]
     types = {f"p_{name}": f"{kind}/16" for name, kind in zip(names, kinds, strict=True)}
-    types |= {"n_rows": "i32/16", "n_entries": "i32", "n_positions": "i32/16", "top": "i32", "d_model": "i32/16"}
+    types |= {"n_rows": "i32/16", "n_entries": "i32", "n_positions": "i32/16", "d_model": "i32/16"}
     types |= {"stride_gb": "i64/16", "stride_gp": "i32/16", "n_tiles_b": "i32"}
     for level in ("highest", "high", "medium"):
         torch.set_float32_matmul_precision(level)

@@ -7,6 +7,7 @@ U stored decoder rows of a layer, X = J * D flattened.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ def scores(
     rows_ujd: Sequence[Tensor],
     gradients_bpld: Tensor,
     row_indices: Sequence[Tensor] | None = None,
+    tops: Sequence[int] | None = None,
 ) -> Tensor:
     """The direct effect of every active feature on every target of a batch.
 
@@ -50,6 +52,8 @@ def scores(
         rows_ujd, row_indices: decoder rows of each source layer, as for :func:`crosstrace.kernels.decode`.
         gradients_bpld: (B, P', L', D) the targets' gradients at every MLP output, float32 (bfloat16 and float16 are
             taken too); P' and L' stop at the batch's last position and highest layer: entries beyond have no effect.
+        tops: for each target, descending, the layer from which on its gradients are zero (so at most L'); what lies
+            above is not multiplied. None: L' for all.
 
     Returns:
         (B, N) float32. On a GPU the products follow ``torch.set_float32_matmul_precision``: ``highest`` (torch's
@@ -70,6 +74,11 @@ def scores(
             f"gradients_bpld has shape {tuple(gradients_bpld.shape)}; expected at most {activations.n_positions} "
             f"positions and {activations.n_layers} layers, as in activations"
         )
+    tops = [top] * len(gradients_bpld) if tops is None else list(tops)
+    if len(tops) != len(gradients_bpld) or any(not 0 <= low <= high for high, low in pairwise([top, *tops])):
+        raise ValueError(
+            f"tops is {tops}; expected a number for each of the {len(gradients_bpld)} targets, descending from at most {top}"
+        )
     path = choose_path("scores", activations.device)
     if path == "reference":
         return scores_reference(activations, rows_ujd, gradients_bpld, row_indices)
@@ -78,20 +87,22 @@ def scores(
         from crosstrace.kernels.triton_parts import launching_on
 
         with launching_on(activations.device):
-            return scores_triton(activations, rows_ujd, gradients_bpld, row_indices)
-    return scores_torch(activations, rows_ujd, gradients_bpld, row_indices)
+            return scores_triton(activations, rows_ujd, gradients_bpld, row_indices, tops)
+    return scores_torch(activations, rows_ujd, gradients_bpld, row_indices, tops)
 
 
 def scores_torch(
     activations: SparseActivations,
     rows_ujd: Sequence[Tensor],
     gradients_bpld: Tensor,
-    row_indices: Sequence[Tensor] | None = None,
+    row_indices: Sequence[Tensor] | None,
+    tops: Sequence[int],
 ) -> Tensor:
     """One matrix product a (position, layer), with K running over (J, D) at once.
 
     Entries of one group are neighbours, and so are the layers they write to in ``gradients_bpld``: nothing is repeated
-    per entry. Positions are the outer loop: a position's gradients stay in cache while the layers pass over them.
+    per entry. Positions are the outer loop: a position's gradients stay in cache while the layers pass over them. Targets
+    descend, so that the ones above a layer are the first so many.
     """
     n_rows, n_positions, top, _ = gradients_bpld.shape
     out_bn = torch.zeros(n_rows, len(activations), device=gradients_bpld.device)
@@ -104,15 +115,16 @@ def scores_torch(
         FloatRows(rows, None if row_indices is None else row_indices[layer], min(rows.shape[1], top - layer), buffers)
         for layer, rows in enumerate(rows_ujd[:top])
     ]
-    gradient_bld = torch.empty(n_rows, top, gradients_bpld.shape[3], device=out_bn.device)
+    n_above = [sum(of_target > layer for of_target in tops) for layer in range(top)]
     for position in range(n_positions):
-        gradient_bld.copy_(gradients_bpld[:, position])  # contiguous, so that targets do not evict each other's lines
+        # contiguous, so that targets do not evict each other's lines
+        gradient_bld = gradients_bpld[:, position].float().contiguous()
         for layer, rows in enumerate(layers):
             group = layer * activations.n_positions + position
             start, stop, base = offsets[group], offsets[group + 1], bases[layer]
-            if start == stop:
+            if start == stop or not n_above[layer]:
                 continue
-            gradient_bx = gradient_bld[:, layer : layer + rows.n_written].flatten(1)
+            gradient_bx = gradient_bld[: n_above[layer], layer : layer + rows.n_written].flatten(1)
             for first, last, block_nx in rows.tiles(start - base, stop - base):
-                torch.mm(gradient_bx, block_nx.T, out=out_bn[:, base + first : base + last])
+                torch.mm(gradient_bx, block_nx.T, out=out_bn[: n_above[layer], base + first : base + last])
     return out_bn.mul_(activations.values)

@@ -1,7 +1,7 @@
 """scores on a GPU: for every (position, layer) a gathered matrix product, all of them in one launch.
 
 Gradients are (B, P', L', D), so what a feature of layer l meets at position p, G[b, p, l:, :], is one contiguous run, and
-so is its decoder row: K of the product runs over (target layer, D) at once and stops at the batch's highest layer.
+so is its decoder row: K of the product runs over (target layer, D) at once and stops at the highest layer of a tile's targets.
 
 Letters: L layers, P positions, D d_model, B target rows, J layers a feature writes to, N active entries.
 """
@@ -30,10 +30,10 @@ def scores_kernel(
     p_rows_of,  # (N,) int64 the row of each entry in its layer; unused unless INDEXED
     p_layers,  # (L, 3) int64 address, row stride, layers written
     p_tiles,  # (tiles, 5) int64 layer, position, first entry, one past the last, first entry of the layer
+    p_tops,  # (B,) int64 descending: from which layer on a target's gradients are zero
     n_rows,  # B
     n_entries,  # N
     n_positions,  # P'
-    top,  # L'
     d_model,
     stride_gb,
     stride_gp,
@@ -70,6 +70,7 @@ def scores_kernel(
         p_rows = tl.multiple_of(p_rows, [16])  # bytes; Triton cannot know it of an address it loads
     p_g = p_gradients + position * stride_gp + layer * d_model + o_b.to(tl.int64) * stride_gb  # (BLOCK_B,)
 
+    top = tl.load(p_tops + i_b * BLOCK_B)  # of the tile's first target, so the highest
     written = tl.minimum(tl.load(p_layers + layer * 3 + 2), top - layer)  # below 0: nothing is met, zeros are stored
     n_k = tl.where(position < n_positions, written * d_model, 0).to(tl.int32)
     b_out = tl.zeros([BLOCK_B, BLOCK_N], dtype=tl.float32)
@@ -94,9 +95,10 @@ def scores_triton(
     rows_ujd: Sequence[Tensor],
     gradients_bpld: Tensor,
     row_indices: Sequence[Tensor] | None,
+    tops: Sequence[int],
 ) -> Tensor:
     """As :func:`crosstrace.kernels.scores`."""
-    n_rows, n_positions, top, d_model = gradients_bpld.shape
+    n_rows, n_positions, _, d_model = gradients_bpld.shape
     device, n_entries = activations.device, len(activations)
     out_bn = torch.empty(n_rows, n_entries, dtype=torch.float32, device=device)
     if not out_bn.numel():
@@ -115,10 +117,10 @@ def scores_triton(
         table.layers if table.row_indices is None else table.row_indices,
         table.layers,
         tiles,
+        torch.tensor(tops, dtype=torch.int64, device=device),
         n_rows,
         n_entries,
         n_positions,
-        top,
         d_model,
         gradients_bpld.stride(0),
         gradients_bpld.stride(1),

@@ -51,14 +51,17 @@ class ActiveRows:
             out_lpd += decode(*self._one_layer(activations, layer))
         return out_lpd
 
-    def scores(self, activations: SparseActivations, gradients_bpld: Tensor) -> Tensor:
-        """(B, N) direct effects on targets with these gradients (B, P', L', D) at the MLP outputs."""
+    def scores(
+        self, activations: SparseActivations, gradients_bpld: Tensor, tops: Sequence[int] | None = None
+    ) -> Tensor:
+        """(B, N) direct effects on targets with these gradients (B, P', L', D) at the MLP outputs; ``tops``: as for
+        :func:`crosstrace.kernels.scores`."""
         if self.place != "host":
-            return scores(activations, self.rows_ujd, gradients_bpld, self.index_n)
+            return scores(activations, self.rows_ujd, gradients_bpld, self.index_n, tops)
         out_bn = torch.zeros(len(gradients_bpld), len(activations), device=self.device)
         for layer in range(gradients_bpld.shape[2]):
             part, rows, index = self._one_layer(activations, layer)
-            out_bn[:, activations.layer(layer)] = scores(part, rows, gradients_bpld, index)
+            out_bn[:, activations.layer(layer)] = scores(part, rows, gradients_bpld, index, tops)
         return out_bn
 
     def _one_layer(

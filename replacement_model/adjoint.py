@@ -22,11 +22,6 @@ from crosstrace.replacement_model.active_rows import ActiveRows
 from crosstrace.replacement_model.frozen import FrozenLayer
 from crosstrace.replacement_model.gemma import Gemma3Description
 
-# Rows of one score product; smaller groups would spend more on reading decoder rows than they save.
-_GROUP_ROWS = 16
-# A group of rows ends where targets lie this much lower than its first.
-_GROUP_DEPTH = 0.75
-
 
 @dataclass(frozen=True)
 class Target:
@@ -139,7 +134,10 @@ class Adjoint:
             self._through_attention(layer, gradient_psd)
             gradient_psd = self._start(targets, gradient_psd, layer, after_attention=False)
         tokens_bp[:, :n_positions] = torch.bmm(gradient_psd, self.tokens_pd[:n_positions, :, None])[..., 0].T
-        return Rows(self._scores(targets, outputs_pbld.transpose(0, 1)), errors_blp, tokens_bp, unattributed_b)
+        features_bn = self.active_rows.scores(
+            self.activations, outputs_pbld.transpose(0, 1), [target.layer for target in targets]
+        )
+        return Rows(features_bn, errors_blp, tokens_bp, unattributed_b)
 
     def _start(self, targets: Sequence[Target], gradient_psd: Tensor, layer: int, after_attention: bool) -> Tensor:
         """The gradients (P', S, D) with the targets that are read here added to them; they come next in order."""
@@ -198,19 +196,6 @@ class Adjoint:
             n_queries, n_keys = queries.stop - queries.start, keys.stop - keys.start
             seen_hqc = block.probabilities_hqc[:, :n_queries, :n_keys].to(after_q.device)
             yield keys, queries, seen_hqc * (after_q[queries, None] * before_c[keys])
-
-    def _scores(self, targets: Sequence[Target], outputs_bpld: Tensor) -> Tensor:
-        """(B, N), in groups of rows whose targets lie about equally high: what lies above a target is not multiplied."""
-        starts = [0]
-        for row, target in enumerate(targets):
-            if row - starts[-1] >= _GROUP_ROWS and target.layer <= _GROUP_DEPTH * targets[starts[-1]].layer:
-                starts.append(row)
-        parts = []
-        for start, stop in zip(starts, [*starts[1:], len(targets)], strict=True):
-            n_positions = max(target.position for target in targets[start:stop]) + 1
-            gradients_bpld = outputs_bpld[start:stop, :n_positions, : targets[start].layer]
-            parts.append(self.active_rows.scores(self.activations, gradients_bpld))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _fold(self, layer: int) -> _FoldedLayer:
         if layer in self._folded:

@@ -35,6 +35,28 @@ def test_stops_at_the_highest_layer_and_last_position(path, positions, top):  # 
     assert_close(scores(drawn.activations, drawn.decoders_fjd, gradient, drawn.row_indices), expected)
 
 
+@pytest.mark.parametrize("tops", [(3, 3, 2, 1, 1, 0), (3, 0, 0, 0, 0, 0), (2, 2, 2, 2, 2, 2), (0,) * 6])
+def test_what_lies_above_a_target_is_not_multiplied(path, tops):  # noqa: F811
+    sizes = Sizes()
+    drawn, gradient = sample(sizes), gradients(sizes, 6)
+    for row, top in enumerate(tops):
+        gradient[row, :, top:] = 0
+    expected = scores_reference(drawn.activations, drawn.rows_njd, gradient)
+    assert_close(scores(drawn.activations, drawn.rows_njd, gradient, tops=tops), expected)
+    assert_close(scores(drawn.activations, drawn.decoders_fjd, gradient, drawn.row_indices, tops), expected)
+
+
+@pytest.mark.parametrize("tops", [(3, 2), (1, 2, 1), (4, 1, 1), (1, 1, -1)], ids=str)
+def test_tops_that_cannot_be(tops):
+    sizes = Sizes()
+    drawn = sample(sizes)
+    with pytest.raises(
+        ValueError, match=r"tops is .*; expected a number for each of the 3 targets, descending"
+    ) as raised:
+        scores(drawn.activations, drawn.rows_njd, gradients(sizes, 3), tops=tops)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("n_rows", [0, 1, 17, 70])
 def test_any_number_of_targets_and_rows_alone(path, n_rows):  # noqa: F811
     sizes = Sizes(2, 3, 16, 9)

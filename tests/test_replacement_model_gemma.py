@@ -75,6 +75,18 @@ def test_arithmetic_is_float32_for_narrow_weights(dtype):
     assert torch.equal(narrow_sites.unembed(embedded), wide_sites.unembed(embedded))
 
 
+@pytest.mark.parametrize("n_inputs", [1, 70])  # few inputs: the weight passes in pieces
+@pytest.mark.parametrize("n_out", [1, 3000])
+def test_a_narrow_weight_is_widened_piece_by_piece(n_inputs, n_out):
+    torch.manual_seed(0)
+    inputs, weight, bias = torch.randn(2, n_inputs, 640), torch.randn(n_out, 640).bfloat16(), torch.randn(n_out)
+    with float32_arithmetic():
+        out = F.linear(inputs, weight, bias)
+    assert out.dtype == torch.float32
+    expected = inputs.double() @ weight.double().T + bias
+    assert relative_error(out, expected) < 1e-6
+
+
 def test_float32_arithmetic_ends_with_its_block():
     weight, x = torch.ones(2, 2, dtype=torch.bfloat16), torch.ones(1, 2)
     with float32_arithmetic():

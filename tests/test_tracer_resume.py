@@ -54,7 +54,7 @@ def assert_same_bits(one: AttributionGraph, other: AttributionGraph) -> None:
 @pytest.mark.parametrize("cap", [None, 60])
 @pytest.mark.parametrize("batches", [1, 5, 11])
 def test_resumed_is_the_same_to_the_bit(model, tmp_path, monkeypatch, cap, batches):
-    settings = {"max_feature_nodes": cap, "batch_size": 7}
+    settings = {"max_feature_nodes": cap, "batch_size": 4}
     whole = trace(model, CASE.input_ids, **settings)
     path = tmp_path / "rows"
     with monkeypatch.context() as patched:

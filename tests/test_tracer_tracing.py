@@ -12,6 +12,7 @@ from reference import LinearModel, relative_error
 from crosstrace.graphs import AttributionGraph, graph_scores, prune
 from crosstrace.replacement_model import ReplacementModel, open_transcoders
 from crosstrace.tracer import Contrast, Direction, Feature, Logit, trace
+from crosstrace.tracer.tracing import ranked_counts
 
 EXACT = 1e-5
 
@@ -268,3 +269,12 @@ def test_settings_reproduce_the_graph(traced, tmp_path: Path):
     names = ("targets", "max_logits", "logit_probability", "max_feature_nodes", "position")
     again = trace(model, loaded.tokens, **{name: loaded.settings[name] for name in names})
     assert torch.equal(again.adjacency, loaded.adjacency)
+
+
+@pytest.mark.parametrize("cap", [0, 1, 5, 16, 512, 8192])
+def test_rankings_choose_as_many_as_asked_and_few_at_first(cap):
+    counts = ranked_counts(cap)
+    assert sum(counts) == cap
+    assert all(count > 0 for count in counts)
+    assert all(count <= max(1, round(cap / 16), sum(counts[:i]) / 2) for i, count in enumerate(counts))
+    assert len(counts) <= 9

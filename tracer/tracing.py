@@ -95,9 +95,8 @@ def trace(
         else:
             weights = np.zeros(full.n)
             weights[full.logits] = [target.weight for target in wanted]
-            step = max(1, -(-cap // defaults.RANKINGS))
-            for done in range(0, cap, step):
-                run.add_features(store.most_influential(min(step, cap - done), weights), advance)
+            for count in ranked_counts(cap):
+                run.add_features(store.most_influential(count, weights), advance)
     settings = {
         "targets": None if targets is None else [target.string for target in wanted],
         "max_logits": max_logits,
@@ -114,6 +113,15 @@ def trace(
     graph = _assemble(model, local, wanted, store, settings)
     saved.done(delete=not keep_checkpoint)
     return graph
+
+
+def ranked_counts(cap: int) -> list[int]:
+    """How many features each ranking chooses, until there are ``cap``: few at first, when little is known."""
+    counts: list[int] = []
+    while (known := sum(counts)) < cap:
+        step = max(1, round(cap * defaults.FIRST_RANKED), int(known * defaults.RANKED_GROWTH))
+        counts.append(min(step, cap - known))
+    return counts
 
 
 def _rows_in_memory(model: ReplacementModel) -> int:
