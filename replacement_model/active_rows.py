@@ -15,9 +15,9 @@ from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode, scores
 
-# memory: the distinct rows on the device. whole: entire decoders on the device. mapped: in the mapped files (CPU).
-# host: the distinct rows in host memory, a layer at a time on the device.
-Place = Literal["memory", "whole", "mapped", "host"]
+# memory: the distinct rows on the device. entries: a float32 row for each entry, in order (CPU). whole: entire decoders on
+# the device. mapped: in the mapped files (CPU). host: the distinct rows in host memory, a layer at a time on the device.
+Place = Literal["memory", "entries", "whole", "mapped", "host"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +27,13 @@ class ActiveRows:
     Attributes:
         rows_ujd: a tensor a layer, in the dtype of the weights.
         index_n: (n,) int64 a layer: the stored row of each entry. A feature that fires at many positions is stored once.
+            None: each entry has a row of its own, in order.
         place: where ``rows_ujd`` are.
         device: where products are computed.
     """
 
     rows_ujd: Sequence[Tensor]
-    index_n: Sequence[Tensor]
+    index_n: Sequence[Tensor] | None
     place: Place
     device: torch.device
 
@@ -68,6 +69,7 @@ class ActiveRows:
         self, activations: SparseActivations, layer: int
     ) -> tuple[SparseActivations, list[Tensor], list[Tensor]]:
         """The entries of one layer alone, with their rows moved to the device."""
+        assert self.index_n is not None
         entries = activations.layer(layer)
         part = SparseActivations(
             activations.positions[entries],

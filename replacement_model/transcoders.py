@@ -7,13 +7,16 @@ What stays in memory, by the budget (``memory_budget``; without one, 80 % of wha
 - Decoders: only the rows of active features, read once a prompt. With a budget of the user's own that holds encoders and
   decoders twice over, whole decoders are kept instead: for many prompts with one model.
 - The active rows themselves are kept for the prompt if they take at most half of the budget. Beyond that a CPU uses them
-  where they lie in the mapped files, and a GPU gets them a layer at a time.
+  where they lie in the mapped files, and a GPU gets them a layer at a time. On a CPU, where every product needs float32
+  rows in the order of the entries, they are kept as such if that takes at most an eighth of the budget and 1 GB.
 
 Letters: L layers, P positions, F features of a layer, D d_model, J layers a feature writes to, N active features,
 U stored rows of a layer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +27,7 @@ from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 from crosstrace.replacement_model.readers import Encoder, TranscoderReader
 
 _ENCODER_SHARE, _ROWS_SHARE, _DECODER_SHARE = 0.25, 0.5, 0.5
+_ENTRIES_SHARE, _ENTRIES_BYTES = 0.125, 10**9
 
 
 class Transcoders:
@@ -78,10 +82,6 @@ class Transcoders:
         """Memory of all decoders in use."""
         rows = sum(count * self.reader.n_written(layer) for layer, count in enumerate(self.reader.n_features))
         return rows * self.d_model * self.weights_dtype.itemsize
-
-    def rows_budget(self) -> int:
-        """Bytes that the active rows of a prompt may take."""
-        return int(_ROWS_SHARE * (self.memory_budget or usable_bytes(self.device)))
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=_usable(self.dtype or tensor.dtype))
@@ -140,7 +140,7 @@ class Transcoders:
             return ActiveRows([self._decoder(layer) for layer in range(self.n_layers)], features, "whole", self.device)
         distinct_index = [torch.unique(features_n, return_inverse=True) for features_n in features]
         distinct, index = [part[0] for part in distinct_index], [part[1] for part in distinct_index]
-        place = place or self._rows_place([len(features_u) for features_u in distinct])
+        place = place or self.rows_place([len(part) for part in distinct], [len(part) for part in index])[0]
         if place == "mapped":
             return ActiveRows(
                 [self.reader.decoder(layer) for layer in range(self.n_layers)], features, place, self.device
@@ -148,16 +148,29 @@ class Transcoders:
         rows = []
         for layer, features_u in enumerate(distinct):
             stored = self.reader.decoder_rows(layer, features_u)
-            rows.append(self._place(stored) if place == "memory" else stored.to(_usable(self.dtype or stored.dtype)))
-        return ActiveRows(rows, index, place, self.device)
+            in_use = stored.to(_usable(self.dtype or stored.dtype)) if place == "host" else self._place(stored)
+            rows.append(in_use[index[layer]].float() if place == "entries" else in_use)
+        return ActiveRows(rows, None if place == "entries" else index, place, self.device)
 
-    def _rows_place(self, counts: list[int]) -> Place:
-        written = sum(count * self.reader.n_written(layer) for layer, count in enumerate(counts))
-        if written * self.d_model * self.weights_dtype.itemsize <= self.rows_budget():
-            return "memory"
+    def rows_place(self, n_distinct: Sequence[float], n_entries: Sequence[float]) -> tuple[Place, int]:
+        """Where the rows of active features are held, and their bytes there (``mapped``: in the files).
+
+        Args:
+            n_distinct, n_entries: for each layer how many distinct features are active, and how many entries there are.
+        """
+        stored, entries = (
+            int(self.d_model * sum(count * self.reader.n_written(layer) for layer, count in enumerate(counts)))
+            for counts in (n_distinct, n_entries)
+        )
+        budget = self.memory_budget or usable_bytes(self.device)
+        if self.device.type == "cpu" and entries * 4 <= min(_ENTRIES_SHARE * budget, _ENTRIES_BYTES):
+            return "entries", entries * 4
+        n_bytes = stored * self.weights_dtype.itemsize
+        if n_bytes <= _ROWS_SHARE * budget:
+            return "memory", n_bytes
         # Rounded to another dtype, rows cannot be used where they lie.
         as_stored = self.weights_dtype == self.reader.dtype()
-        return "mapped" if self.device.type == "cpu" and as_stored else "host"
+        return ("mapped" if self.device.type == "cpu" and as_stored else "host"), n_bytes
 
     def _decoder(self, layer: int) -> Tensor:
         if layer not in self._decoders:

@@ -38,7 +38,7 @@ def test_streamed_and_resident_give_the_same_edges(case, budget):
     assert again.completeness_error() < 1e-5
 
 
-@pytest.mark.parametrize("place", ["memory", "mapped", "host"])
+@pytest.mark.parametrize("place", ["memory", "entries", "mapped", "host"])
 def test_rows_in_every_place_decode_and_score_alike(case, place):
     model = load(case)
     local = model.local(case.input_ids)
@@ -58,10 +58,21 @@ def test_rows_in_every_place_decode_and_score_alike(case, place):
 
 
 def test_a_feature_that_fires_often_is_stored_once(case):
-    local = load(case).local(case.input_ids)
-    for layer, rows in enumerate(local.active_rows.rows_ujd):
-        features = local.activations.features[local.activations.layer(layer)]
+    model = load(case)
+    activations = model.local(case.input_ids).activations
+    for layer, rows in enumerate(model.transcoders.decoder_rows_of(activations, "memory").rows_ujd):
+        features = activations.features[activations.layer(layer)]
         assert len(rows) == len(features.unique()) < len(features)
+
+
+def test_few_entries_have_float32_rows_of_their_own_on_a_cpu(case):
+    model = load(case)
+    n_bytes = model.local(case.input_ids).active_rows.nbytes
+    budgets = {"entries": 8 * n_bytes, "memory": 8 * n_bytes - 8}
+    for place, budget in budgets.items():
+        transcoders = Transcoders(model.transcoders.reader, torch.device("cpu"), memory_budget=budget)
+        transcoders.keeps_decoders = False
+        assert transcoders.decoder_rows_of(model.local(case.input_ids).activations).place == place
 
 
 def test_rounded_rows_are_not_read_where_they_lie():

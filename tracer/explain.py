@@ -129,14 +129,12 @@ def _parts(
     distinct = [
         count * -math.expm1(-active / max(count, 1)) for count, active in zip(reader.n_features, per_layer, strict=True)
     ]
-    rows = sum(count * reader.n_written(layer) for layer, count in enumerate(distinct))
-    row_size = int(rows * d_model * used.weights_dtype.itemsize)
+    place, row_size = used.rows_place(distinct, per_layer)
+    described = {"memory": f"{device}, read once", "entries": f"{device}, read once, in float32"}
+    described |= {"mapped": "mapped files", "host": "host"}
+    decoders = Part("decoder rows of active features", row_size, described[place])
     if used.keeps_decoders:
         decoders = Part("decoders, whole", used.decoder_bytes(), f"{device}, once used")
-    elif row_size <= used.rows_budget():
-        decoders = Part("decoder rows of active features", row_size, f"{device}, read once")
-    else:
-        decoders = Part("decoder rows of active features", row_size, "mapped files" if device == "cpu" else "host")
     encoders = (
         Part("encoders", used.encoder_bytes(), f"{device}, once used")
         if used.keeps_encoders
