@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from crosstrace.replacement_model.readers.hub import told_in_one_line
+
 # Architecture named in config.json -> where its text model lives, as attributes from the top module.
 SUPPORTED_ARCHITECTURES = {
     "Gemma3ForCausalLM": "model",
@@ -245,18 +247,19 @@ def load_gemma3(
     bars_were_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        description = Gemma3Description.from_config(config, source)
-        architecture = getattr(transformers, config.architectures[0])
-        model, report = architecture.from_pretrained(
-            name, dtype=dtype or "auto", attn_implementation="eager", output_loading_info=True, **placement
-        )
-        if report["missing_keys"]:  # transformers would go on with random numbers in their place
-            missing = sorted(report["missing_keys"])
-            raise ValueError(f"{len(missing)} tensors are missing from its files, the first is {missing[0]}")
-        tokenizer = load_tokenizer(name)
+        with told_in_one_line(f"model {source}", name):
+            config = transformers.AutoConfig.from_pretrained(name)
+            description = Gemma3Description.from_config(config, source)
+            architecture = getattr(transformers, config.architectures[0])
+            model, report = architecture.from_pretrained(
+                name, dtype=dtype or "auto", attn_implementation="eager", output_loading_info=True, **placement
+            )
+            if report["missing_keys"]:  # transformers would go on with random numbers in their place
+                missing = sorted(report["missing_keys"])
+                raise ValueError(f"{len(missing)} tensors are missing from its files, the first is {missing[0]}")
+            tokenizer = load_tokenizer(name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if str(error).startswith(source):
+        if str(error).startswith((source, f"model {source}")):
             raise
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"model {source}: {_first_line(error)}") from error
@@ -279,10 +282,11 @@ def load_config(source: str) -> tuple[Any, Gemma3Description]:
 
     name = _folder_or_name(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        description = Gemma3Description.from_config(config, source)
+        with told_in_one_line(f"model {source}", name):
+            config = transformers.AutoConfig.from_pretrained(name)
+            description = Gemma3Description.from_config(config, source)
     except (OSError, ValueError) as error:
-        if str(error).startswith(source):
+        if str(error).startswith((source, f"model {source}")):
             raise
         raise type(error)(f"model {source}: {_first_line(error)}") from error
     if getattr(load_tokenizer(name), "chat_template", None):

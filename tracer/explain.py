@@ -18,7 +18,8 @@ import torch
 from crosstrace.replacement_model.adjoint import folded_bytes, row_bytes
 from crosstrace.replacement_model.gemma import Gemma3Description
 from crosstrace.replacement_model.memory import format_bytes, usable_bytes
-from crosstrace.replacement_model.readers import open_transcoders
+from crosstrace.replacement_model.readers import download_bytes, open_transcoders
+from crosstrace.replacement_model.readers.hub import missing_bytes
 from crosstrace.replacement_model.transcoders import Transcoders
 from crosstrace.tracer import defaults
 from crosstrace.tracer.batches import batch_size_for
@@ -47,6 +48,7 @@ class Plan:
         active_per_layer: features expected to fire at a layer and token; ``active_source`` says who says so.
         n_active: N, expected. n_rows: features that get a row. batch_size: rows at a time.
         budget: bytes planned with. parts: memory by part.
+        download_bytes: of files on the hub that are not in its cache yet.
     """
 
     description: Gemma3Description
@@ -59,6 +61,7 @@ class Plan:
     batch_size: int
     budget: int
     parts: list[Part]
+    download_bytes: int = 0
 
     @property
     def device_bytes(self) -> int:
@@ -76,7 +79,7 @@ def plan_trace(
     dtype: torch.dtype | None = None,
     memory_budget: int | str | None = None,
 ) -> Plan:
-    """Plan a trace without loading weights.
+    """Plan a trace without loading weights; of those on the hub only headers are fetched.
 
     Args:
         prompt: the text, counted with the model's tokenizer, or a number of tokens.
@@ -109,7 +112,17 @@ def plan_trace(
     parts = _parts(str(model), text_config, description, used, per_layer, n_positions, n_rows, dtype, budget)
     parts.append(Part(f"a batch of {rows_at_a_time:,} rows", rows_at_a_time * one_row, place.type))
     source = "a usual number; no config says" if l0 is None else "l0 of the transcoders' config"
-    return Plan(description, used, n_positions, active, source, n_active, n_rows, rows_at_a_time, budget, parts)
+    download = _download_bytes(str(model)) + download_bytes(transcoders)
+    return Plan(
+        description, used, n_positions, active, source, n_active, n_rows, rows_at_a_time, budget, parts, download
+    )
+
+
+def _download_bytes(model: str) -> int:
+    """What loading a model would download."""
+    if Path(model).expanduser().exists():
+        return 0
+    return missing_bytes(model, patterns=["*.safetensors", "*.json"])
 
 
 def _parts(
@@ -220,6 +233,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         ),
         ("rows", f"about {plan.n_rows:,} features and the targets, {plan.batch_size:,} at a time"),
         ("memory to plan with", f"{format_bytes(plan.budget)} on {used.device.type}"),
+        ("to download first", format_bytes(plan.download_bytes) if plan.download_bytes else "nothing"),
     ):
         facts.add_row(name, value)
     table = Table("part", "size", "where it will be")

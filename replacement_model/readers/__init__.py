@@ -1,6 +1,6 @@
 """Readers of public transcoder formats; the model never knows which one it was."""
 
 from crosstrace.replacement_model.readers.base import Encoder, TranscoderReader
-from crosstrace.replacement_model.readers.reference import open_transcoders
+from crosstrace.replacement_model.readers.reference import download_bytes, open_transcoders
 
-__all__ = ["Encoder", "TranscoderReader", "open_transcoders"]
+__all__ = ["Encoder", "TranscoderReader", "download_bytes", "open_transcoders"]

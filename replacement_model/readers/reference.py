@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+import weakref
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from crosstrace.replacement_model.readers import hub
 from crosstrace.replacement_model.readers.base import TranscoderReader
 from crosstrace.replacement_model.readers.circuit_tracer import read_circuit_tracer, read_config
 from crosstrace.replacement_model.readers.gemma_scope import read_cross_layer, read_per_layer
@@ -19,7 +22,8 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
         reference: a local folder, or ``org/repo/sub/folder[@revision]`` on the hub (fetched into its cache, which is
             enough offline). For Gemma Scope 2's per-layer files ``…/transcoder_all/width_16k_l0_small_affine`` names
             the family ``layer_*_width_16k_l0_small_affine``; a folder that holds one family needs no more.
-        check: read a sample of decoder rows and refuse weight towards earlier layers; False reads headers alone.
+        check: read a sample of decoder rows and refuse weight towards earlier layers; False reads headers alone, and of
+            files that are only on the hub fetches no more than those: for plans, not for tracing.
 
     Raises:
         FileNotFoundError: no such folder, or a layer's file is missing.
@@ -34,7 +38,28 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
         raise FileNotFoundError(
             f"transcoder folder {text} does not exist (a hub reference is written org/repo/sub/folder[@revision])"
         )
-    return _open_folder(_fetch(text), text, check)
+    repo, inner, revision = hub.split_reference(text)
+    if check:
+        return _open_folder(hub.fetch(repo, revision, _patterns(inner), text) / inner, text, check)
+    folder, temporary = hub.fetch_headers(repo, revision, _patterns(inner), text)
+    reader = _open_folder(folder / inner, text, check)
+    _keep(temporary, reader)
+    return reader
+
+
+def download_bytes(reference: str | Path) -> int:
+    """What :func:`open_transcoders` would download, in bytes; 0 for a folder, and where the hub cannot be asked."""
+    text = str(reference)
+    if Path(text).expanduser().parent.is_dir() or text.count("/") < 2:
+        return 0
+    repo, inner, revision = hub.split_reference(text)
+    return hub.missing_bytes(repo, revision, _patterns(inner))
+
+
+def _keep(folder: TemporaryDirectory[str] | None, reader: TranscoderReader) -> None:
+    """Let a temporary folder live as long as the reader of its files."""
+    if folder is not None:
+        weakref.finalize(reader, folder.cleanup)
 
 
 def local_place(reference: str | Path) -> Path:
@@ -67,7 +92,11 @@ def _cached(reference: str) -> Path:
 
 def _open_folder(folder: Path, name: str, check: bool) -> TranscoderReader:
     if (folder / "config.yaml").is_file():
-        return read_circuit_tracer(folder, name, _listed_files(folder))
+        files, temporary = _listed_files(folder, check)
+        reader = read_circuit_tracer(folder, name, files)
+        for part in temporary:
+            _keep(part, reader)
+        return reader
     if list(folder.glob("params_layer_*.safetensors")):
         return read_cross_layer(folder, name, check)
     family = _family(folder)
@@ -100,57 +129,38 @@ def _family(path: Path) -> list[Path]:
     ]
 
 
-def _fetch(reference: str) -> Path:
-    """Download the files of a hub reference; returns the local folder (which need not exist, for a family's name)."""
-    text, _, revision = reference.partition("@")
-    org, repo, *sub = PurePosixPath(text).parts
-    inner = "/".join(sub)
-    parent, last = "/".join(sub[:-1]), sub[-1]
-    family = f"{parent}/layer_*_{last}/*" if parent else f"layer_*_{last}/*"
-    return _snapshot(f"{org}/{repo}", revision or None, [f"{inner}/*", family], reference) / inner
+def _patterns(inner: str) -> list[str]:
+    """Of the files that a hub reference's path stands for: a folder's, or a family's."""
+    parent, _, last = inner.rpartition("/")
+    return [f"{inner}/*", f"{parent}/layer_*_{last}/*" if parent else f"layer_*_{last}/*"]
 
 
-def _snapshot(repo: str, revision: str | None, patterns: list[str], reference: str) -> Path:
-    """A hub snapshot restricted to some files, with the hub's many errors told in one line."""
-    import huggingface_hub
-    from huggingface_hub import errors
+def _listed_files(folder: Path, whole: bool) -> tuple[list[Path] | None, list[TemporaryDirectory[str] | None]]:
+    """The files that ``transcoders:`` of a config.yaml lists: beside it, or ``hf://org/repo/path[@revision]``.
 
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
-        raise OSError(
-            f"{reference}: {repo} needs its licence accepted on its hub page, then a login (hf auth login)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise OSError(f"{reference}: {repo} has no revision {revision!r}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise OSError(
-            f"{reference}: {repo} is not on the hub, or is private and needs a login (hf auth login)"
-        ) from error
-    except errors.HFValidationError as error:
-        raise ValueError(f"{reference}: not a hub reference (org/repo/sub/folder[@revision]): {error}") from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        raise OSError(
-            f"{reference}: not in the local cache and the hub cannot be reached; go online once, or give a local folder"
-        ) from error
-
-
-def _listed_files(folder: Path) -> list[Path] | None:
-    """The files that ``transcoders:`` of a config.yaml lists: beside it, or ``hf://org/repo/path[@revision]``."""
+    Args:
+        whole: False fetches only the headers of files that are on the hub alone, into temporary folders.
+    """
     entries = read_config(folder).get("transcoders")
     if not entries:
-        return None
+        return None, []
     config = folder / "config.yaml"
-    files = []
+    files: list[Path] = []
+    temporary: list[TemporaryDirectory[str] | None] = []
     seen: dict[str, int] = {}
     for layer, entry in enumerate(entries):
         if entry in seen:  # known from the wild; caught before anything is fetched
             raise ValueError(f"{config}: transcoders: lists {entry} twice, for layers {seen[entry]} and {layer}")
         seen[entry] = layer
-        if entry.startswith("hf://"):
-            text, _, revision = entry.removeprefix("hf://").partition("@")
-            org, repo, *inner = PurePosixPath(text).parts
-            files.append(_snapshot(f"{org}/{repo}", revision or None, ["/".join(inner)], entry).joinpath(*inner))
-        else:
+    for entry in entries:
+        if not entry.startswith("hf://"):
             files.append(folder / entry)
-    return files
+            continue
+        repo, inner, revision = hub.split_reference(entry.removeprefix("hf://"))
+        if whole:
+            files.append(hub.fetch(repo, revision, [inner], entry) / inner)
+        else:
+            snapshot, kept = hub.fetch_headers(repo, revision, [inner], entry)
+            files.append(snapshot / inner)
+            temporary.append(kept)
+    return files, temporary

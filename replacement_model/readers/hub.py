@@ -1,0 +1,194 @@
+"""The Hugging Face hub: files into its cache, headers alone for a dry run, and its many errors told in one line."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from huggingface_hub import DryRunFileInfo
+
+_LONGEST_HEADER = 100 * 2**20  # as the safetensors format has it
+
+
+def fetch(repo: str, revision: str | None, patterns: Sequence[str], reference: str) -> Path:
+    """A snapshot of a repository restricted to some files, in the hub's cache, which is enough offline.
+
+    Args:
+        patterns: of the files' paths in the repository, as ``huggingface_hub`` takes them.
+        reference: what the user wrote, for messages.
+
+    Raises:
+        OSError: not there, not allowed, out of reach, or the disk is too small; one line with what to do.
+        ValueError: not a hub reference.
+    """
+    import huggingface_hub
+
+    with told_in_one_line(reference, repo, revision):
+        files = _planned(repo, revision, patterns)
+        if files is not None and not files:
+            _say_what_there_is(repo, revision, reference)
+        _check_disk(sum(file.file_size or 0 for file in files or [] if file.will_download), repo, reference)
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+
+
+def fetch_headers(
+    repo: str, revision: str | None, patterns: Sequence[str], reference: str
+) -> tuple[Path, TemporaryDirectory[str] | None]:
+    """As :func:`fetch`, but of tensor files that are not in the cache only the headers are read.
+
+    Returns:
+        a folder that looks like the snapshot, in which such files are holes past their headers; and the temporary
+        folder that it is, to be kept as long as it is used (None: it is the cache).
+
+    Raises:
+        As :func:`fetch`.
+    """
+    import huggingface_hub
+
+    with told_in_one_line(reference, repo, revision):
+        files = _planned(repo, revision, patterns)
+        absent = [file for file in files or [] if file.will_download and file.filename.endswith(".safetensors")]
+        if files is None or not absent:
+            return fetch(repo, revision, patterns, reference), None
+        folder = TemporaryDirectory(prefix="crosstrace-headers-")
+        for file in files:
+            path = Path(folder.name, file.filename)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if file in absent:
+                _write_header(repo, file, path)
+            else:
+                at = huggingface_hub.hf_hub_download(repo, file.filename, revision=file.commit_hash)
+                path.symlink_to(Path(at).resolve())
+        return Path(folder.name), folder
+
+
+def missing_bytes(repo: str, revision: str | None = None, patterns: Sequence[str] | None = None) -> int:
+    """Bytes of a repository's files that are not in the cache; 0 where the hub cannot be asked."""
+    try:
+        return sum(file.file_size or 0 for file in _planned(repo, revision, patterns) or [] if file.will_download)
+    except OSError:
+        return 0
+
+
+def _planned(repo: str, revision: str | None, patterns: Sequence[str] | None) -> list[DryRunFileInfo] | None:
+    """The files and which of them would be downloaded; None where the hub is out of reach and the cache has to do."""
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):
+        """The bar is for downloads, not for asking what there is to download."""
+
+        def __init__(self, *arguments: object, **settings: object) -> None:
+            super().__init__(*arguments, **{**settings, "disable": True})
+
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+    logger.addFilter(_not_about_patterns)
+    try:
+        return huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=None if patterns is None else list(patterns),
+            dry_run=True,
+            tqdm_class=Silent,
+        )
+    except errors.DryRunError:
+        return None
+    finally:
+        logger.removeFilter(_not_about_patterns)
+
+
+def _not_about_patterns(record: logging.LogRecord) -> bool:
+    """Patterns that match nothing are told in words of our own."""
+    return "No files matched" not in record.getMessage()
+
+
+def _say_what_there_is(repo: str, revision: str | None, reference: str) -> None:
+    import huggingface_hub
+
+    files = huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
+    folders = sorted({str(PurePosixPath(file).parent) for file in files if file.endswith((".safetensors", ".yaml"))})
+    shown = ", ".join(folders[:10]) + (", …" if len(folders) > 10 else "")
+    raise FileNotFoundError(f"{reference}: {repo} has no such folder; folders there with weights: {shown or 'none'}")
+
+
+def _check_disk(need: int, repo: str, reference: str) -> None:
+    from huggingface_hub import constants
+
+    from crosstrace.replacement_model.memory import format_bytes
+
+    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{reference}: {repo} needs {format_bytes(need)} more on disk and {cache} has {format_bytes(free)} free; "
+            "set HF_HOME to a larger disk",
+        )
+
+
+def _write_header(repo: str, file: DryRunFileInfo, path: Path) -> None:
+    """The header of a tensor file on the hub, in a file of the same size that takes no room."""
+    from huggingface_hub import HfFileSystem
+
+    with HfFileSystem().open(f"{repo}@{file.commit_hash}/{file.filename}", "rb", block_size=2**16) as remote:
+        start = remote.read(8)
+        (length,) = struct.unpack("<Q", start)
+        header = remote.read(min(length, _LONGEST_HEADER))
+    with path.open("wb") as local:
+        local.write(start + header)
+        local.truncate(file.file_size or local.tell())
+
+
+def split_reference(reference: str) -> tuple[str, str, str | None]:
+    """``org/repo/sub/folder@revision`` → ``org/repo``, ``sub/folder``, the revision or None."""
+    text, _, revision = reference.partition("@")
+    org, repo, *inner = PurePosixPath(text).parts
+    return f"{org}/{repo}", "/".join(inner), revision or None
+
+
+@contextmanager
+def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what the hub's library raises, also as another error's cause, into one line with what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+            causes.append(cause)
+
+        def caused_by(*kinds: type[BaseException]) -> BaseException | None:
+            return next((cause for cause in causes if isinstance(cause, kinds)), None)
+
+        if caused_by(errors.GatedRepoError):
+            raise OSError(
+                f"{reference}: {repo} needs its licence accepted on its hub page, then a login (hf auth login)"
+            ) from error
+        if caused_by(errors.RevisionNotFoundError):
+            raise OSError(f"{reference}: {repo} has no revision {revision!r}") from error
+        if caused_by(errors.RepositoryNotFoundError):
+            raise OSError(
+                f"{reference}: {repo} is not on the hub, or is private and needs a login (hf auth login)"
+            ) from error
+        if invalid := caused_by(errors.HFValidationError):
+            raise ValueError(f"{reference}: not a hub reference (org/repo/sub/folder[@revision]): {invalid}") from error
+        absent = caused_by(errors.RemoteEntryNotFoundError)  # one file of a repository that is there
+        if not absent and caused_by(errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled):
+            raise OSError(
+                f"{reference}: not in the local cache and the hub cannot be reached; go online once, or give a local folder"
+            ) from error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            text = error.strerror if str(error.strerror).startswith(reference) else f"{reference}: the disk is full"
+            raise OSError(text) from error
+        raise
