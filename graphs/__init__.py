@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crosstrace.graphs.card_json import export_cards
     from crosstrace.graphs.comparison import GraphComparison, compare, write_comparison
+    from crosstrace.graphs.comparison_page import write_comparison_html
     from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
     from crosstrace.graphs.dot_export import to_pydot, write_dot
     from crosstrace.graphs.drawing import Figure
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "card_json": ("export_cards",),
     "comparison": ("GraphComparison", "compare", "write_comparison"),
+    "comparison_page": ("write_comparison_html",),
     "defaults": ("EDGE_THRESHOLD", "NODE_THRESHOLD"),
     "dot_export": ("to_pydot", "write_dot"),
     "drawing": ("Figure",),
@@ -90,6 +92,7 @@ __all__ = [
     "with_card_labels",
     "write_atomically",
     "write_comparison",
+    "write_comparison_html",
     "write_dot",
     "write_graph",
     "write_graphml",

@@ -84,17 +84,8 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
         >>> [(item.label, item.change) for item in comparison.only_b[:3]]
         [('say Sacramento', 0.083), ('California', 0.061), ('Oakland', 0.02)]
     """
-    for what, left, right in (
-        ("model", a.model_name, b.model_name),
-        ("transcoders", a.transcoders_name, b.transcoders_name),
-        ("number of layers", a.n_layers, b.n_layers),
-    ):
-        if left != right:
-            raise ValueError(
-                f"the graphs cannot be compared: {what} is {left!r} in the first and {right!r} in the second"
-            )
-    blocks = difflib.SequenceMatcher(a=a.tokens.tolist(), b=b.tokens.tolist(), autojunk=False).get_matching_blocks()
-    aligned = [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
+    check_comparable(a, b)
+    aligned = aligned_positions(a, b)
     to_a = {position_b: position_a for position_a, position_b in aligned}
     # A position of B without a partner keeps a key of its own, which no position of A has.
     found_a = {(layer, feature, position): node for node, (layer, position, feature) in _features(a)}
@@ -122,6 +113,55 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
         items.sort(key=lambda item: -abs(item.change))
     targets = tuple(list(zip(graph.logit_strings, graph.logit_probabilities.tolist(), strict=True)) for graph in (a, b))
     return GraphComparison(shared, only_a, only_b, aligned, (a.prompt, b.prompt), targets)  # type: ignore[arg-type]
+
+
+def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:
+    """Raises ValueError unless both are of one model and the same transcoders; it gives both names."""
+    for what, left, right in (
+        ("model", a.model_name, b.model_name),
+        ("transcoders", a.transcoders_name, b.transcoders_name),
+        ("number of layers", a.n_layers, b.n_layers),
+    ):
+        if left != right:
+            raise ValueError(
+                f"the graphs cannot be compared: {what} is {left!r} in the first and {right!r} in the second"
+            )
+
+
+def aligned_positions(a: AttributionGraph, b: AttributionGraph) -> list[tuple[int, int]]:
+    """(position in A, position in B) of the tokens in common: the longest runs of them, in order."""
+    blocks = difflib.SequenceMatcher(a=a.tokens.tolist(), b=b.tokens.tolist(), autojunk=False).get_matching_blocks()
+    return [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
+
+
+def counterparts(a: AttributionGraph, b: AttributionGraph) -> dict[int, int]:
+    """For each node of A that B has too, its number in B.
+
+    Features and errors are the same at the same layer (and index) and aligned positions, tokens at aligned positions,
+    targets if they are the same token (or, without one, are called the same) of the same layer.
+
+    Example:
+        >>> counterparts(dallas, oakland)[dallas.layout.token_index(0)] == oakland.layout.token_index(0)
+        True
+    """
+    to_a = {position_b: position_a for position_a, position_b in aligned_positions(a, b)}
+    keys_a = {key: node for node, key in _keys(a, {position: position for position in range(len(a.tokens))})}
+    return {keys_a[key]: node for node, key in _keys(b, to_a) if key in keys_a}
+
+
+def _keys(graph: AttributionGraph, position_in_a: dict[int, int]) -> Iterable[tuple[int, tuple[Any, ...]]]:
+    """What makes a node the same in both graphs; nodes at positions without a partner have none."""
+    layout = graph.layout
+    for node in range(graph.n):
+        kind = layout.kind(node)
+        layer, position = graph.place_of(node)
+        if kind == "logit":
+            i = layout.logit_of(node)
+            token = int(graph.logit_tokens[i])
+            yield node, (kind, layer, token if token >= 0 else graph.logit_strings[i])
+        elif position in position_in_a:
+            feature = graph.feature_of(node)[2] if kind == "feature" else -1
+            yield node, (kind, layer, position_in_a[position], feature)
 
 
 def write_comparison(comparison: GraphComparison, path: str | os.PathLike[str]) -> None:

@@ -101,13 +101,13 @@ def view(file: str | os.PathLike[str], path: str | os.PathLike[str], cards: Card
             raise ValueError(f"cannot view {os.fspath(file)!r}: expected a graph as .safetensors or .json")
 
 
-def page(data: Mapping[str, Any]) -> bytes:
-    """The finished page around what `page_data` gives.
+def page(data: Mapping[str, Any], template: str = "page.html", title: str | None = None) -> bytes:
+    """The finished page around what `page_data` gives; `template` is one of those built from `viewer/`.
 
     Raises:
         ValueError: `data` is not JSON-able (NaN included), or makes a page of more than 100 MB.
     """
-    template = files("crosstrace.graphs").joinpath("page/page.html").read_text(encoding="utf-8")
+    empty = files("crosstrace.graphs").joinpath("page", template).read_text(encoding="utf-8")
     try:
         content = script_safe(data)
     except (TypeError, ValueError) as problem:
@@ -117,8 +117,8 @@ def page(data: Mapping[str, Any]) -> bytes:
             f"the page would hold {len(content) / 1e6:,.0f} MB (at most {LARGEST_PAGE / 1e6:,.0f} MB): prune the graph "
             "further first, or give fewer cards"
         )
-    filled = template.replace("{{CSP}}", html.escape(_policy(template)))
-    title = f"{short(str(data.get('prompt') or 'graph'), 80)} · crosstrace"
+    filled = empty.replace("{{CSP}}", html.escape(_policy(empty)))
+    title = f"{title or short(str(data.get('prompt') or 'graph'), 80)} · crosstrace"
     # The data comes last: nothing is looked for inside it.
     filled = filled.replace("{{TITLE}}", html.escape(title))
     return filled.replace("{{DATA}}", content).encode("utf-8")

@@ -9,6 +9,7 @@ import pytest
 from cases import load_case
 
 from crosstrace.graphs import AttributionGraph, compare, prune, write_comparison
+from crosstrace.graphs.comparison import counterparts
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import trace
 
@@ -93,3 +94,21 @@ def test_other_models_are_refused(graph):
     other = dataclasses.replace(graph, transcoders_name="something else")
     with pytest.raises(ValueError, match=r"transcoders is '.*' in the first and 'something else' in the second"):
         compare(graph, other)
+
+
+def test_counterparts_are_the_same_thing_in_both(graph, other):
+    found = counterparts(graph, other)
+    places = dict(compare(graph, other).aligned)
+    assert {node: other_node for other_node, node in counterparts(other, graph).items()} == found
+    assert counterparts(graph, graph) == {node: node for node in range(graph.n)}
+    for node, partner in found.items():
+        kind = graph.layout.kind(node)
+        assert other.layout.kind(partner) == kind
+        (layer, position), (other_layer, other_position) = graph.place_of(node), other.place_of(partner)
+        assert layer == other_layer
+        if kind != "logit":
+            assert places[position] == other_position
+        if kind == "feature":
+            assert graph.feature_of(node)[2] == other.feature_of(partner)[2]
+    shared = {(item.layer, item.a.position, item.feature) for item in compare(graph, other).shared}
+    assert {graph.feature_of(n) for n in found if graph.layout.kind(n) == "feature"} == shared

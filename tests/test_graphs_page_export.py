@@ -170,12 +170,13 @@ def test_the_policy_names_the_hashes_of_script_and_style_and_nothing_else(tmp_pa
     assert not re.search(r"<[^>]*\son\w+\s*=", page.replace(script, ""))
 
 
-def test_the_committed_page_is_built_from_the_committed_sources():
+@pytest.mark.parametrize("template", ["page.html", "compare.html"])
+def test_the_committed_page_is_built_from_the_committed_sources(template):
     digest = hashlib.sha256()
     names = sorted(path.name for path in (VIEWER / "src").iterdir())
     for name in ["build.mjs", "package-lock.json", *(f"src/{name}" for name in names)]:
         digest.update(f"{name}\n".encode() + (VIEWER / name).read_bytes().replace(b"\r\n", b"\n"))
-    page = page_export.files("crosstrace.graphs").joinpath("page/page.html").read_text("utf-8")
+    page = page_export.files("crosstrace.graphs").joinpath("page", template).read_text("utf-8")
     assert f'content="{digest.hexdigest()}"' in page, "run: npm --prefix viewer ci && npm --prefix viewer run build"
 
 

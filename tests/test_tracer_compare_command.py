@@ -41,6 +41,15 @@ def test_table_and_file(graphs, tmp_path):
     assert f"{counts[0]} features shared, {counts[1]} only in A, {counts[2]} only in B" in result.stdout
 
 
+def test_a_page_of_both(graphs, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    result = run("compare", *graphs[:2], "-o", tmp_path / "c.html", "--open", "--top", 0)
+    assert result.exit_code == 0, result.output
+    assert opened == [(tmp_path / "c.html").as_uri()]
+    assert "crosstrace-comparison-page" in (tmp_path / "c.html").read_text()
+
+
 def test_a_graph_and_itself(graphs):
     result = run("compare", graphs[0], graphs[0])
     assert "0 only in A, 0 only in B" in result.stdout
@@ -51,9 +60,11 @@ def test_a_graph_and_itself(graphs):
     [
         (lambda g, out: (g[0], g[2]), "the graphs cannot be compared: model is"),
         (lambda g, out: (g[0], g[1], "-o", out / "c.csv"), "unknown suffix '.csv'"),
+        (lambda g, out: (g[0], g[1], "-o", out / "c"), "no suffix in"),
+        (lambda g, out: (g[0], g[1], "--open"), "name it with -o PAGE.html"),
         (lambda g, out: (g[0], out / "none.safetensors"), "none.safetensors"),
     ],
-    ids=["other model", "suffix", "no file"],
+    ids=["other model", "suffix", "no suffix", "no page", "no file"],
 )
 def test_errors_are_one_line(graphs, tmp_path, arguments, message):
     result = run("compare", *arguments(graphs, tmp_path))

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graph_samples import HOSTILE, random_graph
 
-from crosstrace.graphs import prune, view, write_html, write_json
+from crosstrace.graphs import prune, view, write_comparison_html, write_html, write_json
 
 VIEWER = Path(__file__).parents[1] / "viewer"
 SCRIPT = VIEWER / "test" / "browser.mjs"
@@ -62,7 +64,10 @@ def write_pages(folder: Path) -> None:
     write_html(prune(story, 0.9, 0.98), folder / "story.html", cards=cards)
     write_json(prune(story), folder / "story.json")
     view(folder / "story.json", folder / "foreign.html")
-    write_html(hostile_graph(), folder / "hostile.html", cards=hostile_cards())
+    write_comparison_html(prune(story, 0.9, 0.98), prune(changed(story), 0.9, 0.98), folder / "both.html", cards=cards)
+    hostile = hostile_graph()
+    write_comparison_html(hostile, hostile, folder / "hostile_both.html", names=ATTACKS[:2], cards=hostile_cards())
+    write_html(hostile, folder / "hostile.html", cards=hostile_cards())
     write_html(prune(random_graph(5, L=26, P=40, per_layer=82, k=8, density=0.03), 1, 1), folder / "large.html")
 
 
@@ -82,6 +87,17 @@ def story_graph():
         logit_strings=[" Austin", " Dallas", " Texas"],
         feature_labels=[labels[i % 5] for i in range(len(graph.selected_features))],
     )
+
+
+def changed(graph):
+    """Other weights, and another token at one position, so that the features there are not shared."""
+    rng = np.random.default_rng(0)
+    edges = graph.edges.copy()
+    edges.data = edges.data * rng.normal(size=edges.nnz).astype(np.float32)
+    tokens = graph.tokens.clone()
+    tokens[7] = 999
+    strings = [*graph.token_strings[:7], " Oakland", *graph.token_strings[8:]]
+    return dataclasses.replace(graph, edges=edges, tokens=tokens, token_strings=strings, prompt="".join(strings))
 
 
 ATTACKS = [

@@ -33,8 +33,18 @@ CardsOption = Annotated[
     Path | None,
     typer.Option("--cards", metavar="FILE", help="Feature cards to use.", show_default="those beside the transcoders"),
 ]
+OpenIt = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No table, no progress bar.")]
+
+PAGES = (".html", ".htm")
+
+
+def open_page(path: Path) -> None:
+    """Show an HTML file in the browser."""
+    import webbrowser
+
+    webbrowser.open(path.resolve().as_uri())
 
 
 @contextmanager

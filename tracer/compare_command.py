@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crosstrace.tracer.command_options import Debug, Quiet, one_line_errors
+from crosstrace.tracer.command_options import PAGES, Debug, OpenIt, Quiet, one_line_errors, open_page
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,26 +21,40 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another graph of the same model.")],
     output: Annotated[
         list[Path] | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write the comparison as .json. Repeatable."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the comparison as .json, or .html: a page of both. Repeatable.",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="How many features of each kind to list.")] = 10,
+    open_it: OpenIt = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Compare two graphs: the features they share, those of only one, and what became more or less important.
 
-    Example: crosstrace compare dallas.safetensors oakland.safetensors
+    Example: crosstrace compare dallas.safetensors oakland.safetensors -o both.html --open
     """
     with one_line_errors(debug):
         for path in output or []:
-            if path.suffix.lower() != ".json":
-                raise ValueError(f"unknown suffix {path.suffix!r} in {str(path)!r}: a comparison is written as .json")
+            if path.suffix.lower() not in (".json", *PAGES):
+                said = f"unknown suffix {path.suffix!r}" if path.suffix else "no suffix"
+                raise ValueError(f"{said} in {str(path)!r}: a comparison is written as .json or .html")
+        pages = [path for path in output or [] if path.suffix.lower() in PAGES]
+        if open_it and not pages:
+            raise ValueError("--open opens the page of a comparison: name it with -o PAGE.html")
         from crosstrace.graphs import compare as compare_graphs
-        from crosstrace.graphs import read_graph, write_comparison
+        from crosstrace.graphs import read_graph, write_comparison, write_comparison_html
 
-        comparison = compare_graphs(read_graph(a), read_graph(b))
+        graph_a, graph_b = read_graph(a), read_graph(b)
+        comparison = compare_graphs(graph_a, graph_b)
         for path in output or []:
-            write_comparison(comparison, path)
+            if path in pages:
+                write_comparison_html(graph_a, graph_b, path)
+            else:
+                write_comparison(comparison, path)
         if not quiet:
             from rich.console import Console
 
@@ -49,6 +63,8 @@ def compare(
                 console.print(part)
             for path in output or []:
                 console.print(f"wrote {path}", highlight=False, markup=False)
+        if open_it:
+            open_page(pages[0])
 
 
 def comparison_tables(comparison: GraphComparison, top: int) -> list[RenderableType]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crosstrace.tracer.command_options import CardsOption, Debug, note, one_line_errors
+from crosstrace.tracer.command_options import PAGES, CardsOption, Debug, OpenIt, note, one_line_errors, open_page
 
 
 def view(
@@ -19,7 +19,7 @@ def view(
         Path | None, typer.Option("-o", "--output", metavar="PAGE", help="The page.", show_default="FILE with .html")
     ] = None,
     cards: CardsOption = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    open_it: OpenIt = False,
     debug: Debug = False,
 ) -> None:
     """Make an interactive page of a graph: one HTML file that opens offline.
@@ -28,7 +28,7 @@ def view(
     """
     with one_line_errors(debug):
         path = output or file.with_suffix(".html")
-        if path.suffix.lower() not in (".html", ".htm"):
+        if path.suffix.lower() not in PAGES:
             raise ValueError(f"the page must be an .html file, not {str(path)!r}")
         from crosstrace.graphs import view as write_page
         from crosstrace.tracer.card_lookup import find_cards
@@ -36,6 +36,4 @@ def view(
         write_page(file, path, partial(find_cards, given=cards, note=note))
         typer.echo(f"wrote {path}")
         if open_it:
-            import webbrowser
-
-            webbrowser.open(path.resolve().as_uri())
+            open_page(path)

@@ -1,4 +1,4 @@
-// Builds ../graphs/page/page.html: markup, style, script and licences in one file, with marks where
+// Builds ../graphs/page/page.html and compare.html: markup, style, script and licences in one file, with marks where
 // graphs/page_export.py puts the data and the content security policy. The output is committed, see docs/viewer.md.
 
 import { createHash } from "node:crypto";
@@ -10,9 +10,9 @@ import { build } from "esbuild";
 const here = dirname(fileURLToPath(import.meta.url));
 const read = (...path) => readFileSync(join(here, ...path), "utf8");
 
-const { outputFiles, metafile } = await build({
+const bundle = (entry) => build({
   absWorkingDir: here,
-  entryPoints: ["src/main.ts"],
+  entryPoints: [entry],
   bundle: true,
   minify: true,
   format: "iife",
@@ -27,7 +27,7 @@ const style = await build({
 });
 
 /** The licence of every package of which something is in the bundle. */
-function licences() {
+function licences(metafile) {
   const packages = new Set();
   for (const input of Object.keys(metafile.inputs)) {
     const found = /node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input);
@@ -49,16 +49,18 @@ function sources() {
   return hash.digest("hex");
 }
 
-const parts = {
-  SOURCES: sources(),
-  STYLE: style.outputFiles[0].text.trim(),
-  SCRIPT: outputFiles[0].text.trim(),
-  LICENCES: licences().replaceAll("<", "‹").replaceAll(">", "›"),
-};
-for (const [name, text] of Object.entries(parts))
-  if (/<\/?(script|style|!--)/i.test(text)) throw new Error(`${name} holds markup that would end or nest its element`);
-
-const page = read("src/page.html").replace(/\{\{(SOURCES|STYLE|SCRIPT|LICENCES)\}\}/g, (_, name) => parts[name]);
 mkdirSync(join(here, "../graphs/page"), { recursive: true });
-writeFileSync(join(here, "../graphs/page/page.html"), page);
-console.log(`graphs/page/page.html: ${(page.length / 1000).toFixed(0)} kB`);
+for (const [name, entry] of [["page.html", "src/main.ts"], ["compare.html", "src/compare.ts"]]) {
+  const { outputFiles, metafile } = await bundle(entry);
+  const parts = {
+    SOURCES: sources(),
+    STYLE: style.outputFiles[0].text.trim(),
+    SCRIPT: outputFiles[0].text.trim(),
+    LICENCES: licences(metafile).replaceAll("<", "‹").replaceAll(">", "›"),
+  };
+  for (const [part, text] of Object.entries(parts))
+    if (/<\/?(script|style|!--)/i.test(text)) throw new Error(`${part} holds markup that would end or nest its element`);
+  const page = read("src", name).replace(/\{\{(SOURCES|STYLE|SCRIPT|LICENCES)\}\}/g, (_, part) => parts[part]);
+  writeFileSync(join(here, "../graphs/page", name), page);
+  console.log(`graphs/page/${name}: ${(page.length / 1000).toFixed(0)} kB`);
+}

@@ -6,12 +6,25 @@ import { byId } from "./dom";
 import { arrange } from "./layout";
 import type { Model } from "./model";
 import { GUTTER, Painter, TOP } from "./painter";
+import type { Look } from "./shapes";
 import type { Store } from "./state";
 import { readTheme } from "./theme";
 import { tip } from "./tip";
 
+export interface ViewOptions {
+  /** Holds the three canvases. */
+  element?: HTMLElement;
+  look?: (node: number) => Look;
+  /** Rows to keep even without nodes. */
+  rows?: () => number[];
+  /** Told of the node under the pointer, -1 for none. */
+  hovering?: (node: number) => void;
+  /** Without pins and marks: where there is no subgraph to put them in. */
+  plain?: boolean;
+}
+
 export class GraphView {
-  readonly element = byId("graph");
+  readonly element: HTMLElement;
   readonly painter: Painter;
   private zoom: ZoomBehavior<HTMLElement, unknown>;
   private selection: Selection<HTMLElement, unknown, null, undefined>;
@@ -24,9 +37,9 @@ export class GraphView {
   private moved = false;
   private pending = { edges: false, nodes: false, moving: false };
 
-  constructor(private model: Model, private store: Store) {
-    const canvases = ["edges", "nodes", "overlay"].map((id) => byId<HTMLCanvasElement>(id));
-    this.painter = new Painter(model, canvases);
+  constructor(private model: Model, private store: Store, private options: ViewOptions = {}) {
+    this.element = options.element ?? byId("graph");
+    this.painter = new Painter(model, [...this.element.querySelectorAll("canvas")], options.look);
     this.painter.theme = readTheme();
     this.painter.transform = zoomIdentity;
     this.selection = select(this.element);
@@ -55,7 +68,7 @@ export class GraphView {
   /** Places the shown nodes anew, as after pruning or resizing. */
   arrange(): void {
     if (!this.painter.width) return;
-    this.painter.layout = arrange(this.model, this.painter.area, this.painter.tokenWidth);
+    this.painter.layout = arrange(this.model, this.painter.area, this.painter.tokenWidth, this.options.rows?.());
     const { width, height } = this.painter.layout, area = this.painter.area;
     const least = Math.min(1, area.width / width, area.height / height);
     this.zoom.scaleExtent([least * 0.6, 40]).extent([[GUTTER, TOP], [GUTTER + area.width, TOP + area.height]]);
@@ -174,7 +187,7 @@ export class GraphView {
     element.addEventListener("click", (event) => {
       const node = at(event);
       const id = node < 0 ? "" : this.model.id(node);
-      if (id && (event.shiftKey || event.ctrlKey || event.metaKey)) this.store.mark(id);
+      if (id && !this.options.plain && (event.shiftKey || event.ctrlKey || event.metaKey)) this.store.mark(id);
       else {
         this.path = null;
         this.store.set({ clicked: id });
@@ -182,7 +195,7 @@ export class GraphView {
     });
     element.addEventListener("dblclick", (event) => {
       const node = at(event);
-      if (node >= 0) this.store.toggle(this.model.id(node));
+      if (node >= 0 && !this.options.plain) this.store.toggle(this.model.id(node));
     });
     element.addEventListener("keydown", (event) => this.arrow(event));
   }
@@ -192,6 +205,7 @@ export class GraphView {
     if (node === this.hovered) return;
     this.hovered = node;
     this.element.classList.toggle("pointing", node >= 0);
+    this.options.hovering?.(node);
     this.request();
   }
 

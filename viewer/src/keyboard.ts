@@ -12,25 +12,28 @@ export interface Actions {
   zoom(factor: number): void;
   escape(): void;
   subgraph(): void;
+  turn(): void;
 }
 
-export function listenForKeys(actions: Actions): void {
+/** Keys for what the page can do; `search` and `escape` it always can. */
+export function listenForKeys(actions: Partial<Actions> & Pick<Actions, "search" | "escape">): void {
   const help = byId<HTMLDialogElement>("help");
   const openHelp = (): void => help.showModal();
   byId("open-help").addEventListener("click", openHelp);
   byId("close-help").addEventListener("click", () => help.close());
   const keys: Record<string, () => void> = {
     "/": () => actions.search(),
-    p: () => actions.pin(),
-    m: () => actions.mark(),
-    g: () => actions.group(),
-    u: () => actions.undo(),
-    s: () => actions.subgraph(),
-    f: () => actions.fit(),
-    "0": () => actions.fit(),
-    "+": () => actions.zoom(1.4),
-    "=": () => actions.zoom(1.4),
-    "-": () => actions.zoom(1 / 1.4),
+    p: () => actions.pin?.(),
+    m: () => actions.mark?.(),
+    g: () => actions.group?.(),
+    u: () => actions.undo?.(),
+    s: () => actions.subgraph?.(),
+    f: () => actions.fit?.(),
+    "0": () => actions.fit?.(),
+    "+": () => actions.zoom?.(1.4),
+    "=": () => actions.zoom?.(1.4),
+    "-": () => actions.zoom?.(1 / 1.4),
+    x: () => actions.turn?.(),
     "?": openHelp,
     Escape: () => actions.escape(),
   };

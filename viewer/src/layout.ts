@@ -63,8 +63,9 @@ interface Cells {
   top: number[] | null;
 }
 
-export function arrange(model: Model, area: Size, tokenWidth: (position: number) => number): Layout {
-  const cells = collect(model);
+/** `rows` are kept even without nodes: so that two graphs have the same. */
+export function arrange(model: Model, area: Size, tokenWidth: (position: number) => number, rows: number[] = []): Layout {
+  const cells = collect(model, rows);
   const P = model.data.tokens.length;
   for (const { slotWidth, slotHeight, lines } of candidates()) {
     const plan = measure(cells, P, lines, slotWidth, slotHeight, tokenWidth);
@@ -81,10 +82,10 @@ export function arrange(model: Model, area: Size, tokenWidth: (position: number)
   return place(model, cells, least, area, slotWidth, slotHeight);
 }
 
-function collect(model: Model): Cells {
+function collect(model: Model, wanted: number[]): Cells {
   const P = model.data.tokens.length;
   const nodes = new Map<number, number[][]>(), errors = new Map<number, number[]>();
-  const rows = new Set<number>();
+  const rows = new Set<number>(wanted);
   const row = (layer: number): number[][] => {
     if (!nodes.has(layer)) nodes.set(layer, Array.from({ length: P }, () => []));
     return nodes.get(layer)!;

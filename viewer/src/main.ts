@@ -7,9 +7,10 @@ import { listenForFiles, save } from "./files";
 import { GraphView } from "./graph_view";
 import { listenForKeys } from "./keyboard";
 import { Model } from "./model";
+import { fail, rememberSoon } from "./page";
 import { Panel } from "./panel";
 import { influenceOf, prune } from "./prune";
-import { Search } from "./search";
+import { nodesOf, Search } from "./search";
 import { fromFragment, fromQParams, Store, type State } from "./state";
 import { Subgraph } from "./subgraph";
 import { percent, short, visible } from "./text";
@@ -19,7 +20,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
   const model = new Model(data);
   const known = (id: string): boolean => model.has(id);
   const { node, edge } = data.start;
-  const initial: State = { pinned: [], supernodes: [], clicked: "", nodeThreshold: node, edgeThreshold: edge };
+  const initial: State = { pinned: [], supernodes: [], clicked: "", positions: {}, nodeThreshold: node, edgeThreshold: edge };
   const store = new Store({ ...initial, ...fromQParams(data.qParams, known), ...fromFragment(location.hash, known) });
   model.prune(store.state.nodeThreshold, store.state.edgeThreshold);
 
@@ -27,7 +28,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
   const panel = new Panel(model, store, view);
   const subgraph = new Subgraph(model, store, view);
   const toolbar = new Toolbar(model, store);
-  const search = new Search(model, store, view);
+  const search = new Search(nodesOf(model, store, view));
   title(model);
 
   store.listen((before) => {
@@ -46,7 +47,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
     }
     subgraph.update(before);
     if (state.clicked !== before.clicked) announce(model, state.clicked);
-    remember(store);
+    rememberSoon(() => store.fragment());
   });
   window.addEventListener("hashchange", () => {
     if (location.hash.slice(1) !== store.fragment()) store.set(fromFragment(location.hash, known));
@@ -119,22 +120,6 @@ function say(message: string): void {
   element.hidden = false;
   window.clearTimeout(saying);
   saying = window.setTimeout(() => (element.hidden = true), 5000);
-}
-
-let remembering = 0;
-
-/** Browsers limit how often the address may change: a slider would exceed it. */
-function remember(store: Store): void {
-  window.clearTimeout(remembering);
-  remembering = window.setTimeout(() => history.replaceState(null, "", `#${store.fragment()}`), 200);
-}
-
-function fail(problem: unknown): void {
-  byId("app").removeAttribute("aria-busy");
-  const element = byId("message");
-  element.textContent = `This page cannot show its graph: ${problem instanceof Error ? problem.message : String(problem)}`;
-  element.hidden = false;
-  console.error(problem);
 }
 
 // For scripts and tests: the page's own pruning, also without a browser; in one, what is on the page.

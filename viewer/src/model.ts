@@ -63,6 +63,13 @@ export class Model {
     return list;
   }
 
+  /** The weight of an edge, kept by pruning or not; null where there is none. */
+  weight(source: number, target: number): number | null {
+    const { starts, sources, weights } = this.graph;
+    for (let edge = starts[target]; edge < starts[target + 1]; edge++) if (sources[edge] === source) return weights[edge];
+    return null;
+  }
+
   id(node: number): string {
     return this.data.nodes.id[node];
   }

@@ -4,7 +4,7 @@
 import type { ZoomTransform } from "d3-zoom";
 import type { Layout } from "./layout";
 import type { Model } from "./model";
-import { outline } from "./shapes";
+import { outline, type Look } from "./shapes";
 import { percent, short } from "./text";
 import type { Theme } from "./theme";
 
@@ -47,7 +47,7 @@ export class Painter {
   private widths = new Map<string, number>();
   private contexts: CanvasRenderingContext2D[];
 
-  constructor(private model: Model, private canvases: HTMLCanvasElement[]) {
+  constructor(private model: Model, private canvases: HTMLCanvasElement[], private look: (node: number) => Look = (node) => ({ shape: model.kind(node), tone: model.kind(node) as Look["tone"] })) {
     this.contexts = canvases.map((canvas) => canvas.getContext("2d")!);
   }
 
@@ -230,11 +230,12 @@ export class Painter {
   private drawNode(pen: CanvasRenderingContext2D, node: number, box: Box, heavy = false): void {
     const { theme, model } = this;
     const kind = model.kind(node);
-    outline(pen, kind, box.x, box.y, box.width, box.height);
-    pen.fillStyle = theme.fill[kind];
+    const { shape, tone } = this.look(node);
+    outline(pen, shape, box.x, box.y, box.width, box.height);
+    pen.fillStyle = theme.fill[tone];
     pen.fill();
     pen.lineWidth = heavy ? 2.25 : box.text ? 1 : 1.25;
-    pen.strokeStyle = heavy ? theme.accent : theme.stroke[kind];
+    pen.strokeStyle = heavy ? theme.accent : theme.stroke[tone];
     pen.stroke();
     if (!box.text) return;
     pen.font = `${kind === "logit" ? "600 " : ""}${kind === "token" ? TOKEN_FONT : NAME_FONT}px ${theme.font}`;
@@ -371,7 +372,7 @@ export class Painter {
   private ring(pen: CanvasRenderingContext2D, node: number, colour: string, gap: number, dash: number[]): void {
     if (!this.model.isShown(node)) return;
     const box = this.box(node);
-    outline(pen, this.model.kind(node), box.x, box.y, box.width + 2 * gap, box.height + 2 * gap);
+    outline(pen, this.look(node).shape, box.x, box.y, box.width + 2 * gap, box.height + 2 * gap);
     pen.setLineDash(dash);
     pen.lineWidth = 1.75;
     pen.strokeStyle = colour;

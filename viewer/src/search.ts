@@ -8,15 +8,28 @@ import { icon } from "./shapes";
 import type { Store } from "./state";
 import { whole } from "./text";
 
-export class Search {
+/** What can be searched: a page's nodes, or those of two graphs. */
+export interface Searchable<T> {
+  search(query: string): T[];
+  /** Marks what was found in the graph; [] ends that. */
+  mark(found: T[]): void;
+  /** Brings one out as if the pointer were on it; null ends that. */
+  hint(item: T | null): void;
+  row(item: T): HTMLElement;
+  choose(item: T): void;
+  /** Gives the focus back. */
+  leave(): void;
+}
+
+export class Search<T> {
   readonly input = byId<HTMLInputElement>("search");
   private results = byId("results");
-  private found: number[] = [];
-  private list: List<number>;
+  private found: T[] = [];
+  private list: List<T>;
   private count = h("p", { class: "hint", "aria-live": "polite" });
 
-  constructor(private model: Model, private store: Store, private view: GraphView) {
-    this.list = new List<number>("Search results", 32, (node) => this.row(node));
+  constructor(private source: Searchable<T>) {
+    this.list = new List<T>("Search results", 32, (item) => this.row(item));
     this.results.append(this.count, this.list.element);
     this.input.addEventListener("input", () => this.update());
     this.input.addEventListener("focus", () => this.update());
@@ -30,8 +43,8 @@ export class Search {
   }
 
   update(): void {
-    this.found = this.model.search(this.input.value);
-    this.view.showFound(this.found.slice(0, 400));
+    this.found = this.source.search(this.input.value);
+    this.source.mark(this.found.slice(0, 400));
     this.results.hidden = !this.input.value.trim();
     this.input.setAttribute("aria-expanded", String(!this.results.hidden));
     this.count.textContent = this.found.length ? `${whole(this.found.length)} found` : "Nothing found at these thresholds";
@@ -42,23 +55,20 @@ export class Search {
   close(): void {
     this.results.hidden = true;
     this.input.setAttribute("aria-expanded", "false");
-    this.view.showFound([]);
+    this.source.mark([]);
   }
 
-  private choose(node: number): void {
-    this.store.set({ clicked: this.model.id(node) });
-    this.view.reveal(node);
+  private choose(item: T): void {
+    this.source.choose(item);
     this.close();
-    this.view.element.focus();
+    this.source.leave();
   }
 
-  private row(node: number): HTMLElement {
-    const { model } = this;
-    const row = h("button", { type: "button", class: "neighbour", "data-id": model.id(node) }, icon(model.kind(node)) as unknown as HTMLElement,
-      h("span", { class: "name", dir: "auto" }, model.name(node)), h("span", { class: "place", dir: "auto" }, model.place(node)));
-    row.addEventListener("click", () => this.choose(node));
-    row.addEventListener("focus", () => this.view.hint(node));
-    row.addEventListener("blur", () => this.view.hint(-1));
+  private row(item: T): HTMLElement {
+    const row = this.source.row(item);
+    row.addEventListener("click", () => this.choose(item));
+    row.addEventListener("focus", () => this.source.hint(item));
+    row.addEventListener("blur", () => this.source.hint(null));
     return row;
   }
 
@@ -68,10 +78,26 @@ export class Search {
     else if (event.key === "Escape") {
       this.input.value = "";
       this.close();
-      this.view.element.focus();
+      this.source.leave();
     } else if (event.key === "ArrowDown" && this.found.length) {
       event.preventDefault();
       this.list.element.querySelector<HTMLElement>(".row")?.focus();
     }
   }
+}
+
+/** The nodes of the page's one graph. */
+export function nodesOf(model: Model, store: Store, view: GraphView): Searchable<number> {
+  return {
+    search: (query) => model.search(query),
+    mark: (found) => view.showFound(found),
+    hint: (node) => view.hint(node ?? -1),
+    row: (node) => h("button", { type: "button", class: "neighbour", "data-id": model.id(node) }, icon(model.kind(node)) as unknown as HTMLElement,
+      h("span", { class: "name", dir: "auto" }, model.name(node)), h("span", { class: "place", dir: "auto" }, model.place(node))),
+    choose: (node) => {
+      store.set({ clicked: model.id(node) });
+      view.reveal(node);
+    },
+    leave: () => view.element.focus(),
+  };
 }

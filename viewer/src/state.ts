@@ -13,9 +13,13 @@ export interface State {
   supernodes: Supernode[];
   /** Id of the selected node, `supernode-<i>` for a group, "" for none. */
   clicked: string;
+  /** Where nodes of the subgraph were dragged to, in thousandths of its width and height; a group by its first member. */
+  positions: Positions;
   nodeThreshold: number;
   edgeThreshold: number;
 }
+
+export type Positions = Record<string, [number, number]>;
 
 export type Listener = (before: State) => void;
 

@@ -31,6 +31,7 @@ export function short(text: string, limit = 24): string {
 }
 
 export function signed(value: number): string {
+  if (value === 0) return "0";
   return (value < 0 ? "−" : "+") + plain(Math.abs(value));
 }
 

@@ -1,6 +1,6 @@
 // Colours for the canvas, read from the style sheet, where light and dark are told apart.
 
-import type { Kind } from "./data";
+import { TONES, type Tone } from "./shapes";
 
 export interface Theme {
   background: string;
@@ -10,20 +10,16 @@ export interface Theme {
   positive: string;
   negative: string;
   accent: string;
-  fill: Record<Kind, string>;
-  stroke: Record<Kind, string>;
+  fill: Record<Tone, string>;
+  stroke: Record<Tone, string>;
   font: string;
 }
 
 export function readTheme(): Theme {
   const style = getComputedStyle(document.documentElement);
   const value = (name: string): string => style.getPropertyValue(`--${name}`).trim();
-  const kinds = (part: string): Record<Kind, string> => ({
-    feature: value(`feature-${part}`),
-    error: value(`error-${part}`),
-    token: value(`token-${part}`),
-    logit: value(`logit-${part}`),
-  });
+  const tones = (part: string): Record<Tone, string> =>
+    Object.fromEntries(TONES.map((tone) => [tone, value(`${tone}-${part}`)])) as Record<Tone, string>;
   return {
     background: value("background"),
     text: value("text"),
@@ -32,8 +28,8 @@ export function readTheme(): Theme {
     positive: value("positive"),
     negative: value("negative"),
     accent: value("accent"),
-    fill: kinds("fill"),
-    stroke: kinds("stroke"),
+    fill: tones("fill"),
+    stroke: tones("stroke"),
     font: getComputedStyle(document.body).fontFamily,
   };
 }

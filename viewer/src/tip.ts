@@ -5,18 +5,18 @@ import type { Model, Neighbour } from "./model";
 import { icon } from "./shapes";
 import { percent, plain, signed } from "./text";
 
-let shownFor = -1;
+let shownFor: [Model, number] | null = null;
 
 export const tip = {
   show(model: Model, node: number, x: number, y: number): void {
     const element = byId("tip");
     element.hidden = node < 0;
     if (node < 0) {
-      shownFor = -1;
+      shownFor = null;
       return;
     }
-    if (node !== shownFor) {
-      shownFor = node;
+    if (shownFor?.[0] !== model || shownFor[1] !== node) {
+      shownFor = [model, node];
       const facts = [model.place(node)];
       const activation = model.activation(node);
       if (activation !== null) facts.push(`activation ${plain(activation)}`);

@@ -1,5 +1,5 @@
-// Drives the page in a real browser: node browser.mjs FOLDER CHROMIUM, where FOLDER holds story.html, hostile.html and
-// large.html. Prints one JSON line a check: {"check", "problem" ("" when all is well), "measured", "seconds"}.
+// Drives the pages in a real browser: node browser.mjs FOLDER CHROMIUM, where FOLDER holds story.html, hostile.html,
+// foreign.html, large.html, both.html (a comparison) and hostile_both.html. Prints one JSON line a check: {"check", "problem" ("" when all is well), "measured", "seconds"}.
 
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -24,6 +24,8 @@ const context = await chromium.launchPersistentContext(profile, {
   ],
 });
 
+const ready = (page) => page.waitForFunction(() => document.getElementById("app") && !document.getElementById("app").ariaBusy);
+
 /** Opens a page and notes whatever it should not do. */
 async function open(name, fragment = "") {
   const page = await context.newPage();
@@ -34,7 +36,7 @@ async function open(name, fragment = "") {
   page.on("dialog", (dialog) => (page.complaints.push(`dialog: ${dialog.message()}`), dialog.dismiss()));
   page.on("request", (request) => /^(file|blob):/.test(request.url()) || page.complaints.push(`request: ${request.url()}`));
   await page.goto(url(name) + fragment);
-  await page.waitForFunction(() => globalThis.crosstrace?.store);
+  await ready(page);
   return page;
 }
 
@@ -92,7 +94,7 @@ const checks = {
     await page.mouse.move(...(await place(page, id)));
     await page.locator("#tip .tip-side").first().waitFor();
     assert.match(await page.locator("#tip").textContent(), /fed by \d+.*[+−]\d.*feeds \d+/s);
-    assert.equal(await page.evaluate(() => document.getElementById("graph").className), "pointing focused");
+    await page.waitForFunction(() => ["pointing", "focused"].every((name) => document.getElementById("graph").classList.contains(name)));
     return page;
   },
   async "click selects a node and lists its edges, sorted and signed"() {
@@ -215,7 +217,7 @@ const checks = {
 
     await page.waitForFunction(() => location.hash.includes("supernodes="));
     await page.reload();
-    await page.waitForFunction(() => globalThis.crosstrace?.store);
+    await ready(page);
     assert.deepEqual((await state(page)).supernodes, supernodes);
     assert.deepEqual((await state(page)).pinned, pinned);
 
@@ -308,6 +310,72 @@ const checks = {
     assert.match(await page.locator("#panel").textContent(), /Made from a JSON file/);
     return page;
   },
+  async "a comparison finds what is selected in one graph in the other"() {
+    const page = await open("both.html");
+    await settled(page);
+    const found = await page.evaluate(() => {
+      const { pair } = globalThis.crosstrace;
+      const [a, b] = pair.sides;
+      const shared = a.model.shown.find((node) => a.model.kind(node) === "feature" && b.isShown(pair.both({ side: 0, node })[1]));
+      const only = b.model.shown.find((node) => b.model.kind(node) === "feature" && !pair.isShared({ side: 1, node }));
+      return { shared: a.model.id(shared), partner: b.model.id(pair.both({ side: 0, node: shared })[1]), only: b.model.id(only) };
+    });
+    const clicked = () => page.evaluate(() => globalThis.crosstrace.pair.sides.map((side) => side.store.state.clicked));
+    const click = async (side, id) => page.mouse.click(...(await page.evaluate(([s, node]) => globalThis.crosstrace.place(s, node), [side, id])));
+    await click(0, found.shared);
+    assert.deepEqual(await clicked(), [found.shared, found.partner]);
+    await page.locator("#fed-by .row").first().waitFor();
+    const weights = await page.evaluate(() => {
+      const { pair } = globalThis.crosstrace;
+      const [a, b] = pair.sides, id = a.store.state.clicked;
+      const row = document.querySelector("#fed-by .row");
+      const both = pair.both({ side: Number(row.dataset.side), node: pair.sides[row.dataset.side].model.node(row.dataset.id) });
+      const mine = pair.both({ side: 0, node: a.model.node(id) });
+      return [[...row.querySelectorAll(".number")].slice(0, 2).map((cell) => cell.textContent), pair.sides.map((side, i) => (both[i] < 0 ? null : side.model.weight(both[i], mine[i])))];
+    });
+    weights[0].forEach((text, i) => {
+      if (weights[1][i] === null) assert.equal(text, "–");
+      else assert(Math.abs(Number(text.replace("−", "-")) - weights[1][i]) < 0.01 * Math.abs(weights[1][i]) + 1e-3, `${text} is not ${weights[1][i]}`);
+    });
+    await click(1, found.only);
+    assert.deepEqual(await clicked(), ["", found.only]);
+    assert.match(await page.locator("#elsewhere").textContent(), /^Not active in A\.$/);
+    await page.waitForFunction((id) => location.hash.includes(`clickedB=${id}`), found.only);
+    await page.reload();
+    await ready(page);
+    assert.deepEqual(await clicked(), ["", found.only]);
+    await page.keyboard.press("Escape");
+    assert.deepEqual(await clicked(), ["", ""]);
+    return page;
+  },
+  async "a comparison lists what changed, searches both graphs and prunes both"() {
+    const page = await open("both.html");
+    const changes = await page.locator("#panel .list .pair-row .number:last-child").allTextContents();
+    const sizes = changes.map((text) => Math.abs(Number(text.replace("−", "-").replace("%", ""))));
+    assert(sizes.length > 5);
+    assert.deepEqual(sizes, [...sizes].sort((a, b) => b - a));
+    await page.locator("#tab-b").click();
+    assert((await page.locator("#panel .list .pair-row").evaluateAll((rows) => rows.map((row) => row.dataset.side))).every((side) => side === "1"));
+    const before = await page.locator("#counts").textContent();
+    await page.locator("#node-threshold").focus();
+    for (let i = 0; i < 20; i++) await page.keyboard.press("ArrowLeft");
+    await page.waitForFunction((old) => document.getElementById("counts").textContent !== old, before);
+    await page.keyboard.press("/");
+    await page.locator("#search").fill("texas");
+    await page.locator("#results .row").first().click();
+    assert(await page.evaluate(() => globalThis.crosstrace.pair.sides.some((side) => side.store.state.clicked)));
+    await page.locator("#turn").click();
+    assert.equal(await page.locator("#panes").getAttribute("class"), "stacked");
+    return page;
+  },
+  async "hostile strings show as text in a comparison"() {
+    const page = await open("hostile_both.html");
+    for (const side of [0, 1])
+      for (const node of await page.evaluate((s) => globalThis.crosstrace.pair.sides[s].model.shown, side)) await page.evaluate((place) => globalThis.crosstrace.select(place), { side, node });
+    const elements = await page.evaluate(() => [document.scripts.length, document.querySelectorAll("#app img, #app iframe, #app i").length, window.pwned]);
+    assert.deepEqual(elements, [3, 0, undefined]);
+    return page;
+  },
   async "3,000 nodes: painted within 2 s, no jank on hover"() {
     // Time of the page's thread on the processor: other work on the machine is not the page's. The clock's is reported.
     const page = await open("story.html");
@@ -320,7 +388,9 @@ const checks = {
     await settled(page);
     const painting = (await spent()) - start;
     const firstPaint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime);
-    await page.waitForTimeout(400);
+    // The strongest paths are looked for once the graph is painted: not the hovering's work.
+    await page.locator("#panel .path").first().waitFor();
+    await settled(page);
     const before = await spent();
     const { nodes, median } = await page.evaluate(async () => {
       const { model, place } = globalThis.crosstrace;
