@@ -63,6 +63,8 @@ def comparison_page_data(
     if len(names) != 2:
         raise ValueError(f"names must be two, one for each graph, not {len(names)}")
     data = [page_data(graph, cards, supernodes=()) for graph in (a, b)]
+    # The page looks in both: no card need be there twice.
+    data[1]["cards"] = {key: card for key, card in data[1]["cards"].items() if key not in data[0]["cards"]}
     to_b, aligned = counterparts(a, b), aligned_positions(a, b)
     to_a = {node_b: node_a for node_a, node_b in to_b.items()}
     active_in_b = _active(b, {position_b: position_a for position_a, position_b in aligned})

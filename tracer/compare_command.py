@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crosstrace.tracer.command_options import PAGES, Debug, OpenIt, Quiet, one_line_errors, open_page
+from crosstrace.tracer.command_options import PAGES, CardsOption, Debug, OpenIt, Quiet, note, one_line_errors, open_page
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,6 +29,7 @@ def compare(
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="How many features of each kind to list.")] = 10,
+    cards: CardsOption = None,
     open_it: OpenIt = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -46,13 +47,16 @@ def compare(
         if open_it and not pages:
             raise ValueError("--open opens the page of a comparison: name it with -o PAGE.html")
         from crosstrace.graphs import compare as compare_graphs
-        from crosstrace.graphs import read_graph, write_comparison, write_comparison_html
+        from crosstrace.graphs import read_graph, with_card_labels, write_comparison, write_comparison_html
+        from crosstrace.tracer.card_lookup import cards_of
 
         graph_a, graph_b = read_graph(a), read_graph(b)
+        found = cards_of(graph_a, cards, note)
+        graph_a, graph_b = with_card_labels(graph_a, found), with_card_labels(graph_b, found)
         comparison = compare_graphs(graph_a, graph_b)
         for path in output or []:
             if path in pages:
-                write_comparison_html(graph_a, graph_b, path)
+                write_comparison_html(graph_a, graph_b, path, cards=found)
             else:
                 write_comparison(comparison, path)
         if not quiet:

@@ -58,6 +58,9 @@ export class Pair {
 
   constructor(data: ComparisonData, nodeThreshold: number, edgeThreshold: number) {
     if (data.format !== "crosstrace-comparison-page" || data.version !== 1) throw new Error("the page's data is of another version");
+    // A card is given once, with the graph that has it first.
+    const cards = { ...data.graphs[1].cards, ...data.graphs[0].cards };
+    for (const graph of data.graphs) graph.cards = cards;
     const side = (i: number): Side => new Side(i, data.names[i], data.graphs[i], data.counterparts[i], nodeThreshold, edgeThreshold);
     this.sides = [side(0), side(1)];
   }

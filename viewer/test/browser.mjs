@@ -147,14 +147,15 @@ const checks = {
     const before = await read();
     await page.locator("#node-threshold").focus();
     for (let i = 0; i < 20; i++) await page.keyboard.press("ArrowLeft");
-    await page.waitForFunction((old) => document.getElementById("toolbar").textContent !== old, before);
+    // The page follows a slider once a frame: until then it shows an earlier step.
+    await page.waitForFunction(() => Number(document.getElementById("node-threshold").value) === globalThis.crosstrace.store.state.nodeThreshold);
+    assert.notEqual(await read(), before);
     const { nodeThreshold, edgeThreshold } = await state(page);
     const wanted = await page.evaluate(([node, edge]) => {
       const { prune, model } = globalThis.crosstrace;
       const { pruned } = prune(model.data, node, edge);
       return [pruned.nodes.reduce((a, b) => a + b, 0), pruned.edges.length, pruned.replacement.toFixed(2)];
     }, [nodeThreshold, edgeThreshold]);
-    await settled(page);
     assert.equal(Number((await page.locator("#node-count").textContent()).split(" ")[0].replace(",", "")), wanted[0]);
     assert.equal(Number((await page.locator("#edge-count").textContent()).split(" ")[0].replace(",", "")), wanted[1]);
     assert.equal(await page.locator("#replacement").textContent(), wanted[2]);
