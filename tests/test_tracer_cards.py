@@ -174,7 +174,8 @@ def test_a_failure_in_the_middle_of_a_batch_costs_no_more_than_the_last_save(mod
     monkeypatch.setattr(cards_module, "stream_features", run_out)
     monkeypatch.setattr("crosstrace.tracer.card_run._SAVE_SECONDS", 0.0)
     monkeypatch.setattr("crosstrace.tracer.card_run._SAVE_SHARE", 1e9)
-    with pytest.raises(MemoryError):
+    message = "not enough memory for 120 tokens at a time: give fewer with --batch-tokens and go on with --resume"
+    with pytest.raises(MemoryError, match=message):
         build_cards(model, texts, path, **settings)
     monkeypatch.undo()
     assert build_cards(model, texts, path, resume=True, **settings).path.read_bytes() == whole.path.read_bytes()

@@ -43,6 +43,7 @@ class CardRun:
         layers: the state of every layer. log: contexts and windows.
         cursor: how far the corpus has been read. positions, tokens: how many counted, and how many run.
         finished: the corpus has been read to its end.
+        batch_tokens: tokens run at a time, 0 while unknown. saved: there is a state to go on from.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class CardRun:
         """
         self.folder, self.identity = folder, identity
         self.cursor, self.positions, self.tokens, self.finished = Cursor(), 0, 0, False
+        self.batch_tokens = 0
         state = self._saved(resume)
+        self.saved = state is not None
         if state is None and folder.exists():
             shutil.rmtree(folder)  # begun and never saved
         folder.mkdir(exist_ok=True)
@@ -76,7 +79,7 @@ class CardRun:
         header, tensors = state
         self.cursor = Cursor(**header["cursor"])
         self.positions, self.tokens, self.finished = header["positions"], header["tokens"], header["finished"]
-        self.identity["batch tokens"] = header["identity"]["batch tokens"]
+        self.batch_tokens = header["batch_tokens"]
         self.log = CardLog(folder, header["lengths"])
         for number, layer in enumerate(self.layers):
             layer.restore({name: tensors[f"{number}.{name}"] for name in LayerTops.ARRAYS})
@@ -100,7 +103,7 @@ class CardRun:
         except (KeyError, ValueError):
             raise ValueError(f"{path} is not the state of a run over a corpus; delete {self.folder}") from None
         for name, value in self.identity.items():
-            if name != "batch tokens" and before.get(name) != value:  # the batches of a resumed run stay as they were
+            if before.get(name) != value:
                 raise ValueError(
                     f"{self.folder} cannot be resumed: it was begun with another {name} ({before.get(name)}, now {value}); "
                     "go on as before, or delete it"
@@ -117,6 +120,7 @@ class CardRun:
             "positions": self.positions,
             "tokens": self.tokens,
             "finished": self.finished,
+            "batch_tokens": self.batch_tokens,
             "lengths": self.log.lengths,
         }
         tensors = [
@@ -125,6 +129,7 @@ class CardRun:
             for name, array in layer.arrays()
         ]
         write_tensors(self.folder / "state.safetensors", (_FORMAT, json.dumps(header)), tensors)
+        self.saved = True
         self._saved_at = time.monotonic()
         self._save_took = self._saved_at - began
 

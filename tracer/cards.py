@@ -22,7 +22,7 @@ from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.card_places import cards_path
 from crosstrace.replacement_model.feature_stream import stream_features
 from crosstrace.replacement_model.fingerprints import fingerprints
-from crosstrace.replacement_model.memory import usable_bytes
+from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
 from crosstrace.tracer.card_file import write_cards, write_layer_logits
 from crosstrace.tracer.card_log import ContextBatch, Window
 from crosstrace.tracer.card_run import CardRun, asked_to_stop
@@ -62,7 +62,8 @@ def build_cards(
         top: contexts kept for each feature.
         window: tokens shown around a context's peak; default 24 before and 8 after it.
         logits: tokens kept at both ends of the direct logits.
-        batch_tokens: tokens run at a time, padding included. None: 4,096 on a CPU, 32,768 on a GPU.
+        batch_tokens: tokens run at a time, padding included. None: 4,096 on a CPU, 32,768 on a GPU; on resuming, as
+            before. Results depend on it as far as rounding does.
         progress: show a bar on standard error; None shows it on a terminal.
 
     Returns:
@@ -99,11 +100,13 @@ def build_cards(
         "excluded first positions": excluded,
         "number of contexts": top,
         "window": [window.before, window.after],
+        "number of promoted tokens": logits,
         "dtype": str(model.transcoders.weights_dtype),
-        "batch tokens": batch_tokens or _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"]),
     }
+    usual = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"])
     memory = int(_ARRAYS_SHARE * (model.transcoders.memory_budget or usable_bytes(torch.device("cpu"))))
     run = CardRun(Path(f"{target}.partial"), identity, model.transcoders.reader.n_features, top, memory, resume)
+    run.batch_tokens = batch_tokens or run.batch_tokens or usual
     try:
         with asked_to_stop() as asked, corpus_progress(corpus.total, progress) as advance:
             if not run.finished:
@@ -159,7 +162,7 @@ def _read_corpus(
     stream = contexts(corpus, model.tokenizer, run.identity["context length"], excluded + 1, run.cursor)
     whole = True  # between batches: a state that can be saved
     try:
-        for batch in batches(stream, run.identity["batch tokens"]):
+        for batch in batches(stream, run.batch_tokens):
             whole = False
             add_batch(model, run, [context.tokens for context in batch], window, excluded)
             run.cursor = batch[-1].after
@@ -168,10 +171,15 @@ def _read_corpus(
             if asked():
                 raise run.interrupted()
             run.save_now_and_then()
-    except Exception:
+    except Exception as error:
         if whole and run.tokens:
             with suppress(OSError):  # a full disk has been said already
                 run.save()
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"not enough memory for {run.batch_tokens:,} tokens at a time: give fewer with --batch-tokens"
+                + (" and go on with --resume" if run.saved else "")
+            ) from error
         raise
     if not run.tokens:
         left_out = f" ({corpus.empty:,} empty, {corpus.broken:,} broken)" if corpus.empty or corpus.broken else ""
