@@ -1,6 +1,7 @@
 """Make the embedded demo from its facts: train the model, then its transcoder, name the features, and measure it all.
 
     python examples/train_demo.py --out DIR          # default: the package's own demo folder
+    python examples/train_demo.py --describe         # only names and cards of the features, of what is there
 
 Takes under half an hour on two cores; the same machine and number of threads give the same files. What is measured is
 read back from the files, through the package's own readers. Files that miss a bar are not put in place of existing
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 from demo_training.activations import collect, distinct_prefixes
+from demo_training.cards import make_cards
 from demo_training.clt import CltSettings, Scaling, train_clt
 from demo_training.labels import make_labels
 from demo_training.model import ModelSettings, answers_right, encode, train_model
@@ -26,7 +28,14 @@ from demo_training.store import save_clt, save_model
 
 from crosstrace.graphs import graph_scores
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.demo import DALLAS_PROMPT, DEMO_DIR, MODEL_DIR, TRANSCODERS_DIR, load_facts
+from crosstrace.replacement_model.demo import (
+    CARDS_FILE,
+    DALLAS_PROMPT,
+    DEMO_DIR,
+    MODEL_DIR,
+    TRANSCODERS_DIR,
+    load_facts,
+)
 from crosstrace.replacement_model.demo.corpus import build_tokenizer, held_out_sentences, sentences, training_sentences
 from crosstrace.tracer import trace
 
@@ -71,7 +80,14 @@ def build(folder: Path, seed: int, model_settings: ModelSettings, clt_settings: 
     # Beginnings that many sentences share are drawn more often, but not so often that the rest is drowned.
     clt = train_clt(scaling.inputs(inputs), scaling.outputs(outputs), counts.pow(0.75), clt_settings, seed, say)
     save_clt(clt, scaling, folder / CLT_FOLDER)
+    describe(folder)
+
+
+def describe(folder: Path) -> None:
+    """What is known of the features of the stored weights: names, and cards of the demo's own sentences."""
     name_features(folder)
+    stored = ReplacementModel.from_pretrained(folder / MODEL_FOLDER, folder / CLT_FOLDER, "cpu")
+    make_cards(stored, folder / CLT_FOLDER / CARDS_FILE.name)
 
 
 def name_features(folder: Path) -> None:
@@ -124,7 +140,7 @@ def measure(folder: Path) -> list[Row]:
     labels = json.loads((folder / CLT_FOLDER / "labels.json").read_text(encoding="utf-8"))["layers"]
     rows.append(Row("features that ever fire, by layer", ", ".join(str(len(layer)) for layer in labels)))
     size = sum(path.stat().st_size for part in (MODEL_FOLDER, CLT_FOLDER) for path in (folder / part).iterdir())
-    rows.append(Row("model, transcoder and labels", f"{size / 1e6:.2f} MB", "< 10 MB", size < 10e6))
+    rows.append(Row("model, transcoder, labels and cards", f"{size / 1e6:.2f} MB", "< 10 MB", size < 10e6))
     return rows
 
 
@@ -155,12 +171,16 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accept", action="store_true", help="replace existing files even where a bar is missed")
     parser.add_argument("--measure", action="store_true", help="only print the table for what is in --out")
+    parser.add_argument("--describe", action="store_true", help="only name the features of what is in --out anew")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)  # gradients of indexing are summed in any order otherwise
 
     if args.measure:
         print_table(measure(args.out))
+        return 0
+    if args.describe:
+        describe(args.out)
         return 0
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:

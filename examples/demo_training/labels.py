@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import Facts
 from crosstrace.replacement_model.demo.corpus import Sentence
-from crosstrace.replacement_model.gemma import gain
+from crosstrace.replacement_model.direct_logits import direct_logits
 from demo_training.activations import Activations
 from demo_training.quality import Firings
 
@@ -54,19 +54,12 @@ class Vocabulary:
 
 
 def promoted(model: ReplacementModel, layer: int, vocabulary: Vocabulary) -> list[list[str]]:
-    """For each feature of a layer the tokens whose logits its decoder raises most, through the final norm's gain alone.
-
-    The logits are those of `DESIGN`'s linear model with the norm's denominator left out, as it is the same for all.
-    """
+    """For each feature of a layer the tokens whose direct logits its decoder raises most, and 0.3 times as much."""
     features = torch.arange(len(model.transcoders.encoder(layer).b_enc_f))
-    written = model.transcoders.decoder_rows(layer, features).float().sum(1)  # (F, D) over all layers written to
-    final_gain = gain(model.sites.final_norm)
-    unembedding = model.sites.unembedding.float()
-    logits = (written * final_gain) @ (unembedding - unembedding.mean(0)).T
-    top = logits.topk(WORDS, dim=-1)
+    top = direct_logits(model, layer, features, WORDS)
     return [
         [vocabulary.words[token] for token, logit in zip(tokens, values, strict=True) if logit > 0.3 * values[0]]
-        for tokens, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        for tokens, values in zip(top.promoted.tolist(), top.raised.tolist(), strict=True)
     ]
 
 
