@@ -76,18 +76,16 @@ def local_place(reference: str | Path) -> Path:
 
 
 def _cached(reference: str) -> Path:
-    """The local folder of a hub reference, as :func:`_fetch` gives it, without asking the hub."""
+    """The local folder of a hub reference, without asking the hub."""
     import huggingface_hub
 
-    text, _, revision = reference.partition("@")
-    if text.startswith(("/", ".", "~")) or text.count("/") < 2:
+    if reference.startswith(("/", ".", "~")) or reference.partition("@")[0].count("/") < 2:
         raise FileNotFoundError(f"transcoder folder {reference} does not exist")
-    org, repo, *sub = PurePosixPath(text).parts
+    repo, inner, revision = hub.split_reference(reference)
     try:
-        folder = huggingface_hub.snapshot_download(f"{org}/{repo}", revision=revision or None, local_files_only=True)
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)) / inner
     except (OSError, ValueError):
         raise FileNotFoundError(f"{reference} is not in the local cache") from None
-    return Path(folder).joinpath(*sub)
 
 
 def _open_folder(folder: Path, name: str, check: bool) -> TranscoderReader:
