@@ -24,7 +24,8 @@ from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.influence import row_scale, spread, target_weights
 from crosstrace.graphs.node_ids import node_ids
-from crosstrace.graphs.pruning import prune, reaching
+from crosstrace.graphs.pruning import prune, reaching, unpruned
+from crosstrace.graphs.scores import graph_scores
 from crosstrace.graphs.sparse_rows import Floats, Mask, rows_of
 
 FORMAT, VERSION = "crosstrace-page", 1
@@ -137,6 +138,7 @@ def _assemble(
         "influence": base64_of(influence[nodes], "<f8"),
         "influenceTotal": float(influence.sum()),
         "whole": {"nodes": graph.n, "edges": int(graph.edges.nnz)},
+        "scores": graph_scores(unpruned(graph))._asdict(),
         "start": start,
         "notes": [],
         "fires": {f"{layer}/{feature}": fires[layer, feature] for layer, feature in features},

@@ -106,6 +106,7 @@ def page_data_from_json(content: Any) -> dict[str, Any]:
         "influence": None if influence is None else base64_of(influence, "<f8"),
         "influenceTotal": 1.0 if influence is None else max(1.0, float(influence.sum())),
         "whole": {"nodes": len(nodes), "edges": int(edges.nnz)},
+        "scores": None,
         "start": start,
         "notes": [*notes, "Made from a JSON file: what its pruning dropped is not here."],
         "fires": _fires(nodes),
@@ -244,8 +245,13 @@ def _q_params(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         return {}
     kept: dict[str, Any] = {}
-    if isinstance(pinned := given.get("pinnedIds"), list):
+    pinned = given.get("pinnedIds")
+    if isinstance(pinned, str):  # some viewers join the ids
+        pinned = pinned.split(",")
+    if isinstance(pinned, list):
         kept["pinnedIds"] = [str(node) for node in pinned]
+    if isinstance(positions := given.get("positions"), dict):
+        kept["positions"] = positions
     if isinstance(groups := given.get("supernodes"), list):
         kept["supernodes"] = [[str(part) for part in group] for group in groups if isinstance(group, list) and group]
     if isinstance(clicked := given.get("clickedId"), str):

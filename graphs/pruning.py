@@ -80,6 +80,16 @@ def prune(
     )
 
 
+def unpruned(graph: AttributionGraph) -> AttributionGraph:
+    """The graph without what `prune` filled in; edges are shared, not copied.
+
+    Example:
+        >>> graph_scores(unpruned(pruned)) == graph_scores(graph)
+        True
+    """
+    return dataclasses.replace(graph, node_mask=None, edge_mask_sparse=None, influence=None)
+
+
 def check_threshold(name: str, value: float) -> None:
     """Raises ValueError unless 0 ≤ value ≤ 1."""
     if not isinstance(value, int | float) or math.isnan(value) or not 0 <= value <= 1:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -13,6 +11,7 @@ from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.influence import row_scale, spread, target_weights
+from crosstrace.graphs.pruning import unpruned
 from crosstrace.graphs.text import short, visible
 
 _BAR = 24
@@ -74,14 +73,13 @@ def _targets(graph: AttributionGraph) -> Table:
 
 def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     # Of the whole graph: pruning drops most errors, and the scores of what is left would flatter the transcoders.
-    whole = dataclasses.replace(graph, node_mask=None, edge_mask_sparse=None, influence=None)
-    replacement, completeness = graph_scores(whole)
+    replacement, completeness = graph_scores(unpruned(graph))
     assert pruned.node_mask is not None
     assert pruned.edge_mask_sparse is not None
     kept = pruned.node_mask[pruned.layout.features].sum().item()
     active, rows = len(graph.active_features), len(graph.selected_features)
     lines = [
-        f"replacement score {replacement:.3f}, completeness score {completeness:.3f}",
+        f"replacement score {replacement:.3f}, completeness score {completeness:.3f} of the whole graph",
         f"completeness error {graph.completeness_error():.0e}",
         f"{active:,} active features, {rows:,} traced, {kept:,} kept by pruning",
         f"{pruned.node_mask.sum().item():,} of {graph.n:,} nodes, "

@@ -16,6 +16,8 @@ export interface QParams {
   pinnedIds?: string[];
   supernodes?: string[][];
   clickedId?: string;
+  /** Where nodes of the subgraph were dragged to; see `State.positions`. */
+  positions?: Record<string, [number, number]>;
 }
 
 export interface PageData {
@@ -42,6 +44,8 @@ export interface PageData {
   influence: string | null;
   influenceTotal: number;
   whole: { nodes: number; edges: number };
+  /** Of the whole graph; null where the file held a pruned one. */
+  scores: { replacement: number; completeness: number } | null;
   start: { node: number; edge: number; nodeLimit: number };
   notes: string[];
   fires: Record<string, [number, number][]>;

@@ -42,8 +42,9 @@ async function load(file: File, model: Model, store: Store): Promise<string> {
   const share = (value: unknown): value is number => typeof value === "number" && value >= 0 && value <= 1;
   if (share(metadata?.node_threshold)) change.nodeThreshold = metadata.node_threshold;
   if (share(metadata?.edge_threshold)) change.edgeThreshold = metadata.edge_threshold;
-  store.set({ pinned: [], supernodes: [], clicked: "", ...change }, true);
-  const given = (qParams as { pinnedIds?: unknown }).pinnedIds;
+  store.set({ pinned: [], supernodes: [], clicked: "", positions: {}, ...change }, true);
+  const { pinnedIds } = qParams as { pinnedIds?: unknown };
+  const given = typeof pinnedIds === "string" ? pinnedIds.split(",") : pinnedIds;
   const missing = Array.isArray(given) ? given.filter((id) => !model.has(String(id))).length : 0;
   return missing ? `Loaded; ${whole(missing)} pinned nodes are not in this graph.` : "Loaded.";
 }

@@ -68,7 +68,7 @@ export class GraphView {
   /** Places the shown nodes anew, as after pruning or resizing. */
   arrange(): void {
     if (!this.painter.width) return;
-    this.painter.layout = arrange(this.model, this.painter.area, this.painter.tokenWidth, this.options.rows?.());
+    this.painter.layout = arrange(this.model, this.painter.area, this.painter.texts, this.options.rows?.());
     const { width, height } = this.painter.layout, area = this.painter.area;
     const least = Math.min(1, area.width / width, area.height / height);
     this.zoom.scaleExtent([least * 0.6, 40]).extent([[GUTTER, TOP], [GUTTER + area.width, TOP + area.height]]);

@@ -16,8 +16,8 @@ export interface Row {
 export interface Layout {
   x: Float32Array;
   y: Float32Array;
-  /** Room of a node; names are written inside where it is enough. */
-  slotWidth: number;
+  /** (n,) room of each node; names are written inside where it is enough. */
+  rooms: Float32Array;
   slotHeight: number;
   /** Room of a target, which may spread beyond its column. */
   topSlot: number;
@@ -63,23 +63,30 @@ interface Cells {
   top: number[] | null;
 }
 
+export interface Texts {
+  /** How wide a column must be for its token. */
+  token(position: number): number;
+  /** How wide a node's slot must be for its whole name. */
+  name(node: number): number;
+}
+
 /** `rows` are kept even without nodes: so that two graphs have the same. */
-export function arrange(model: Model, area: Size, tokenWidth: (position: number) => number, rows: number[] = []): Layout {
+export function arrange(model: Model, area: Size, texts: Texts, rows: number[] = []): Layout {
   const cells = collect(model, rows);
   const P = model.data.tokens.length;
   for (const { slotWidth, slotHeight, lines } of candidates()) {
-    const plan = measure(cells, P, lines, slotWidth, slotHeight, tokenWidth);
+    const plan = measure(cells, P, lines, slotWidth, slotHeight, texts.token);
     // Edges need air between the rows to be told apart.
     const gap = Math.max(slotWidth > 56 ? 15 : 6, slotHeight * 0.4);
     const fits = plan.width <= area.width && plan.height + gap * cells.rows.length <= Math.max(area.height, 60);
-    if (fits) return place(model, cells, plan, area, slotWidth, slotHeight);
+    if (fits) return place(model, cells, plan, area, slotHeight, grow(cells, plan, area, slotWidth, texts));
   }
   // Nothing fits: whatever must shrink least.
   const [slotWidth, slotHeight] = DOTS[DOTS.length - 1];
   const excess = (plan: Plan): number => Math.max(plan.width / area.width, (plan.height + 6 * cells.rows.length) / Math.max(area.height, 60));
-  const plans = [1, 2, 3, 4, 6, 9, 14, 20, 30, 50].map((lines) => measure(cells, P, lines, slotWidth, slotHeight, tokenWidth));
+  const plans = [1, 2, 3, 4, 6, 9, 14, 20, 30, 50].map((lines) => measure(cells, P, lines, slotWidth, slotHeight, texts.token));
   const least = plans.reduce((best, plan) => (excess(plan) < excess(best) ? plan : best));
-  return place(model, cells, least, area, slotWidth, slotHeight);
+  return place(model, cells, least, area, slotHeight, new Array(P).fill(slotWidth));
 }
 
 function collect(model: Model, wanted: number[]): Cells {
@@ -144,9 +151,25 @@ function measure(
   return { across, strips, widths, bands, width: widths.reduce((a, b) => a + b, columnGap(P) * (P - 1)), height };
 }
 
-function place(model: Model, cells: Cells, plan: Plan, area: Size, slotWidth: number, slotHeight: number): Layout {
+/** Slots by position: where there is width to spare, it goes to the columns whose names are cut; their widths grow too. */
+function grow(cells: Cells, plan: Plan, area: Size, slotWidth: number, texts: Texts): number[] {
+  if (slotWidth < NAMED[NAMED.length - 1]) return plan.widths.map(() => slotWidth);
+  const wanted = plan.widths.map((_, p) => {
+    let most = slotWidth;
+    for (const row of cells.nodes.values()) for (const node of row[p]) most = Math.max(most, texts.name(node));
+    return Math.min(most, NAMED[0]);
+  });
+  const growth = plan.widths.map((width, p) => Math.max(plan.strips[p] + plan.across[p] * wanted[p] - width, 0));
+  const total = growth.reduce((a, b) => a + b, 0);
+  const share = total ? Math.min((area.width - plan.width) / total, 1) : 0;
+  growth.forEach((more, p) => (plan.widths[p] += share * more));
+  plan.width += share * total;
+  return wanted.map((most, p) => Math.min(most, Math.max(slotWidth, (plan.widths[p] - plan.strips[p]) / plan.across[p])));
+}
+
+function place(model: Model, cells: Cells, plan: Plan, area: Size, slotHeight: number, slots: number[]): Layout {
   const n = model.graph.n, P = plan.widths.length;
-  const x = new Float32Array(n), y = new Float32Array(n);
+  const x = new Float32Array(n), y = new Float32Array(n), rooms = new Float32Array(n);
   const width = Math.max(area.width, plan.width);
   const spareX = (width - plan.width) / P;
   const columns: Layout["columns"] = [];
@@ -175,20 +198,23 @@ function place(model: Model, cells: Cells, plan: Plan, area: Size, slotWidth: nu
       cell.forEach((node, i) => {
         const line = Math.floor(i / plan.across[p]);
         const inLine = Math.min(plan.across[p], cell.length - line * plan.across[p]);
-        x[node] = inner + (i - line * plan.across[p] - (inLine - 1) / 2) * slotWidth;
+        // Fewer nodes than elsewhere in the column have more room each.
+        rooms[node] = Math.max(slots[p], Math.min((plan.across[p] * slots[p]) / inLine, slots[p] < NAMED[NAMED.length - 1] ? 0 : NAMED[0]));
+        x[node] = inner + (i - line * plan.across[p] - (inLine - 1) / 2) * rooms[node];
         y[node] = middle + (line - (depth - 1) / 2) * slotHeight;
       });
       if (error >= 0) {
-        x[error] = inner - (Math.min(cell.length, plan.across[p]) * slotWidth) / 2 - (cell.length ? strip / 2 : 0);
+        rooms[error] = slots[p];
+        x[error] = inner - (Math.min(cell.length, plan.across[p]) * (rooms[cell[0]] ?? 0)) / 2 - (cell.length ? strip / 2 : 0);
         y[error] = middle;
       }
     }
     top += band + gap;
   }
-  const topSlot = cells.top ? placeTop(model, cells.top, columns, rows[0].y, width, x, y) : slotWidth;
+  const topSlot = cells.top ? placeTop(model, cells.top, columns, rows[0].y, width, x, y) : Math.min(...slots);
   for (const node of model.shown)
     if (model.kind(node) === "token") [x[node], y[node]] = [columns[model.position(node)].middle, height];
-  return { x, y, slotWidth, slotHeight, topSlot, columns, rows, width, height };
+  return { x, y, rooms, slotHeight, topSlot, columns, rows, width, height };
 }
 
 /** Targets side by side around their column, the likeliest first, kept inside the picture. */

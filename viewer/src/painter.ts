@@ -2,7 +2,7 @@
 // drawn again on hover, which keeps it quick with thousands of nodes; the lower two are dimmed by the style sheet.
 
 import type { ZoomTransform } from "d3-zoom";
-import type { Layout } from "./layout";
+import type { Layout, Texts } from "./layout";
 import type { Model } from "./model";
 import { outline, type Look } from "./shapes";
 import { percent, short } from "./text";
@@ -93,8 +93,10 @@ export class Painter {
     return { width: this.width - GUTTER - RIGHT, height: this.height - TOP - this.strip };
   }
 
-  /** How wide a column must be for its token. */
-  readonly tokenWidth = (position: number): number => (this.slanted ? 12 : this.tokenRoom(position));
+  readonly texts: Texts = {
+    token: (position) => (this.slanted ? 12 : this.tokenRoom(position)),
+    name: (node) => this.textWidth(this.inside(node), NAME_FONT) + 21,
+  };
 
   private tokenRoom(position: number): number {
     return this.textWidth(short(this.model.token(position)), TOKEN_FONT) + 18;
@@ -114,7 +116,8 @@ export class Painter {
 
   private boxOf(node: number): Box {
     const [x, y] = this.screen(node);
-    const { k } = this.transform, { slotWidth, slotHeight } = this.layout;
+    const { k } = this.transform, { slotHeight } = this.layout;
+    const slotWidth = this.layout.rooms[node];
     const kind = this.model.kind(node);
     if (kind === "token") {
       if (this.slanted) return { x, y, width: 9, height: 9, text: "" };

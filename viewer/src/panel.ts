@@ -86,7 +86,8 @@ export class Panel {
 
   private pathRow(path: Path): HTMLElement {
     const { model } = this;
-    const steps = path.nodes.flatMap((node, i) => [i ? h("span", { class: "arrow", "aria-hidden": "true" }, "→") : null, h("span", { dir: "auto" }, model.name(node, 22))]);
+    const steps = path.nodes.map((node, i) =>
+      h("span", { class: "step" }, i ? h("span", { class: "arrow", "aria-hidden": "true" }, "→") : null, icon(model.kind(node)), h("span", { dir: "auto" }, model.name(node, 22))));
     const share = h("span", { class: `number ${path.sign > 0 ? "plus" : "minus"}` }, `${path.sign < 0 ? "−" : ""}${percent(path.strength)}`);
     const row = h("button", { type: "button", class: "path", title: "Show this path in the graph" }, share, h("span", { class: "steps" }, ...steps));
     return on(row, {

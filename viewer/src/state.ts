@@ -1,5 +1,6 @@
 // What the reader has done: thresholds, what is selected, pinned and grouped. Kept in the URL's fragment and in a JSON
-// of the shape that public viewers use: qParams with pinnedIds, supernodes ([name, id, id, …]) and clickedId.
+// of the shape that public viewers use: qParams with pinnedIds, supernodes ([name, id, id, …]) and clickedId; they leave
+// `positions` alone, their own `sg_pos` depends on how they order and size nodes.
 
 import type { QParams } from "./data";
 
@@ -46,8 +47,8 @@ export class Store {
   undo(): boolean {
     const before = this.undone.pop();
     if (!before) return false;
-    const { pinned, supernodes } = before;
-    this.set({ pinned, supernodes });
+    const { pinned, supernodes, positions } = before;
+    this.set({ pinned, supernodes, positions });
     return true;
   }
 
@@ -95,22 +96,24 @@ export class Store {
   }
 
   qParams(): Required<QParams> & { linkType: string; sg_pos: string } {
-    const { pinned, supernodes, clicked } = this.state;
+    const { pinned, supernodes, clicked, positions } = this.state;
     return {
       pinnedIds: pinned,
       supernodes: supernodes.map((group) => [group.name, ...group.ids]),
       linkType: "both",
       clickedId: clicked,
       sg_pos: "",
+      positions,
     };
   }
 
   fragment(): string {
-    const { pinned, supernodes, clicked, nodeThreshold, edgeThreshold } = this.state;
+    const { pinned, supernodes, clicked, positions, nodeThreshold, edgeThreshold } = this.state;
     const parts = new URLSearchParams();
     if (pinned.length) parts.set("pinnedIds", pinned.join(","));
     if (supernodes.length) parts.set("supernodes", JSON.stringify(supernodes.map((g) => [g.name, ...g.ids])));
     if (clicked) parts.set("clickedId", clicked);
+    if (Object.keys(positions).length) parts.set("positions", JSON.stringify(positions));
     parts.set("pruningThreshold", String(nodeThreshold));
     parts.set("edgeThreshold", String(edgeThreshold));
     return parts.toString();
@@ -127,7 +130,9 @@ function without(supernodes: Supernode[], ids: string[]): Supernode[] {
 export function fromQParams(given: unknown, known: (id: string) => boolean): Partial<State> {
   const change: Partial<State> = {};
   if (typeof given !== "object" || given === null) return change;
-  const { pinnedIds, supernodes, clickedId } = given as Record<string, unknown>;
+  const { pinnedIds: pinned, supernodes, clickedId, positions } = given as Record<string, unknown>;
+  // Some viewers join the ids.
+  const pinnedIds = typeof pinned === "string" ? pinned.split(",") : pinned;
   const ids = (values: unknown): string[] =>
     Array.isArray(values) ? [...new Set(values.filter((id): id is string => typeof id === "string" && known(id)))] : [];
   const taken = new Set<string>();
@@ -141,6 +146,11 @@ export function fromQParams(given: unknown, known: (id: string) => boolean): Par
     }
   }
   if (pinnedIds !== undefined || taken.size) change.pinned = [...new Set([...ids(pinnedIds), ...taken])];
+  if (typeof positions === "object" && positions !== null) {
+    const share = (value: unknown): value is number => typeof value === "number" && value >= 0 && value <= 1000;
+    const places = Object.entries(positions).filter(([id, place]) => known(id) && Array.isArray(place) && share(place[0]) && share(place[1]));
+    change.positions = Object.fromEntries(places.map(([id, place]) => [id, [place[0], place[1]]]));
+  }
   if (typeof clickedId === "string" && (known(clickedId) || /^supernode-\d+$/.test(clickedId))) change.clicked = clickedId;
   return change;
 }
@@ -150,14 +160,16 @@ export function fromFragment(fragment: string, known: (id: string) => boolean): 
   const parts = new URLSearchParams(fragment.replace(/^#/, ""));
   const given: Record<string, unknown> = {};
   const pinned = parts.get("pinnedIds");
-  if (pinned !== null) given.pinnedIds = pinned.split(",");
+  if (pinned !== null) given.pinnedIds = pinned;
   const clicked = parts.get("clickedId");
   if (clicked !== null) given.clickedId = clicked;
-  try {
-    const supernodes = parts.get("supernodes");
-    if (supernodes !== null) given.supernodes = JSON.parse(supernodes);
-  } catch {
-    // A cut-off link: the rest of it still counts.
+  for (const name of ["supernodes", "positions"]) {
+    try {
+      const value = parts.get(name);
+      if (value !== null) given[name] = JSON.parse(value);
+    } catch {
+      // A cut-off link: the rest of it still counts.
+    }
   }
   const change = fromQParams(given, known);
   const share = (name: string): number | undefined => {

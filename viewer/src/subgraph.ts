@@ -9,6 +9,8 @@ import { short, signed, visible } from "./text";
 
 interface Item {
   id: string;
+  /** Under which its place is kept: its id, for a group that of its first member. */
+  key: string;
   name: string;
   members: number[];
   layer: number;
@@ -23,9 +25,13 @@ export class Subgraph {
   private bar = byId("subgraph-bar");
   private suggested = byId("suggested");
   private open = false;
+  private drawn: Item[] = [];
+  private places = new Map<Item, DOMRect>();
+  private dragging: { item: Item; dx: number; dy: number; startX: number; startY: number; moved: boolean } | null = null;
 
   constructor(private model: Model, private store: Store, private view: GraphView) {
     new ResizeObserver(() => this.draw()).observe(this.board);
+    this.listenForDrags();
     byId("open-subgraph").addEventListener("click", () => this.toggle());
   }
 
@@ -56,7 +62,8 @@ export class Subgraph {
     group.id = "group";
     group.disabled = marked.size < 1;
     const tools = [group, button("Undo", "Undo the last change of pins and groups (u)", () => store.undo())];
-    if (store.state.pinned.length) tools.push(button("Clear", "Unpin everything", () => store.set({ pinned: [], supernodes: [], clicked: "" }, true)));
+    if (store.state.pinned.length) tools.push(button("Clear", "Unpin everything", () => store.set({ pinned: [], supernodes: [], clicked: "", positions: {} }, true)));
+    if (Object.keys(store.state.positions).length) tools.push(button("Arrange", "Put moved nodes back in their rows", () => store.set({ positions: {} }, true)));
     tools.push(button("✕", "Close the subgraph", () => this.toggle(false), "quiet"));
     this.bar.replaceChildren(...tools);
   }
@@ -87,7 +94,7 @@ export class Subgraph {
       const chip = button(`${short(group.name, 28)} · ${group.ids.length}`, "Add this group", () => add(group), "chip suggestion");
       return on(chip, { mouseenter: () => this.view.showFound(group.ids.map((id) => model.node(id))), mouseleave: () => this.view.showFound([]) });
     });
-    const all = button("Add all", "Add all suggested groups", () => open.slice(0, 12).forEach(add), "quiet");
+    const all = button("Add all", "Add all suggested groups", () => open.forEach(add), "quiet");
     this.suggested.replaceChildren(h("span", { class: "hint" }, "Suggested groups"), ...chips, open.length > 1 ? all : "");
   }
 
@@ -96,7 +103,7 @@ export class Subgraph {
     const item = (id: string, name: string, ids: string[], group: number): Item => {
       const members = ids.map((member) => model.node(member)).filter((node) => node >= 0);
       const mean = (value: (node: number) => number): number => members.reduce((sum, node) => sum + value(node), 0) / Math.max(members.length, 1);
-      return { id, name, members, layer: mean((node) => model.layer(node)), position: mean((node) => model.position(node)), element: this.chip(id, name, members, group) };
+      return { id, key: ids[0], name, members, layer: mean((node) => model.layer(node)), position: mean((node) => model.position(node)), element: this.chip(id, name, members, group) };
     };
     const groups = store.state.supernodes.map((group, i) => item(`supernode-${i}`, group.name, group.ids, i));
     const single = store.state.pinned.filter((id) => store.groupOf(id) < 0 && model.has(id)).map((id) => item(id, model.name(model.node(id)), [id], -1));
@@ -124,20 +131,24 @@ export class Subgraph {
   }
 
   private draw(): void {
-    if (!this.open) return;
+    if (!this.open || this.dragging?.moved) return;
+    const { board, store } = this;
     const focused = (document.activeElement as HTMLElement | null)?.closest<HTMLElement>("#board .node")?.dataset.id;
     const items = this.items();
     this.board.replaceChildren(this.lines, ...items.map((item) => item.element));
-    this.lines.replaceChildren();
     byId("subgraph-empty").hidden = items.length > 0;
-    if (!items.length) return;
-    const places = this.places(items);
-    this.edges(items, places);
+    this.drawn = items;
+    this.places = this.arranged(items);
+    for (const item of items) {
+      const moved = store.state.positions[item.key];
+      if (moved) this.put(item, (moved[0] / 1000) * board.clientWidth, (moved[1] / 1000) * board.clientHeight);
+    }
+    this.edges();
     if (focused) items.find((item) => item.id === focused)?.element.focus();
   }
 
   /** Rows by mean layer, along the row by mean position; chips that would touch move apart. */
-  private places(items: Item[]): Map<Item, DOMRect> {
+  private arranged(items: Item[]): Map<Item, DOMRect> {
     const width = this.board.clientWidth, height = Math.max(this.board.clientHeight, 60);
     const levels = [...new Set(items.map((item) => Math.round(item.layer)))].sort((a, b) => b - a);
     // Only positions that occur take room.
@@ -164,7 +175,77 @@ export class Subgraph {
     return places;
   }
 
-  private edges(items: Item[], places: Map<Item, DOMRect>): void {
+  /** Moves a node so that its middle is at a point of the board, as far as it has room there. */
+  private put(item: Item, x: number, y: number): void {
+    const { offsetWidth: width, offsetHeight: height } = item.element;
+    const within = (value: number, size: number, room: number): number => Math.max(Math.min(value - size / 2, room - size - 2), 2);
+    const left = within(x, width, this.board.clientWidth), top = within(y, height, this.board.clientHeight);
+    item.element.style.left = `${left}px`;
+    item.element.style.top = `${top}px`;
+    this.places.set(item, new DOMRect(left, top, width, height));
+  }
+
+  /** Remembers where a node was put. */
+  private keep(item: Item): void {
+    const { x, y, width, height } = this.places.get(item)!;
+    const share = (value: number, room: number): number => Math.round((1000 * value) / Math.max(room, 1));
+    const place: [number, number] = [share(x + width / 2, this.board.clientWidth), share(y + height / 2, this.board.clientHeight)];
+    this.store.set({ positions: { ...this.store.state.positions, [item.key]: place } }, true);
+  }
+
+  private itemOf(target: EventTarget | null): Item | undefined {
+    const element = (target as HTMLElement).closest<HTMLElement>(".node");
+    return this.drawn.find((item) => item.element === element);
+  }
+
+  private listenForDrags(): void {
+    const { board } = this;
+    board.addEventListener("pointerdown", (event) => {
+      const item = this.itemOf(event.target);
+      if (!item || event.button) return;
+      const place = this.places.get(item)!;
+      this.dragging = { item, dx: place.x + place.width / 2 - event.clientX, dy: place.y + place.height / 2 - event.clientY, startX: event.clientX, startY: event.clientY, moved: false };
+    });
+    board.addEventListener("pointermove", (event) => {
+      const drag = this.dragging;
+      if (!drag) return;
+      if (!drag.moved) {
+        if (Math.hypot(event.clientX - drag.startX, event.clientY - drag.startY) < 4) return;
+        drag.moved = true;
+        drag.item.element.setPointerCapture(event.pointerId);
+        drag.item.element.classList.add("dragged");
+      }
+      this.put(drag.item, event.clientX + drag.dx, event.clientY + drag.dy);
+      this.edges();
+    });
+    const end = (): void => {
+      const drag = this.dragging;
+      this.dragging = null;
+      if (!drag?.moved) return;
+      // What ends a drag is no click.
+      const swallow = (event: Event): void => event.stopPropagation();
+      window.addEventListener("click", swallow, { capture: true });
+      setTimeout(() => {
+        window.removeEventListener("click", swallow, { capture: true });
+        this.keep(drag.item);
+      });
+    };
+    board.addEventListener("pointerup", end);
+    board.addEventListener("pointercancel", end);
+    board.addEventListener("keydown", (event) => {
+      const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      const item = this.itemOf(event.target);
+      if (!way || !item || !event.altKey) return;
+      event.preventDefault();
+      const { x, y, width, height } = this.places.get(item)!;
+      this.put(item, x + width / 2 + 16 * way[0], y + height / 2 + 16 * way[1]);
+      this.keep(item);
+    });
+  }
+
+  private edges(): void {
+    const { drawn: items, places } = this;
+    this.lines.replaceChildren();
     const owner = new Map<number, Item>();
     for (const item of items) for (const node of item.members) owner.set(node, item);
     const sums = new Map<string, { from: Item; to: Item; weight: number }>();

@@ -45,5 +45,8 @@ export class Toolbar {
     byId("edge-count").textContent = `${whole(pruned.edges.length)} of ${whole(data.whole.edges)}`;
     byId("replacement").textContent = pruned.replacement.toFixed(2);
     byId("completeness").textContent = pruned.completeness.toFixed(2);
+    // Unknown for a graph of which only a pruned part is in the file.
+    byId("whole-replacement").textContent = data.scores ? `(whole graph ${data.scores.replacement.toFixed(2)})` : "";
+    byId("whole-completeness").textContent = data.scores ? `(${data.scores.completeness.toFixed(2)})` : "";
   }
 }

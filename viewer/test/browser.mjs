@@ -159,6 +159,8 @@ const checks = {
     assert.equal(Number((await page.locator("#node-count").textContent()).split(" ")[0].replace(",", "")), wanted[0]);
     assert.equal(Number((await page.locator("#edge-count").textContent()).split(" ")[0].replace(",", "")), wanted[1]);
     assert.equal(await page.locator("#replacement").textContent(), wanted[2]);
+    const whole = await page.evaluate(() => globalThis.crosstrace.model.data.scores);
+    assert.equal(await page.locator("#whole-replacement").textContent(), `(whole graph ${whole.replacement.toFixed(2)})`);
     return page;
   },
   async "pan and zoom, and back to the whole graph"() {
@@ -232,6 +234,50 @@ const checks = {
     await page.locator("#load-file").setInputFiles(wrong);
     await page.locator("#message").getByText("is not a saved state").waitFor();
     assert.deepEqual((await state(page)).supernodes, supernodes);
+    return page;
+  },
+  async "nodes of the subgraph are dragged, and stay where they were put"() {
+    const page = await open("story.html");
+    const [first, second, third] = await shown(page, "feature");
+    await page.evaluate(([a, b, c]) => {
+      const { store } = globalThis.crosstrace;
+      store.group("pair", [a, b]);
+      store.pin(c);
+    }, [first, second, third]);
+    const middle = async (selector) => {
+      const { x, y, width, height } = await page.locator(selector).boundingBox();
+      return [x + width / 2, y + height / 2];
+    };
+    const ends = () => page.locator("#lines path").evaluateAll((paths) => paths.map((path) => path.getAttribute("d")));
+    const before = await ends();
+    const [x, y] = await middle("#board .group");
+    const { x: left, width } = await page.locator("#board").boundingBox();
+    const to = [x < left + width / 2 ? x + 200 : x - 200, y];
+    await page.mouse.move(x, y);
+    await page.mouse.down();
+    await page.mouse.move((x + to[0]) / 2, y, { steps: 3 });
+    await page.mouse.move(...to, { steps: 3 });
+    await page.mouse.up();
+    await page.waitForFunction((id) => globalThis.crosstrace.store.state.positions[id], first);
+    const near = async () => assert(Math.hypot((await middle("#board .group"))[0] - to[0], (await middle("#board .group"))[1] - to[1]) < 3);
+    await near();
+    if (before.length) assert.notDeepEqual(await ends(), before);
+    assert.equal((await state(page)).clicked, "", "a drag is no click");
+    // The next click counts again.
+    await page.locator("#board .group").click();
+    assert.equal((await state(page)).clicked, "supernode-0");
+    await page.waitForFunction(() => location.hash.includes("positions="));
+    await page.reload();
+    await ready(page);
+    await near();
+    const places = (await state(page)).positions;
+    assert.deepEqual(await page.evaluate(() => globalThis.crosstrace.store.qParams().positions), places);
+    await page.locator(`#board .node[data-id="${third}"]`).focus();
+    await page.keyboard.press("Alt+ArrowUp");
+    await page.waitForFunction((id) => globalThis.crosstrace.store.state.positions[id], third);
+    assert.equal(await page.evaluate(() => document.activeElement.dataset.id), third);
+    await page.getByRole("button", { name: "Arrange" }).click();
+    assert.deepEqual((await state(page)).positions, {});
     return page;
   },
   async "suggested groups are one click away, and undone"() {
