@@ -53,6 +53,16 @@ export class Model {
     return this.strongestFirst(this.outgoing[node]);
   }
 
+  /** What feeds a group, or what it feeds: the sums of its members' edges to nodes outside it, strongest first. */
+  edgesOfGroup(members: number[], incoming: boolean): Neighbour[] {
+    const inside = new Set(members);
+    const sums = new Map<number, number>();
+    for (const member of members)
+      for (const { node, weight } of incoming ? this.incoming[member] : this.outgoing[member])
+        if (!inside.has(node)) sums.set(node, (sums.get(node) ?? 0) + weight);
+    return [...sums].map(([node, weight]) => ({ node, weight, edge: -1 })).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+  }
+
   /** Sorted when first asked for: most nodes never are. */
   private strongestFirst(list: Neighbour[] | undefined): Neighbour[] {
     if (!list) return [];

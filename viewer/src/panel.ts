@@ -189,9 +189,11 @@ export class Panel {
       h("div", { class: "head" }, h("div", { class: "title" }, name), h("div", { class: "actions" },
         button("Ungroup", "Take the group apart", () => store.ungroup(i)),
         button("✕", "Close (Esc)", () => store.set({ clicked: "" }), "quiet"))),
-      h("p", { class: "where" }, `group of ${members.length}; its edges are the sums of its members'`),
+      h("p", { class: "where" }, `group of ${members.length}; edges are sums over the members`),
       h("h3", { class: "list-title" }, "Members"),
       list.element,
+      ...this.edges("Fed by", model.edgesOfGroup(members, true)),
+      ...this.edges("Feeds", model.edgesOfGroup(members, false)),
     );
     list.set(members);
   }

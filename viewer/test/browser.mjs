@@ -210,6 +210,12 @@ const checks = {
     const drawn = await page.locator(`#lines path[data-source="supernode-0"][data-target="${target}"]`).all();
     assert(Math.abs((drawn.length ? Number(await drawn[0].getAttribute("data-weight")) : 0) - sums) < 1e-6);
 
+    // … and the panel lists them, the target among what the group feeds.
+    if (sums) {
+      const row = page.locator(`#feeds .row[data-id="${target}"] .number`);
+      assert(Math.abs(Number((await row.textContent()).replace("−", "-")) - sums) < 0.01 * Math.abs(sums) + 1e-3);
+    }
+
     const wanted = await page.evaluate(() => globalThis.crosstrace.store.qParams());
     const [download] = await Promise.all([page.waitForEvent("download"), page.locator("#save").click()]);
     const file = join(profile, "saved.json");
