@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import scipy.sparse
@@ -64,6 +64,13 @@ def save(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
     # Here and not above: `safetensors.torch` need not be loaded to use a graph.
     import safetensors.torch
 
+    def write(file: BinaryIO) -> None:
+        # By name and not as bytes, which would be in memory a second time.
+        try:
+            safetensors.torch.save_file(tensors, file.name, metadata={FORMAT: text})
+        except safetensors.SafetensorError as problem:
+            raise OSError(_one_line(problem)) from problem
+
     tensors = {name: getattr(graph, name) for name in _TENSORS}
     tensors |= {name: getattr(graph, name) for name in _PRUNED_TENSORS if getattr(graph, name) is not None}
     tensors |= _csr_tensors("edges", graph.edges)
@@ -75,7 +82,7 @@ def save(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
         text = _json(header)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"settings cannot be written as JSON: {problem}") from None
-    write_atomically(path, safetensors.torch.save(tensors, metadata={FORMAT: text}))
+    write_atomically(path, write)
 
 
 def load(path: str | os.PathLike[str]) -> AttributionGraph:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -125,4 +128,26 @@ def test_settings_that_are_not_json_are_refused(tmp_path):
     for value in ({1, 2}, float("nan")):
         with pytest.raises(ValueError, match="settings cannot be written as JSON"):
             random_graph(settings={"bad": value}).save(tmp_path / "g.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+sys.path.insert(0, sys.argv[1])
+from graph_samples import case
+graph = case("clt_affine")[0]
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    graph.save(sys.argv[2])
+except OSError as problem:
+    print(problem)
+"""
+
+
+def test_a_full_disk_leaves_nothing_and_is_one_line(tmp_path):
+    path = tmp_path / "graph.safetensors"
+    arguments = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(path)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"cannot write {path}: ")
+    assert len(result.stdout.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

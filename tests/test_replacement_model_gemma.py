@@ -164,9 +164,11 @@ def test_broken_model_folders_are_one_line(model_copy, how, message):
     assert str(model_copy) in str(caught.value)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is not None, reason="accelerate is installed")
-def test_device_map_without_accelerate_is_one_line():
-    case = load_case("clt_affine")
+def test_device_map_without_accelerate_is_one_line(monkeypatch):
+    case, find = load_case("clt_affine"), importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "accelerate" else find(name, *rest)
+    )
     with pytest.raises(
         ValueError, match="a device map needs accelerate, which is not installed; pip install accelerate"
     ):
