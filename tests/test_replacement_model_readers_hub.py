@@ -13,6 +13,7 @@ from hub_server import HubServer, serving
 
 from crosstrace.replacement_model import ReplacementModel, open_transcoders
 from crosstrace.replacement_model.readers import download_bytes, hub
+from crosstrace.replacement_model.readers.reference import local_place
 from crosstrace.tracer import trace
 from crosstrace.tracer.explain import plan_trace
 
@@ -58,7 +59,10 @@ def test_model_and_transcoders_from_the_hub_give_the_same_graph(server):
 def test_what_is_in_the_cache_is_enough_offline(server, monkeypatch):
     from huggingface_hub import constants
 
+    with pytest.raises(FileNotFoundError, match=r"^org/scope/clt/width_1k is not in the local cache$"):
+        local_place(CLT)
     open_transcoders(CLT)
+    assert next(local_place(CLT).glob("params_layer_0.safetensors")).is_file()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for check in (True, False):
         assert open_transcoders(CLT, check).n_layers == open_transcoders(CASE.transcoders).n_layers

@@ -39,6 +39,24 @@ def fetch(repo: str, revision: str | None, patterns: Sequence[str], reference: s
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
 
 
+def cached(repo: str, revision: str | None, patterns: Sequence[str], reference: str) -> Path:
+    """The snapshot of some files as it is in the cache; the hub is not asked.
+
+    Raises:
+        FileNotFoundError: not there, or not whole.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=list(patterns), local_files_only=True
+            )
+        )
+    except (OSError, ValueError):
+        raise FileNotFoundError(f"{reference} is not in the local cache") from None
+
+
 def fetch_headers(
     repo: str, revision: str | None, patterns: Sequence[str], reference: str
 ) -> tuple[Path, TemporaryDirectory[str] | None]:

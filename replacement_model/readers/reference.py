@@ -76,16 +76,11 @@ def local_place(reference: str | Path) -> Path:
 
 
 def _cached(reference: str) -> Path:
-    """The local folder of a hub reference, without asking the hub."""
-    import huggingface_hub
-
+    """The local folder of a hub reference without asking the hub."""
     if reference.startswith(("/", ".", "~")) or reference.partition("@")[0].count("/") < 2:
         raise FileNotFoundError(f"transcoder folder {reference} does not exist")
     repo, inner, revision = hub.split_reference(reference)
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)) / inner
-    except (OSError, ValueError):
-        raise FileNotFoundError(f"{reference} is not in the local cache") from None
+    return hub.cached(repo, revision, _patterns(inner), reference) / inner
 
 
 def _open_folder(folder: Path, name: str, check: bool) -> TranscoderReader:
