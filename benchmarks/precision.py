@@ -7,14 +7,15 @@
 bfloat16. Here that is done on a CPU: every matrix product of the forward pass and of tracing gets operands rounded to the
 nearest TF32 number (10 bits of mantissa) or bfloat16 number (7 bits), while products and sums stay float32, as in a tensor
 core. Sparse score products are rounded alike. Prints for each the relative difference of the edges that both graphs have
-(Frobenius norm), the features active in only one of them, the largest change of a score and of a pruned graph's nodes, and
-the completeness error, which shows it too.
+(Frobenius norm) by kind of source, the features active in only one of them (each such feature moves into an error, whose
+edges change the more for it), the features kept in only one of the pruned graphs, the largest change of a score, and the
+completeness error, which shows the rounding too.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +71,25 @@ class Rounded(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def common_edges(one: AttributionGraph, other: AttributionGraph) -> tuple[Tensor, Tensor]:
-    """The edges between nodes that both graphs have, in the same order."""
+def common_edges(graphs: Sequence[AttributionGraph]) -> list[dict[str, Tensor]]:
+    """By kind of source, each graph's edges between nodes that all of them have, in the same order."""
     found = []
     places = [
         {tuple(entry): node for node, entry in enumerate(graph.active_features[graph.selected_features].tolist())}
-        for graph in (one, other)
+        for graph in graphs
     ]
     shared = sorted(places[0].keys() & places[1].keys())
-    for graph, at in zip((one, other), places, strict=True):
-        features = [at[entry] for entry in shared]
-        layout = graph.layout
-        nodes = torch.tensor(features + list(range(layout.errors.start, layout.n)))
-        rows = torch.tensor(features + list(range(layout.logits.start, layout.logits.stop)))
-        found.append(graph.adjacency[rows][:, nodes])
-    return found[0], found[1]
+    for graph, at in zip(graphs, places, strict=True):
+        layout, features = graph.layout, torch.tensor([at[entry] for entry in shared])
+        rows = graph.adjacency[torch.cat([features, torch.arange(layout.logits.start, layout.logits.stop)])]
+        found.append(
+            {"features": rows[:, features], "errors": rows[:, layout.errors], "tokens": rows[:, layout.tokens]}
+        )
+    return found
 
 
 def compare(name: str, exact: AttributionGraph, coarse: AttributionGraph) -> dict[str, object]:
-    a, b = common_edges(exact, coarse)
+    one, other = common_edges([exact, coarse])
     features = [{tuple(entry) for entry in graph.active_features.tolist()} for graph in (exact, coarse)]
     masks = [
         {graph.feature_of(node) for node in prune(graph).kept_nodes() if graph.layout.kind(node) == "feature"}
@@ -97,7 +98,7 @@ def compare(name: str, exact: AttributionGraph, coarse: AttributionGraph) -> dic
     scores = [graph_scores(graph) for graph in (exact, coarse)]
     row: dict[str, object] = {
         "products": name,
-        "edges": f"{float((a - b).norm() / a.norm()):.1e}",
+        **{f"{kind}_edges": f"{float((one[kind] - other[kind]).norm() / one[kind].norm()):.1e}" for kind in one},
         "active_in_one_only": len(features[0] ^ features[1]),
         "active": len(features[0]),
         "pruned_in_one_only": len(masks[0] ^ masks[1]),
