@@ -8,7 +8,7 @@ Letters: S features that fired, K top contexts, R rows (contexts of features), E
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from crosstrace.tracer.card_run import CardRun
 from crosstrace.tracer.card_tops import BINS, LayerTops
 
 _LOGIT_PARTS = ("promoted", "raised", "suppressed", "lowered", "spread")
+_CONTEXTS_AT_A_TIME = 4096
 _NO_METADATA = ("crosstrace-logits", "1")
 
 
@@ -184,15 +185,24 @@ def _numbering(
         occurs[layer.logits("suppressed")] = True
     contexts = np.flatnonzero(used)
     lengths = np.asarray(run.log.mapped("contexts"), dtype=np.int64)
-    kept = np.repeat(used, lengths)  # a byte for every token of the corpus is little beside the model
+    begins, lengths = (np.cumsum(lengths) - lengths)[contexts], lengths[contexts]
     all_tokens = run.log.mapped("tokens")
-    occurs[all_tokens[kept]] = True
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        """The tokens of these contexts, some contexts at a time."""
+        for first in range(0, len(contexts), _CONTEXTS_AT_A_TIME):
+            begin, length = (part[first : first + _CONTEXTS_AT_A_TIME] for part in (begins, lengths))
+            yield all_tokens[np.repeat(begin - (np.cumsum(length) - length), length) + np.arange(length.sum())]
+
+    for block in blocks():
+        occurs[block] = True
     tokens = np.flatnonzero(occurs)
     numbering = _Numbering(contexts, np.cumsum(used) - 1, tokens, np.cumsum(occurs) - 1)
-    starts = np.concatenate([[0], np.cumsum(lengths[contexts])])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
 
     def renumbered() -> NDArray[Any]:
-        return numbering.token_number[all_tokens[kept]].astype(numbering.token_type)
+        parts = [numbering.token_number[block].astype(numbering.token_type) for block in blocks()]
+        return np.concatenate(parts)
 
     return numbering, starts, TensorSource("tokens", numbering.token_type, (int(starts[-1]),), renumbered)
 

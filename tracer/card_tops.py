@@ -112,7 +112,7 @@ class LayerTops:
         segment_n = np.repeat(np.arange(len(starts_s)), np.diff(starts_s, append=len(values_n)))
         chosen = np.flatnonzero(wanted)
         records_c = log.append(batch, places_n, values_n, segment_n, chosen, peak_s[chosen])
-        self._merge(slot_s[chosen], value_s[chosen], key_s[chosen], records_c)
+        self._insert(slot_s[chosen], value_s[chosen], key_s[chosen], records_c)
 
     def _slots(self, features_u: Ints) -> Ints:
         """(U,) slots of distinct features, new ones for those that had none."""
@@ -134,36 +134,54 @@ class LayerTops:
         exponent_u = np.maximum(largest_u, before_u)
         self.exponent[slots_u] = exponent_u
         bin_n = np.ldexp(values_n, np.repeat(BINS_EXPONENT - exponent_u, counts_u)).astype(np.int64)
-        cell_n = np.repeat(np.arange(len(slots_u)) * BINS, counts_u) + bin_n
-        found = np.bincount(cell_n, minlength=len(slots_u) * BINS).reshape(-1, BINS)
-        self.histogram[slots_u] += found.astype(np.uint32)
+        np.add.at(self.histogram.reshape(-1), np.repeat(slots_u * BINS, counts_u) + bin_n, np.uint32(1))
 
     def _known(self, slot_c: Ints, value_c: Floats, key_c: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """(c,) whether a candidate's wording is among the feature's top already, with as much activation."""
         same = (self.keys[slot_c] == key_c[:, None]) & (self.values[slot_c] >= value_c[:, None])
         return same.any(1)
 
-    def _merge(self, slot_c: Ints, value_c: Floats, key_c: NDArray[np.uint64], record_c: Ints) -> None:
-        slots_u, where_c = np.unique(slot_c, return_inverse=True)
+    def _insert(self, slot_c: Ints, value_c: Floats, key_c: NDArray[np.uint64], record_c: Ints) -> None:
+        """Candidates into their features' tops; those of a feature in the order of the corpus, one after the other."""
+        turn_c = _turns(slot_c)
+        for turn in range(int(turn_c.max()) + 1):
+            mine = np.flatnonzero(turn_c == turn)
+            if turn:  # what went before may have made it too weak
+                mine = mine[value_c[mine] > self.values[slot_c[mine], -1]]
+                mine = mine[~self._known(slot_c[mine], value_c[mine], key_c[mine])]
+            self._insert_one_each(slot_c[mine], value_c[mine], key_c[mine], record_c[mine])
+
+    def _insert_one_each(self, slot_c: Ints, value_c: Floats, key_c: NDArray[np.uint64], record_c: Ints) -> None:
+        """One candidate for each of some features, stronger than their last and than their own wording's, if it is there.
+
+        It goes behind those as strong as itself, which came first; what is between its place and that of its wording (or the
+        last, which is dropped) moves down by one.
+        """
         top = self.values.shape[1]
-        row = np.concatenate([np.repeat(np.arange(len(slots_u)), top), where_c])
-        value = np.concatenate([self.values[slots_u].ravel(), value_c])
-        key = np.concatenate([self.keys[slots_u].ravel(), key_c])
-        record = np.concatenate([self.records[slots_u].ravel(), record_c])
-        filled = value > 0
-        row, value, key, record = row[filled], value[filled], key[filled], record[filled]
-        # Records are numbered in the order of the corpus, so that of equal activations the first comes first.
-        order = np.lexsort((record, -value, row))
-        row, value, key, record = row[order], value[order], key[order], record[order]
-        by_wording = np.lexsort((key, row))  # stable: the best of each wording is the first of its group
-        best = np.zeros(len(row), dtype=np.bool_)
-        best[by_wording[_starts(row[by_wording], key[by_wording])]] = True
-        row, value, key, record = row[best], value[best], key[best], record[best]
-        rank = np.arange(len(row)) - np.repeat(starts := _starts(row), np.diff(starts, append=len(row)))
-        kept = rank < top
-        self.values[slots_u] = 0
-        at = (slots_u[row[kept]], rank[kept])
-        self.values[at], self.keys[at], self.records[at] = value[kept], key[kept], record[kept]
+        values_ck, keys_ck = self.values[slot_c], self.keys[slot_c]
+        place_c = (values_ck >= value_c[:, None]).sum(1)
+        same_ck = (keys_ck == key_c[:, None]) & (values_ck > 0)
+        freed_c = np.where(same_ck.any(1), same_ck.argmax(1), top - 1)
+        rank_k = np.arange(top)
+        moved_ck = (rank_k > place_c[:, None]) & (rank_k <= freed_c[:, None])
+        new_ck = rank_k == place_c[:, None]
+        before_k = np.maximum(rank_k - 1, 0)
+        for array, old_ck, given_c in (
+            (self.values, values_ck, value_c),
+            (self.keys, keys_ck, key_c),
+            (self.records, self.records[slot_c], record_c),
+        ):
+            shifted_ck = np.where(moved_ck, old_ck[:, before_k], old_ck)
+            array[slot_c] = np.where(new_ck, given_c[:, None], shifted_ck)
+
+
+def _turns(slot_c: Ints) -> Ints:
+    """For each candidate how many of its slot come before it."""
+    order = np.argsort(slot_c, kind="stable")
+    starts = _starts(slot_c[order])
+    turn_c = np.empty(len(slot_c), np.int64)
+    turn_c[order] = np.arange(len(slot_c)) - np.repeat(starts, np.diff(starts, append=len(slot_c)))
+    return turn_c
 
 
 def _starts(*columns: NDArray[Any]) -> Ints:
