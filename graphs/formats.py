@@ -13,13 +13,10 @@ from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.graphml_export import write_graphml
 from crosstrace.graphs.json_export import write_json
 from crosstrace.graphs.page_export import write_html
+from crosstrace.graphs.pruning import unpruned
 from crosstrace.graphs.rendering import PICTURES, render
+from crosstrace.graphs.saved_state import SavedState
 
-_WRITERS: dict[str, Callable[..., None]] = {
-    ".safetensors": AttributionGraph.save,
-    ".json": write_json,
-    ".html": write_html,
-}
 _DRAWERS: dict[str, Callable[[AttributionGraph, str | os.PathLike[str], Figure | None], None]] = {
     ".dot": write_dot,
     **dict.fromkeys(PICTURES, render),
@@ -27,7 +24,7 @@ _DRAWERS: dict[str, Callable[[AttributionGraph, str | os.PathLike[str], Figure |
 }
 FIGURES = tuple(_DRAWERS)
 """Suffixes of the formats in which a `Figure` says what is shown."""
-SUFFIXES = (*_WRITERS, *FIGURES)
+SUFFIXES = (".safetensors", ".json", ".html", *FIGURES)
 
 
 def check_suffix(path: str | os.PathLike[str]) -> str:
@@ -48,6 +45,7 @@ def write_graph(
     path: str | os.PathLike[str],
     figure: Figure | None = None,
     cards: FeatureCards | None = None,
+    state: SavedState | None = None,
 ) -> None:
     """Writes the graph in the format that the suffix says: the whole of it as `.safetensors`, else what masks keep.
 
@@ -57,6 +55,7 @@ def write_graph(
         figure: What of it pictures and GraphML show, and how; the other formats do not ask for it.
         cards: Of its features: pages show them, and features without a label get the automatic one in every format
             but `.safetensors`, which keeps the graph as it is.
+        state: What is pinned and grouped when the page, or a viewer of the JSON, opens.
 
     Raises:
         ValueError: Unknown suffix; the message names it and the known ones.
@@ -73,11 +72,11 @@ def write_graph(
         return
     labelled = with_card_labels(graph, cards)
     if suffix == ".html":
-        write_html(labelled, path, cards)
-    elif suffix in _DRAWERS:
-        _DRAWERS[suffix](labelled, path, figure)
+        write_html(labelled, path, cards, state=None if state is None else state.q_params(unpruned(labelled)))
+    elif suffix == ".json":
+        write_json(labelled, path, state=state)
     else:
-        _WRITERS[suffix](labelled, path)
+        _DRAWERS[suffix](labelled, path, figure)
 
 
 def read_graph(path: str | os.PathLike[str]) -> AttributionGraph:

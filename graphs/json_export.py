@@ -16,13 +16,18 @@ from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.node_ids import node_ids, target_numbers
 from crosstrace.graphs.pruning import cumulative_influence
+from crosstrace.graphs.saved_state import SavedState
 from crosstrace.graphs.scores import graph_scores
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def write_json(
-    graph: AttributionGraph, path: str | os.PathLike[str], slug: str | None = None, scan: str | None = None
+    graph: AttributionGraph,
+    path: str | os.PathLike[str],
+    slug: str | None = None,
+    scan: str | None = None,
+    state: SavedState | None = None,
 ) -> None:
     """Writes what the masks keep (all of a raw graph) as `.json`; ASCII, no NaN.
 
@@ -31,6 +36,7 @@ def write_json(
         path: The file.
         slug: Name of the graph in viewers; from the prompt if None.
         scan: Name of the model in viewers; from the model's name if None.
+        state: What is pinned and grouped when a viewer opens the graph.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -39,11 +45,13 @@ def write_json(
     Example:
         >>> write_json(prune(graph), "dallas.json", slug="dallas")
     """
-    content = graph_as_json(graph, slug, scan)
+    content = graph_as_json(graph, slug, scan, state)
     write_atomically(path, json.dumps(content, ensure_ascii=True, allow_nan=False).encode("ascii"))
 
 
-def graph_as_json(graph: AttributionGraph, slug: str | None = None, scan: str | None = None) -> dict[str, Any]:
+def graph_as_json(
+    graph: AttributionGraph, slug: str | None = None, scan: str | None = None, state: SavedState | None = None
+) -> dict[str, Any]:
     """What `write_json` writes, as plain Python values."""
     ids = node_ids(graph)
     edges = graph.kept_edges().tocoo()
@@ -53,8 +61,7 @@ def graph_as_json(graph: AttributionGraph, slug: str | None = None, scan: str | 
             _name("slug", slug, "-".join(graph.prompt.lower().split())[:60], "graph"),
             scan_name(graph.model_name, scan),
         ),
-        # The viewer's saved state: nothing pinned, grouped or clicked yet.
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": (state or SavedState([], [])).q_params(graph),
         "nodes": _nodes(graph, ids),
         # A float32 is exactly a Python float, so the weight read back is the edge itself.
         "links": [

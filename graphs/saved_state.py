@@ -21,6 +21,18 @@ class SavedState(NamedTuple):
     supernodes: list[tuple[str, list[int]]]
     """(name, nodes) pairs; a node is in at most one."""
 
+    def q_params(self, graph: AttributionGraph) -> dict[str, Any]:
+        """As viewers read it, for the nodes that the graph's masks keep."""
+        ids, kept = node_ids(graph), set(graph.kept_nodes())
+        groups = [[name, *(ids[node] for node in nodes if node in kept)] for name, nodes in self.supernodes]
+        return {
+            "pinnedIds": [ids[node] for node in self.pinned if node in kept],
+            "supernodes": [group for group in groups if len(group) > 1],
+            "linkType": "both",
+            "clickedId": "",
+            "sg_pos": "",
+        }
+
 
 def read_state(path: str | os.PathLike[str], graph: AttributionGraph) -> SavedState:
     """Pins and groups from a file that the page saved for this graph.

@@ -57,6 +57,23 @@ def test_saved_groups_are_drawn_and_merged_alone(file):
     assert drawn == {"supernode-0", pin}
 
 
+def test_saved_groups_go_into_json_and_pages(file):
+    ids = node_ids(GRAPH)
+    dropped = next(ids[node] for node in range(GRAPH.n) if not GRAPH.node_mask[node])
+    members, pin = [ids[node] for node in GRAPH.kept_nodes()[:2]], ids[GRAPH.layout.logit_index(0)]
+    state = file.with_name("state.json")
+    state.write_text(json.dumps({"qParams": {"pinnedIds": [pin, dropped], "supernodes": [["mine", *members]]}}))
+    outputs = [file.with_name(name) for name in ("g.json", "g.html")]
+    result = run("show", file, "--groups", state, *(part for path in outputs for part in ("-o", path)))
+    assert result.exit_code == 0, result.output
+    written = json.loads(outputs[0].read_text())["qParams"]
+    assert written["pinnedIds"] == [pin, *members]
+    assert written["supernodes"] == [["mine", *members]]
+    page = re.search(r'<script type="application/json" id="data">(.*?)</script>', outputs[1].read_text(), re.DOTALL)
+    # The page holds what pruning dropped, too.
+    assert json.loads(page[1])["qParams"]["pinnedIds"] == [pin, dropped, *members]
+
+
 def test_top_paths_and_layout(file):
     whole, paths = dot_of(file), dot_of(file, "--top-paths", 1, "--layout", "layers")
     assert "layout=nop" in whole
@@ -75,12 +92,14 @@ def test_graphml(file):
         (["-o", "x.json", "--supernodes"], 1, "say how a graph is drawn: give an -o FILE that is drawn"),
         (["--top-paths", "3"], 1, "say how a graph is drawn"),
         (["-o", "x.dot", "--groups", "none.json"], 1, "none.json: no such file"),
+        (["-o", "x.safetensors", "--groups", "empty.json"], 1, "--groups is for pictures, pages and JSON"),
         (["-o", "x.dot", "--layout", "circle"], 2, "'circle' is not one of"),
         (["-o", "x.dot", "--top-paths", "0"], 2, "--top-paths"),
     ],
 )
 def test_wrong_options(file, monkeypatch, options, code, message):
     monkeypatch.chdir(file.parent)
+    file.with_name("empty.json").write_text('{"qParams": {}}')
     result = run("show", file, *options)
     assert result.exit_code == code
     assert message in " ".join(result.stderr.split())

@@ -280,10 +280,11 @@ def _deliver(
     cards = _cards_of(graph, given_cards)
     labelled = with_card_labels(graph, cards)
     missing: GraphvizMissing | None = None
+    state = figure.state_of(graph)
     drawn = figure.of(labelled) if any(path.suffix.lower() in FIGURES for path in outputs or []) else None
     for path in outputs or []:
         try:
-            write_graph(graph, path, drawn, cards)
+            write_graph(graph, path, drawn, cards, state)
         except GraphvizMissing as error:  # the other files are still wanted
             missing = error
     if not quiet:

@@ -1,4 +1,4 @@
-"""Options of the verbs that draw: what pictures and GraphML show of a graph, and how."""
+"""Options of the verbs that draw: what pictures and GraphML show of a graph, and how; groups for pages and JSON too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 if TYPE_CHECKING:
-    from crosstrace.graphs import AttributionGraph, Figure
+    from crosstrace.graphs import AttributionGraph, Figure, SavedState
 
 
 class GraphLayout(StrEnum):
@@ -23,7 +23,7 @@ class GraphLayout(StrEnum):
 Supernodes = Annotated[bool, typer.Option("--supernodes", help="In pictures, frame the suggested supernodes.")]
 Groups = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Supernodes from a state that the page saved, instead of suggested ones."),
+    typer.Option(metavar="FILE", help="Supernodes and pins that the page saved, in pictures, pages and .json."),
 ]
 Merge = Annotated[
     bool,
@@ -56,22 +56,30 @@ class FigureChoice(NamedTuple):
         """
         from crosstrace.graphs import FIGURES, check_state
 
-        asked = self.supernodes or self.groups or self.merge or self.top_paths or self.layout != GraphLayout.POSITIONS
-        if asked and not any(path.suffix.lower() in FIGURES for path in outputs or []):
+        asked = self.supernodes or self.merge or self.top_paths or self.layout != GraphLayout.POSITIONS
+        suffixes = {path.suffix.lower() for path in outputs or []}
+        if asked and not suffixes & set(FIGURES):
             raise ValueError(
-                "--supernodes, --groups, --merge, --top-paths and --layout say how a graph is drawn: give an -o FILE "
+                "--supernodes, --merge, --top-paths and --layout say how a graph is drawn: give an -o FILE "
                 f"that is drawn ({', '.join(FIGURES)})"
             )
         if self.groups is not None:
             check_state(self.groups)
+            if not suffixes - {".safetensors"}:
+                raise ValueError("--groups is for pictures, pages and JSON: give an -o FILE of such a kind")
+
+    def state_of(self, graph: AttributionGraph) -> SavedState | None:
+        """What --groups names, as nodes of the graph."""
+        from crosstrace.graphs import read_state
+
+        return None if self.groups is None else read_state(self.groups, graph)
 
     def of(self, graph: AttributionGraph) -> Figure:
         """The figure of a pruned graph."""
-        from crosstrace.graphs import Figure, read_state, suggest_supernodes
+        from crosstrace.graphs import Figure, suggest_supernodes
 
         supernodes, only = [], None
-        if self.groups is not None:
-            state = read_state(self.groups, graph)
+        if (state := self.state_of(graph)) is not None:
             supernodes = state.supernodes
             only = state.pinned if self.merge else None
         elif self.supernodes or self.merge:
