@@ -177,5 +177,6 @@ export class ComparePanel {
 }
 
 function signedPercent(share: number): string {
+  if (share === 0) return "0";
   return `${share < 0 ? "−" : "+"}${percent(Math.abs(share))}`;
 }
