@@ -70,7 +70,7 @@ def page_data(
     if supernodes is None:
         from crosstrace.graphs.supernodes import suggest_supernodes
 
-        supernodes = suggest_supernodes(graph, _promoted(chosen))
+        supernodes = suggest_supernodes(graph, cards)
     return _assemble(
         graph,
         np.flatnonzero(nodes),
@@ -235,11 +235,3 @@ def cards_of_features(
 def cards_as_json(cards: Mapping[tuple[int, int], Card]) -> dict[str, Card]:
     """Cards under the names that the page knows features by."""
     return {f"{layer}/{feature}": card for (layer, feature), card in cards.items()}
-
-
-def _promoted(cards: Mapping[tuple[int, int], Card]) -> dict[tuple[int, int], list[str]]:
-    """The promoted tokens of each card, whether given as strings or as [token, value]."""
-    return {
-        key: [entry if isinstance(entry, str) else str(entry[0]) for entry in card.get("promoted") or ()]
-        for key, card in cards.items()
-    }

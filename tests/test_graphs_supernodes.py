@@ -51,8 +51,9 @@ def test_different_words_keep_the_same_neighbours_apart():
 
 def test_promoted_tokens_count_as_words():
     graph = two_circuits([""] * 6)
-    promoted = {(0, 10): [" Austin"], (1, 11): [" Austin"], (2, 12): [" Paris"]}
-    assert [0, 1] in [nodes for _, nodes in suggest_supernodes(graph, promoted)]
+    promoted = {(0, 10): [" Austin"], (1, 11): [[" Austin", 1.5]], (2, 12): [" Paris"]}
+    cards = {key: {"promoted": tokens} for key, tokens in promoted.items()}
+    assert [0, 1] in [nodes for _, nodes in suggest_supernodes(graph, cards)]
 
 
 def test_a_feature_with_words_is_not_grouped_with_one_without():

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crosstrace.tracer.cards import build_cards
+    from crosstrace.tracer.directions import decoder_directions
     from crosstrace.tracer.targets import Contrast, Direction, Feature, Logit, parse_target
     from crosstrace.tracer.tracing import trace
 
 _HOMES = {
     "cards": ("build_cards",),
+    "directions": ("decoder_directions",),
     "targets": ("Contrast", "Direction", "Feature", "Logit", "parse_target"),
     "tracing": ("trace",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["Contrast", "Direction", "Feature", "Logit", "build_cards", "parse_target", "trace"]
+__all__ = ["Contrast", "Direction", "Feature", "Logit", "build_cards", "decoder_directions", "parse_target", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -281,7 +281,7 @@ def _deliver(
     labelled = with_card_labels(graph, cards)
     missing: GraphvizMissing | None = None
     state = figure.state_of(graph)
-    drawn = figure.of(labelled) if any(path.suffix.lower() in FIGURES for path in outputs or []) else None
+    drawn = figure.of(labelled, cards) if any(path.suffix.lower() in FIGURES for path in outputs or []) else None
     for path in outputs or []:
         try:
             write_graph(graph, path, drawn, cards, state)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 if TYPE_CHECKING:
-    from crosstrace.graphs import AttributionGraph, Figure, SavedState
+    from crosstrace.graphs import AttributionGraph, FeatureCards, Figure, SavedState
 
 
 class GraphLayout(StrEnum):
@@ -74,8 +74,8 @@ class FigureChoice(NamedTuple):
 
         return None if self.groups is None else read_state(self.groups, graph)
 
-    def of(self, graph: AttributionGraph) -> Figure:
-        """The figure of a pruned graph."""
+    def of(self, graph: AttributionGraph, cards: FeatureCards | None = None) -> Figure:
+        """The figure of a pruned graph; cards count in the suggested groups."""
         from crosstrace.graphs import Figure, suggest_supernodes
 
         supernodes, only = [], None
@@ -83,5 +83,5 @@ class FigureChoice(NamedTuple):
             supernodes = state.supernodes
             only = state.pinned if self.merge else None
         elif self.supernodes or self.merge:
-            supernodes = suggest_supernodes(graph)
+            supernodes = suggest_supernodes(graph, cards)
         return Figure(supernodes, self.merge, only, self.top_paths, self.layout.value)

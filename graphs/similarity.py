@@ -1,0 +1,151 @@
+"""How alike two features are, by five kinds of evidence, each between 0 and 1, each left out where it is not known.
+
+| evidence | weight | |
+| --- | --- | --- |
+| decoder directions | 0.50 | cosine, negative ones as 0; where they are given |
+| words | 0.40 | Jaccard overlap of the words of the two labels and of the tokens the two promote |
+| neighbours | 0.28 | mean of the cosines of incoming and of outgoing edges in the raw graph, negative ones as 0 |
+| contexts | 0.20 | cosine of how strongly either fires on which tokens of its top contexts |
+| place | 0.12 | mean of "same position" and 1 / (1 + layers apart) |
+
+The similarity is the weighted mean of what is known of the two.
+
+Letters: S features compared, n nodes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.sparse_rows import Floats, Mask
+
+Key = tuple[int, int]
+Cards = Mapping[Key, Mapping[str, Any]]
+Directions = Mapping[Key, Any]
+
+DIRECTIONS, WORDS, NEIGHBOURS, CONTEXTS, PLACE = 0.50, 0.40, 0.28, 0.20, 0.12
+_FILLER = frozenset(
+    re.findall(r"\w+", "a an and as at by for from in is of on or the to with feature features token tokens")
+)
+
+
+def similarity_of(
+    graph: AttributionGraph, features: Sequence[int], cards: Cards | None = None, directions: Directions | None = None
+) -> Floats:
+    """(S, S) symmetric, ones on the diagonal, rounded so that no sum's order decides.
+
+    Args:
+        graph: Raw or pruned; all its edges count, dropped ones too: many a feature keeps a single edge, to the target
+            that all of them share.
+        features: Feature nodes.
+        cards: For (layer, feature), what is known of it; `promoted` and `contexts` count.
+        directions: For (layer, feature), what its decoder writes; vectors of one length.
+
+    Raises:
+        ValueError: Directions of different lengths, or not of numbers.
+    """
+    keys = [graph.feature_of(node)[::2] for node in features]
+    known_cards = {key: cards[key] for key in keys if key in cards} if cards else {}
+    evidence = [
+        (DIRECTIONS, *_directions(keys, directions or {})),
+        (WORDS, *_words(graph, features, keys, known_cards)),
+        (NEIGHBOURS, *_neighbours(graph, features)),
+        (CONTEXTS, *_contexts(keys, known_cards)),
+        (PLACE, *_place(graph, features)),
+    ]
+    total, weights = np.zeros((len(keys),) * 2), np.zeros((len(keys),) * 2)
+    for weight, values, known in evidence:
+        total += weight * values * known
+        weights += weight * known
+    similarity = (total / weights).clip(0, 1).round(9)
+    np.fill_diagonal(similarity, 1.0)
+    return similarity
+
+
+def _directions(keys: list[Key], directions: Directions) -> tuple[Floats, Mask]:
+    given = {key: np.asarray(directions[key], dtype=np.float64).ravel() for key in set(keys) if key in directions}
+    lengths = {len(vector) for vector in given.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"the directions have different lengths: {min(lengths)} and {max(lengths)}")
+    if any(not np.isfinite(vector).all() for vector in given.values()):
+        raise ValueError("a direction holds NaN or infinity")
+    has = np.array([key in given for key in keys])
+    rows = np.array([given.get(key, np.zeros(max(lengths, default=1))) for key in keys])
+    return _cosine(scipy.sparse.csr_array(rows)), has[:, None] & has[None, :]
+
+
+def _words(graph: AttributionGraph, features: Sequence[int], keys: list[Key], cards: Cards) -> tuple[Floats, Mask]:
+    """One with words and one without share none; two without are judged by the rest alone."""
+    words = [
+        words_of([graph.feature_labels[graph.layout.feature_of(node)], *promoted(cards.get(key, {}))])
+        for node, key in zip(features, keys, strict=True)
+    ]
+    has = _counts([dict.fromkeys(own, 1.0) for own in words])
+    shared = (has @ has.T).toarray()
+    count = np.array([len(own) for own in words], dtype=np.float64)
+    union = count[:, None] + count[None, :] - shared
+    return shared / np.maximum(union, 1), (count[:, None] > 0) | (count[None, :] > 0)
+
+
+def _neighbours(graph: AttributionGraph, features: Sequence[int]) -> tuple[Floats, Mask]:
+    rows = np.asarray(features)
+    incoming, outgoing = graph.edges[rows], graph.edges[:, rows].T
+    values = (_cosine(scipy.sparse.csr_array(incoming)) + _cosine(scipy.sparse.csr_array(outgoing))) / 2
+    return values, np.ones_like(values, dtype=np.bool_)
+
+
+def _contexts(keys: list[Key], cards: Cards) -> tuple[Floats, Mask]:
+    fires: list[dict[str, float]] = []
+    for key in keys:
+        own: dict[str, float] = defaultdict(float)
+        for context in cards.get(key, {}).get("contexts") or ():
+            for token, activation in zip(context["tokens"], context["activations"], strict=True):
+                if activation > 0:
+                    own[str(token).strip().casefold()] += float(activation)
+        fires.append(own)
+    has = np.array([bool(own) for own in fires])
+    return _cosine(_counts(fires)), has[:, None] & has[None, :]
+
+
+def _place(graph: AttributionGraph, features: Sequence[int]) -> tuple[Floats, Mask]:
+    places = np.array([graph.place_of(node) for node in features])
+    same_position = places[:, None, 1] == places[None, :, 1]
+    apart = np.abs(places[:, None, 0] - places[None, :, 0])
+    values = (same_position + 1 / (1 + apart)) / 2
+    return values, np.ones_like(values, dtype=np.bool_)
+
+
+def promoted(card: Mapping[str, Any]) -> list[str]:
+    """The tokens that a card says are promoted, whether given as strings or as [token, value]."""
+    return [entry if isinstance(entry, str) else str(entry[0]) for entry in card.get("promoted") or ()]
+
+
+def words_of(texts: Sequence[str]) -> frozenset[str]:
+    """The words in some texts, but filler; a text made of filler alone ("the") still has words."""
+    found = {word for text in texts for word in re.findall(r"\w+", text.casefold())}
+    return frozenset(found - _FILLER or found)
+
+
+def _counts(rows: list[dict[str, float]]) -> scipy.sparse.csr_array:
+    """(S, V') how much of each string a feature has."""
+    column = {name: i for i, name in enumerate(sorted({name for row in rows for name in row}))}
+    entries = [(i, column[name], value) for i, row in enumerate(rows) for name, value in row.items()]
+    where = tuple(np.array([entry[axis] for entry in entries], dtype=np.int64) for axis in (0, 1))
+    values = np.array([value for *_, value in entries], dtype=np.float64)
+    return scipy.sparse.csr_array((values, where), shape=(len(rows), max(len(column), 1)))
+
+
+def _cosine(rows: scipy.sparse.csr_array) -> Floats:
+    """(S, S) cosine between rows, negative ones as 0; empty rows resemble none."""
+    length = np.sqrt(rows.astype(np.float64).power(2).sum(axis=1))
+    with np.errstate(divide="ignore"):
+        scale = np.where(length > 0, 1 / length, 0.0)
+    unit = scipy.sparse.csr_array(rows.astype(np.float64).multiply(scale[:, None]))
+    return (unit @ unit.T).toarray().clip(0, 1)

@@ -1,0 +1,38 @@
+"""What the features of a graph write, as one direction each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crosstrace.graphs import AttributionGraph
+from crosstrace.replacement_model import ReplacementModel
+
+
+def decoder_directions(model: ReplacementModel, graph: AttributionGraph) -> dict[tuple[int, int], NDArray[np.float32]]:
+    """For (layer, feature) of each feature that pruning kept: all that its decoder writes, summed over layers, (D,).
+
+    A cross-layer feature is compared by its sum: what it has added to the residual stream by the last layer.
+
+    Raises:
+        ValueError: the graph is of other transcoders.
+
+    Example:
+        >>> groups = suggest_supernodes(pruned, directions=decoder_directions(model, pruned))
+    """
+    if model.transcoders.name != graph.transcoders_name:
+        raise ValueError(f"the graph is of transcoders {graph.transcoders_name!r}, not of {model.transcoders.name!r}")
+    wanted: dict[int, set[int]] = defaultdict(set)
+    for node in graph.kept_nodes():
+        if graph.layout.kind(node) == "feature":
+            layer, _, feature = graph.feature_of(node)
+            wanted[layer].add(feature)
+    directions: dict[tuple[int, int], NDArray[np.float32]] = {}
+    for layer, features in sorted(wanted.items()):
+        ordered = torch.tensor(sorted(features), device=model.transcoders.device)
+        written_nd = model.transcoders.decoder_rows(layer, ordered).float().sum(1).cpu().numpy()
+        directions |= {(layer, int(feature)): row for feature, row in zip(ordered, written_nd, strict=True)}
+    return directions
