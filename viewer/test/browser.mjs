@@ -351,9 +351,9 @@ const checks = {
     return page;
   },
   async "hostile fragments are read as far as they make sense"() {
-    const page = await open("story.html", `#pinnedIds=nope,<img src=x onerror=alert(1)>&supernodes=[["<script>alert(1)</script>","nope"],7,[]]&clickedId=__proto__&pruningThreshold=7&edgeThreshold=x`);
-    const { pinned, supernodes, clicked, nodeThreshold } = await state(page);
-    assert.deepEqual([pinned, supernodes, clicked], [[], [], ""]);
+    const page = await open("story.html", `#pinnedIds=nope,<img src=x onerror=alert(1)>&supernodes=[["<script>alert(1)</script>","nope"],7,[]]&clickedId=__proto__&positions={"__proto__":[1,2],"nope":[1,2]}&pruningThreshold=7&edgeThreshold=x`);
+    const { pinned, supernodes, clicked, positions, nodeThreshold } = await state(page);
+    assert.deepEqual([pinned, supernodes, clicked, positions], [[], [], "", {}]);
     assert(nodeThreshold <= 1);
     return page;
   },
