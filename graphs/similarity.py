@@ -1,22 +1,23 @@
-"""How alike two features are, by five kinds of evidence, each between 0 and 1, each left out where it is not known.
+"""How alike two features are, between 0 and 1: half by what they mean, half by where they are in the graph.
 
-| evidence | weight | |
-| --- | --- | --- |
-| decoder directions | 0.50 | cosine, negative ones as 0; where they are given |
-| words | 0.40 | Jaccard overlap of the words of the two labels and of the tokens the two promote |
-| neighbours | 0.28 | mean of the cosines of incoming and of outgoing edges in the raw graph, negative ones as 0 |
-| contexts | 0.20 | cosine of how strongly either fires on which tokens of its top contexts |
-| place | 0.12 | mean of "same position" and 1 / (1 + layers apart) |
+0.50 · meaning: the most that any of these says, of those that are known of both; left out where none is.
+    labels: Jaccard overlap of their words. One with a label and one without share none.
+    promoted tokens: Jaccard overlap of their words.
+    contexts: cosine of tf-idf of the tokens in the top contexts (what all features' contexts hold says nothing).
+    decoder directions, where they are given: cosine.
+0.35 · neighbours: mean of the cosines of incoming and of outgoing edges in the raw graph.
+0.15 · place: mean of "same position" and 1 / (1 + layers apart).
 
-The similarity is the weighted mean of what is known of the two.
+Negative cosines count as 0. The sum is divided by the weights that count.
 
 Letters: S features compared, n nodes.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ Key = tuple[int, int]
 Cards = Mapping[Key, Mapping[str, Any]]
 Directions = Mapping[Key, Any]
 
-DIRECTIONS, WORDS, NEIGHBOURS, CONTEXTS, PLACE = 0.50, 0.40, 0.28, 0.20, 0.12
+MEANING, NEIGHBOURS, PLACE = 0.50, 0.35, 0.15
 _FILLER = frozenset(
     re.findall(r"\w+", "a an and as at by for from in is of on or the to with feature features token tokens")
 )
@@ -53,17 +54,17 @@ def similarity_of(
     """
     keys = [graph.feature_of(node)[::2] for node in features]
     known_cards = {key: cards[key] for key in keys if key in cards} if cards else {}
-    evidence = [
-        (DIRECTIONS, *_directions(keys, directions or {})),
-        (WORDS, *_words(graph, features, keys, known_cards)),
-        (NEIGHBOURS, *_neighbours(graph, features)),
-        (CONTEXTS, *_contexts(keys, known_cards)),
-        (PLACE, *_place(graph, features)),
+    labels = [graph.feature_labels[graph.layout.feature_of(node)] for node in features]
+    kinds = [
+        _labels(labels),
+        _promoted(keys, known_cards),
+        _contexts(keys, known_cards),
+        _directions(keys, directions or {}),
     ]
-    total, weights = np.zeros((len(keys),) * 2), np.zeros((len(keys),) * 2)
-    for weight, values, known in evidence:
-        total += weight * values * known
-        weights += weight * known
+    meaning = np.max([values * known for values, known in kinds], axis=0)
+    means = np.any([known for _, known in kinds], axis=0)
+    weights = MEANING * means + NEIGHBOURS + PLACE
+    total = MEANING * means * meaning + NEIGHBOURS * _neighbours(graph, features) + PLACE * _place(graph, features)
     similarity = (total / weights).clip(0, 1).round(9)
     np.fill_diagonal(similarity, 1.0)
     return similarity
@@ -81,45 +82,52 @@ def _directions(keys: list[Key], directions: Directions) -> tuple[Floats, Mask]:
     return _cosine(scipy.sparse.csr_array(rows)), has[:, None] & has[None, :]
 
 
-def _words(graph: AttributionGraph, features: Sequence[int], keys: list[Key], cards: Cards) -> tuple[Floats, Mask]:
+def _labels(labels: list[str]) -> tuple[Floats, Mask]:
     """One with words and one without share none; two without are judged by the rest alone."""
-    words = [
-        words_of([graph.feature_labels[graph.layout.feature_of(node)], *promoted(cards.get(key, {}))])
-        for node, key in zip(features, keys, strict=True)
-    ]
+    values, count = _overlap([words_of([label]) for label in labels])
+    return values, (count[:, None] > 0) | (count[None, :] > 0)
+
+
+def _promoted(keys: list[Key], cards: Cards) -> tuple[Floats, Mask]:
+    values, count = _overlap([words_of(promoted(cards.get(key, {}))) for key in keys])
+    return values, (count[:, None] > 0) & (count[None, :] > 0)
+
+
+def _overlap(words: list[frozenset[str]]) -> tuple[Floats, Floats]:
+    """(S, S) shared words over all words, and (S,) how many each has."""
     has = _counts([dict.fromkeys(own, 1.0) for own in words])
     shared = (has @ has.T).toarray()
     count = np.array([len(own) for own in words], dtype=np.float64)
-    union = count[:, None] + count[None, :] - shared
-    return shared / np.maximum(union, 1), (count[:, None] > 0) | (count[None, :] > 0)
+    return shared / np.maximum(count[:, None] + count[None, :] - shared, 1), count
 
 
-def _neighbours(graph: AttributionGraph, features: Sequence[int]) -> tuple[Floats, Mask]:
+def _neighbours(graph: AttributionGraph, features: Sequence[int]) -> Floats:
     rows = np.asarray(features)
     incoming, outgoing = graph.edges[rows], graph.edges[:, rows].T
-    values = (_cosine(scipy.sparse.csr_array(incoming)) + _cosine(scipy.sparse.csr_array(outgoing))) / 2
-    return values, np.ones_like(values, dtype=np.bool_)
+    return (_cosine(scipy.sparse.csr_array(incoming)) + _cosine(scipy.sparse.csr_array(outgoing))) / 2
 
 
 def _contexts(keys: list[Key], cards: Cards) -> tuple[Floats, Mask]:
-    fires: list[dict[str, float]] = []
+    """Cosine of tf-idf: in how many of its contexts a token stands, times log(features with contexts / that have it)."""
+    stands: list[dict[str, float]] = []
     for key in keys:
         own: dict[str, float] = defaultdict(float)
         for context in cards.get(key, {}).get("contexts") or ():
-            for token, activation in zip(context["tokens"], context["activations"], strict=True):
-                if activation > 0:
-                    own[str(token).strip().casefold()] += float(activation)
-        fires.append(own)
-    has = np.array([bool(own) for own in fires])
-    return _cosine(_counts(fires)), has[:, None] & has[None, :]
+            for token in {str(token).strip().casefold() for token in context["tokens"]}:
+                own[token] += 1.0
+        stands.append(own)
+    common = Counter(token for own in stands for token in own)
+    n_known = sum(bool(own) for own in stands)
+    telling = [{token: count * math.log(n_known / common[token]) for token, count in own.items()} for own in stands]
+    has = np.array([any(own.values()) for own in telling])
+    return _cosine(_counts(telling)), has[:, None] & has[None, :]
 
 
-def _place(graph: AttributionGraph, features: Sequence[int]) -> tuple[Floats, Mask]:
+def _place(graph: AttributionGraph, features: Sequence[int]) -> Floats:
     places = np.array([graph.place_of(node) for node in features])
     same_position = places[:, None, 1] == places[None, :, 1]
     apart = np.abs(places[:, None, 0] - places[None, :, 0])
-    values = (same_position + 1 / (1 + apart)) / 2
-    return values, np.ones_like(values, dtype=np.bool_)
+    return np.asarray((same_position + 1 / (1 + apart)) / 2)
 
 
 def promoted(card: Mapping[str, Any]) -> list[str]:
