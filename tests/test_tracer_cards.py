@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections import defaultdict
 
@@ -13,11 +14,13 @@ import torch
 from crosstrace.graphs.feature_cards import FeatureCards
 from crosstrace.graphs.tensor_file import map_tensors
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.demo import load_facts
+from crosstrace.replacement_model.demo import CARDS_FILE, MODEL_DIR, TRANSCODERS_DIR, load_facts
 from crosstrace.replacement_model.demo.corpus import sentences
 from crosstrace.replacement_model.fingerprints import fingerprints
 from crosstrace.tracer import cards as cards_module
+from crosstrace.tracer import trace
 from crosstrace.tracer.card_log import Window
+from crosstrace.tracer.card_lookup import cards_of
 from crosstrace.tracer.card_run import CardRun, CardsInterrupted
 from crosstrace.tracer.card_tops import rounded
 from crosstrace.tracer.cards import build_cards
@@ -235,6 +238,24 @@ def test_contexts_are_cut_and_excluded_positions_left_out(model, tmp_path):
 def test_settings_out_of_range(model, tmp_path, settings, said):
     with pytest.raises(ValueError, match=said):
         build_cards(model, ["Texas"], tmp_path / "c.safetensors", **settings)
+
+
+def test_the_demo_keeps_its_own_cards(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = CARDS_FILE.read_bytes()
+    assert build_cards(model, ["Texas is"], progress=False).path.absolute() == tmp_path / "cards.safetensors"
+    assert CARDS_FILE.read_bytes() == before
+
+
+def test_cards_lie_beside_the_transcoders(tmp_path):
+    shutil.copytree(TRANSCODERS_DIR, tmp_path / "clt")
+    own = ReplacementModel.from_pretrained(MODEL_DIR, tmp_path / "clt", "cpu")
+    cards = build_cards(own, ["Texas is"], progress=False)
+    assert cards.path == tmp_path / "clt" / "cards.safetensors"
+    graph = trace(own, "Texas is")
+    assert (found := cards_of(graph)) is not None
+    assert found.path == cards.path
+    assert cards_of(trace(ReplacementModel.demo("cpu"), "Texas is")).path == CARDS_FILE
 
 
 def test_a_corpus_without_text(model, tmp_path):

@@ -110,7 +110,10 @@ def test_export(cards, tmp_path):
 
 def test_wrong_usage(corpus, cards, tmp_path):
     assert run("features", "--resume").exit_code == 2
-    assert run("features", "-o", "x").exit_code == 2
+    for option in ("-o", "--model", "--context-length", "--batch-tokens"):
+        result = run("features", option, "64")
+        assert result.exit_code == 2
+        assert "goes with --corpus" in " ".join(result.stderr.split())
     assert run("features", "--corpus", corpus, "--cards", cards).exit_code == 2
     assert run("features", "--corpus", corpus, "--model", "x").exit_code == 2
     assert "no key 'text' (keys: 'body')" in said(run("features", "-c", corpus, "-o", corpus.parent / "x.safetensors"))

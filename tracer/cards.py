@@ -20,6 +20,7 @@ from crosstrace.graphs.feature_cards import FeatureCards
 from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.card_places import cards_path
+from crosstrace.replacement_model.demo import CARDS_FILE
 from crosstrace.replacement_model.feature_stream import stream_features
 from crosstrace.replacement_model.fingerprints import fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
@@ -57,7 +58,8 @@ def build_cards(
 
     Args:
         corpus: a :class:`Corpus`, the path of one file, or texts.
-        path: the file; None puts it beside the transcoders, where it is found by itself.
+        path: the file; None puts it beside the transcoders, where it is found by itself. (The demo keeps the cards it came
+            with: for it, None is ``cards.safetensors`` in the current folder.)
         context_length: tokens of a context, ``<bos>`` included; default 256, or what the model takes if that is less.
         top: contexts kept for each feature.
         window: tokens shown around a context's peak; default 24 before and 8 after it.
@@ -89,7 +91,7 @@ def build_cards(
     length = context_length or min(CONTEXT_LENGTH, model.description.max_positions)
     excluded = model.description.excluded_first
     _check_settings(model, length, excluded, top, window, logits, batch_tokens)
-    target = Path(path) if path is not None else cards_path(model.transcoders.name)
+    target = Path(path) if path is not None else _usual_path(model.transcoders.name)
     check_writable(target)
     identity: dict[str, Any] = {
         "model": model.name,
@@ -122,6 +124,11 @@ def build_cards(
         raise
     run.close(delete=True)
     return FeatureCards(target)
+
+
+def _usual_path(transcoders: str) -> Path:
+    path = cards_path(transcoders)
+    return Path(path.name) if path == CARDS_FILE else path
 
 
 def _check_settings(

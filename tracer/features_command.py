@@ -86,9 +86,16 @@ def features(
         raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is used")
     if corpus and cards is not None:
         raise typer.BadParameter("--cards names cards to look up; with --corpus, -o says where they are written")
-    for name, value in (("--resume", resume), ("-o", output)):
+    for name, value in (
+        ("--model", model),
+        ("-o", output),
+        ("--context-length", context_length),
+        ("--batch-tokens", batch_tokens),
+        ("--skip-broken", skip_broken),
+        ("--resume", resume),
+    ):
         if value and not corpus:
-            raise typer.BadParameter(f"{name} goes with --corpus")
+            raise typer.BadParameter(f"{name} goes with --corpus; cards are looked up with --transcoders or --cards")
     with one_line_errors(debug):
         if corpus:
             from crosstrace.tracer.cards import build_cards
