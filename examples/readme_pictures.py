@@ -1,14 +1,16 @@
-"""The pictures of the interactive pages in README and docs, from the embedded demo: docs/images/page.png, compare.png.
+"""The pictures in README and docs, from the embedded demo: docs/images/dallas.png, page.png, compare.png.
 
     python examples/readme_pictures.py [FOLDER]
 
-Needs chromium and node (`npm ci --prefix viewer`).
+Needs Graphviz, Pillow, chromium and node (`npm ci --prefix viewer`).
 """
 
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from PIL import Image
 
 from crosstrace.graphs import (
     AttributionGraph,
@@ -17,6 +19,7 @@ from crosstrace.graphs import (
     suggest_supernodes,
     with_card_labels,
     write_comparison_html,
+    write_graph,
     write_html,
 )
 from crosstrace.graphs.node_ids import node_ids
@@ -31,7 +34,7 @@ PINNED_TOKENS = 4
 
 
 def main(folder: Path) -> None:
-    """Writes both pictures into the folder."""
+    """Writes the pictures into the folder."""
     model = ReplacementModel.demo()
     raw = trace(model, PROMPT.format("Dallas"))
     cards = cards_of(raw)
@@ -43,6 +46,17 @@ def main(folder: Path) -> None:
         for file, picture, size in ((page, "page.png", "1400x900"), (both, "compare.png", "1400x800")):
             command = ["node", ROOT / "viewer" / "test" / "screenshot.mjs", file, folder / picture, "light", size]
             subprocess.run(command, check=True)
+    write_graph(dallas, folder / "dallas.png")
+    for picture in ("dallas.png", "page.png", "compare.png"):
+        shrink(folder / picture)
+
+
+def shrink(picture: Path) -> None:
+    """Few colours are in a picture: a palette holds them in a third of the bytes."""
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            picture, optimize=True
+        )
 
 
 def opened(graph: AttributionGraph, cards: FeatureCards | None) -> dict[str, object]:
