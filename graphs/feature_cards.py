@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     from crosstrace.graphs.graph import AttributionGraph
 
 FORMAT, VERSION = "crosstrace-cards", 1
+_SHARED = ("starts", "tokens", "token_ids", "strings", "string_starts")
+_OF_A_LAYER = (
+    *("features", "fired", "exponent", "histogram"),
+    *("promoted", "raised", "suppressed", "lowered", "spread"),
+    *("offsets", "context", "peak", "windows", "position", "activation"),
+)
 Key = tuple[int, int]
 
 
@@ -103,6 +109,9 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
             self.positions, self.settings = int(header["positions"]), dict(header["settings"])
             self.n_features: list[int] = header["n_features"]
             self.vocabulary_size = int(header["vocabulary_size"])
+            names = [*_SHARED, *(f"{layer}.{name}" for layer in range(self.n_layers) for name in _OF_A_LAYER)]
+            if missing := [name for name in names if name not in self._tensors]:
+                raise ValueError(f"incomplete, it lacks {', '.join(missing[:5])}")
             self._features = [self._tensors[f"{layer}.features"] for layer in range(self.n_layers)]
         except (ValueError, KeyError, TypeError) as problem:
             raise ValueError(f"{path}: {' '.join(str(problem).split())}") from None
@@ -128,9 +137,15 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """
         Raises:
-            KeyError: the feature did not fire in the corpus.
+            KeyError: the feature did not fire in the corpus. ValueError: the file is damaged there.
         """
         layer, row = key[0], self._existing(key)
+        try:
+            return self._card(key, layer, row)
+        except (IndexError, ValueError) as problem:
+            raise ValueError(f"{self.path}: the card of L{key[0]}/{key[1]} is damaged ({problem})") from None
+
+    def _card(self, key: Key, layer: int, row: int) -> dict[str, Any]:
         promoted, suppressed = self._logits(layer, row, "promoted"), self._logits(layer, row, "suppressed")
         contexts = self.contexts(key)
         return {
@@ -281,6 +296,8 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
 def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> AttributionGraph:
     """The graph with automatic labels for the features that have none; the graph itself without cards.
 
+    Of a pruned graph only the features that pruning kept get one.
+
     Example:
         >>> with_card_labels(graph, FeatureCards("cards.safetensors")).feature_labels[0]
         '~ Dallas → Texas'
@@ -288,10 +305,15 @@ def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> Att
     if cards is None:
         return graph
     labels = list(graph.feature_labels)
-    for node, label in enumerate(labels):
-        key = graph.feature_of(node)[::2]
-        if not label.strip() and key in cards:
-            labels[node] = cards.label(key)
+    known: dict[Key, str] = {}
+    for node in graph.kept_nodes():
+        if node >= len(labels):
+            break
+        if not labels[node].strip():
+            key = graph.feature_of(node)[::2]
+            if key not in known:
+                known[key] = cards.label(key) if key in cards else ""
+            labels[node] = known[key]
     return dataclasses.replace(graph, feature_labels=labels)
 
 

@@ -89,7 +89,20 @@ def test_files_that_are_no_cards(tmp_path):
     with pytest.raises(ValueError, match="written by a newer crosstrace: format 2, this version reads up to 1"):
         FeatureCards(path)
     write_sample(path, header={"n_features": [4, 3, 9]})
-    with pytest.raises(ValueError, match=r"x\.safetensors: '2\.features'"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: incomplete, it lacks 2\.features, 2\.fired"):
+        FeatureCards(path)
+
+
+def test_damage_inside_a_file(tmp_path):
+    path, tensors = tmp_path / "x.safetensors", sample_tensors()
+    metadata = {"crosstrace-cards": json.dumps(HEADER)}
+    tensors["0.context"][:] = 200
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"x\.safetensors: the card of L0/1 is damaged"):
+        FeatureCards(path)[0, 1]
+    del tensors["0.peak"], tensors["tokens"]
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"x\.safetensors: incomplete, it lacks tokens, 0\.peak"):
         FeatureCards(path)
 
 
@@ -117,4 +130,8 @@ def test_labels_for_features_without_one(cards):
         key = graph.feature_of(node)[::2]
         assert labelled.feature_labels[node] == (cards.label(key) if key in cards else "")
     assert any(label.startswith("~") for label in labelled.feature_labels)
+    mask = torch.ones(graph.n, dtype=torch.bool)
+    mask[1:n] = False
+    pruned = dataclasses.replace(graph, node_mask=mask)
+    assert with_card_labels(pruned, cards).feature_labels == graph.feature_labels
     assert with_card_labels(graph, None) is graph
