@@ -1,6 +1,6 @@
 """What do the features on the strongest path of a graph stand for? Cards from a few texts of one's own answer.
 
-    python examples/feature_cards.py
+`python examples/feature_cards.py`
 """
 
 import tempfile
