@@ -10,6 +10,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from graph_samples import HOSTILE
 
 from crosstrace.graphs.feature_cards import FeatureCards
 from crosstrace.graphs.tensor_file import map_tensors
@@ -238,6 +239,26 @@ def test_contexts_are_cut_and_excluded_positions_left_out(model, tmp_path):
 def test_settings_out_of_range(model, tmp_path, settings, said):
     with pytest.raises(ValueError, match=said):
         build_cards(model, ["Texas"], tmp_path / "c.safetensors", **settings)
+
+
+def test_a_folder_in_the_way(model, texts, tmp_path):
+    path, folder = tmp_path / "cards.safetensors", tmp_path / "cards.safetensors.partial"
+    folder.mkdir()
+    (folder / "tokens.bin").write_bytes(b"begun and never saved")
+    build_cards(model, texts[:3], path, **SETTINGS)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="is something else; move it away"):
+        build_cards(model, texts[:3], path, **SETTINGS)
+    assert (folder / "thesis.tex").read_text() == "mine"
+
+
+def test_hostile_texts(model, tmp_path):
+    texts = [*HOSTILE, "<bos><bos>", "<pad> <eos> Texas", "x" * 5000, "Texas " * 500, "\x00", "\u202e"]
+    cards = build_cards(model, texts, tmp_path / "c.safetensors", progress=False)
+    assert cards.corpus["contexts"] > len(texts)  # long ones are cut
+    assert all(cards[key]["contexts"] for key in cards)
 
 
 def test_the_demo_keeps_its_own_cards(model, tmp_path, monkeypatch):

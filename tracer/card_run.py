@@ -7,6 +7,7 @@ the run, the last saved state and the files up to the lengths in it fit together
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import threading
@@ -26,6 +27,7 @@ from crosstrace.tracer.card_tops import LayerTops
 from crosstrace.tracer.corpus import Cursor
 
 _FORMAT = "crosstrace-cards-run/1"
+_OURS = re.compile(r"(contexts|tokens|records|entries)\.bin|arrays|logits_\d+\.safetensors|\.crosstrace-\w+\.part")
 _SAVE_SECONDS = 60.0
 # Saving may take so much of the time at most.
 _SAVE_SHARE = 0.05
@@ -63,6 +65,7 @@ class CardRun:
         state = self._saved(resume)
         self.saved = state is not None
         if state is None and folder.exists():
+            _check_ours(folder)
             shutil.rmtree(folder)  # begun and never saved
         folder.mkdir(exist_ok=True)
         self._scratch = folder / "arrays"
@@ -153,6 +156,15 @@ class CardRun:
         shutil.rmtree(self._scratch, ignore_errors=True)
         if delete:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _check_ours(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: it is no folder that a run has begun.
+    """
+    if not folder.is_dir() or any(not _OURS.fullmatch(path.name) for path in folder.iterdir()):
+        raise ValueError(f"{folder}, where the state of the run goes, is something else; move it away")
 
 
 @contextmanager

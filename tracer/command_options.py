@@ -13,7 +13,7 @@ Model = Annotated[
     str | None, typer.Option("-m", "--model", help="Folder or hub name of a Gemma 3; default the embedded demo.")
 ]
 TranscodersOption = Annotated[
-    str | None, typer.Option("-t", "--transcoders", help="Folder or hub reference org/repo/sub/folder[@revision].")
+    str | None, typer.Option("-t", "--transcoders", help="Folder or hub reference org/repo/sub/folder\\[@revision].")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …", show_default="a GPU if there is one")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 weights.", show_default="as stored")]

@@ -36,9 +36,7 @@ _FOUND = 20
 def features(
     feature: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[FEATURE]...", help="Cards to show: L3/417, or a word to look for in labels and tokens."
-        ),
+        typer.Argument(metavar="FEATURE", help="Cards to show: L3/417, or a word to look for in labels and tokens."),
     ] = None,
     model: Model = None,
     transcoders: TranscodersOption = None,
