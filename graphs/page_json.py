@@ -69,7 +69,10 @@ def page_data_from_json(content: Any) -> dict[str, Any]:
     """
     _check_shape(content)
     metadata = _object(content.get("metadata"))
-    tokens = [str(token) for token in metadata.get("prompt_tokens") or []]
+    given_tokens = metadata.get("prompt_tokens") or []
+    if not isinstance(given_tokens, list):
+        raise ValueError("not an attribution graph: 'prompt_tokens' in 'metadata' is not a list")
+    tokens = [str(token) for token in given_tokens]
     nodes = [_node(i, node, tokens) for i, node in enumerate(content["nodes"])]
     tokens += [""] * (max((node["position"] for node in nodes), default=-1) + 1 - len(tokens))
     n_layers = 1 + max((node["layer"] for node in nodes if node["kind"] in "fe"), default=-1)

@@ -1,8 +1,10 @@
 """The interactive page as a file: its pruning is Python's, its data is inert, its policy strict, its sources committed."""
 
 import base64
+import copy
 import hashlib
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -267,6 +269,42 @@ def test_large_files_get_a_word_about_pruning(tmp_path, monkeypatch):
     monkeypatch.setattr(page_export, "LARGEST_PAGE", 1000)
     with pytest.raises(ValueError, match="prune the graph further first"):
         write_html(random_graph(), tmp_path / "g.html")
+
+
+JUNK = [None, 5, -1, 1e400, "x", "", [], {}, [1], {"a": 1}, True, "NaN", float("nan"), 10**400, "\ud800", -(10**12)]
+
+
+def places_in(value, path=()):
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places_in(value[key], (*path, key))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_in_a_json_graph_it_makes_a_page_or_one_line(seed):
+    draw = random.Random(seed)
+    places = [place for place in places_in(foreign()) if place]
+    made, said = 0, []
+    # Every place with one kind of junk, and some with two at once.
+    for place in places + draw.choices(places, k=100):
+        content = copy.deepcopy(foreign())
+        for path in (place, draw.choice(places)) if draw.random() < 0.3 else (place,):
+            holder = content
+            try:
+                for key in path[:-1]:
+                    holder = holder[key]
+                holder[path[-1]] = draw.choice(JUNK)
+            except (KeyError, IndexError, TypeError):
+                continue  # the other one is gone
+        try:
+            page_export.page(page_json.page_data_from_json(content))
+            made += 1
+        except ValueError as problem:
+            said.append(str(problem))
+    assert made > len(places) / 3
+    assert said
+    assert not any("\n" in line for line in said)
 
 
 def test_missing_and_unknown_files(tmp_path):
