@@ -12,6 +12,7 @@ _NUMBER = r"-?\d+"
 _POSITIONS = rf"(?:{_NUMBER})?:(?:{_NUMBER})?|{_NUMBER}(?:,{_NUMBER})*"
 _REFERENCE = re.compile(rf"(?P<what>.*?)(?:@(?P<at>{_POSITIONS}))?", re.DOTALL)
 _FEATURE = re.compile(r"L(\d+)/(\d+)")
+_MEANT_AS_FEATURE = re.compile(r"[Ll]?-?\d+/.*", re.DOTALL)
 
 
 def parse_positions(text: str) -> Positions:
@@ -37,7 +38,7 @@ def find_features(text: str, labels: Mapping[tuple[int, int], str]) -> FeatureAt
         labels: the known labels by (layer, feature), as ``Transcoders.labels``.
 
     Raises:
-        ValueError: no feature has the label; close labels are suggested.
+        ValueError: no feature has the label (close labels are suggested), or feature or positions cannot be read.
 
     Example:
         >>> find_features("L3/417@7", {})
@@ -54,7 +55,15 @@ def find_features(text: str, labels: Mapping[tuple[int, int], str]) -> FeatureAt
     label = what[1:-1] if len(what) > 1 and what[0] == what[-1] == '"' else what
     members = [FeatureAt(*place, positions) for place, name in sorted(labels.items()) if name == label]
     if not members:
-        raise ValueError(_unknown(label, set(labels.values())))
+        known = set(labels.values())
+        before, _, after = what.rpartition("@")
+        if before and (_FEATURE.fullmatch(before) or before.strip('"') in known):
+            parse_positions(after)  # raises
+        if _MEANT_AS_FEATURE.fullmatch(what):
+            raise ValueError(
+                f"feature {text.strip()!r} cannot be read; write L3/417 or L3/417@7 (layer 3, feature 417)"
+            )
+        raise ValueError(_unknown(label, known))
     return Supernode(label, tuple(members))
 
 

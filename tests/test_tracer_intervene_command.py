@@ -76,11 +76,43 @@ def test_labels_name_features() -> None:
     assert by_label.after != by_label.before
 
 
+def test_what_was_active_of_the_named_features_is_said() -> None:
+    model = ReplacementModel.from_pretrained(CASE.model, CASE.transcoders)
+    local = model.local(PROMPT)
+    found = local.activations
+    active = dict(zip(map(tuple, found.indices.tolist()), found.values.tolist(), strict=True))
+    (layer, position, feature), value = next(iter(active.items()))
+    silent = next(f for f in range(99) if not any((layer, p, f) in active for p in range(1, 6)))
+    model.transcoders.labels = {(layer, feature): "Texas", (layer, silent): "Texas", (layer + 1, 0): "Utah"}
+    wishes = [f"L{layer}/{feature}@{position}", f"L{layer}/{silent}", f'"Texas"@{position}']
+    said = compare(model, PROMPT, [parse_intervention("ablate", wish) for wish in wishes[:2]]).found
+    assert said == [f'"Texas", active here: {wishes[0]} {value:.3g}', '"Texas", not active here']
+    said = compare(model, PROMPT, [parse_intervention("scale", f"{wishes[2]}=2")]).found
+    assert said == [f"2 features, active here: {wishes[0]} {value:.3g}"]
+
+
+def test_the_table_shows_the_fate_of_the_old_answer_in_80_columns() -> None:
+    arguments = ["intervene", PROMPT, *CHOSEN, "--scale", "L1/5@2=-3", "--set", "L2/3=400", "--top", "1"]
+    result = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, arguments)
+    model = ReplacementModel.from_pretrained(CASE.model, CASE.transcoders)
+    done = compare(model, PROMPT, [Scale("L1/5@2", -3.0), Set("L2/3", 400.0)], top=1)
+    old, new = done.before[0], done.after[0]
+    assert old.string != new.string
+    (row,) = [line for line in result.output.splitlines() if line.strip().startswith(old.string.strip())]
+    assert row.split() == [
+        *(old.string.strip(), f"{old.before:.3f}", f"{old.after:.3f}", f"{old.logit_change:+.2f}", "│"),
+        *(new.string.strip(), f"{new.before:.3f}", f"{new.after:.3f}", f"{new.logit_change:+.2f}"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("edits", "said"),
     [
         (["--set", "L1/5@2=x"], "--set 'L1/5@2=x': 'x' is not a number"),
         (["--set", "L1/5@2"], "write FEATURE=VALUE"),
+        (["--swap-in", "L1/5@2="], "write FEATURE=PROMPT"),
+        (["--set", "L1/5@1:3:2=1"], "positions '1:3:2' cannot be read; write 7, -1, 2,5, 3:6 or 3:"),
+        (["--ablate", "L-1/5"], "feature 'L-1/5' cannot be read; write L3/417 or L3/417@7"),
         (["--set", "L9/5@2=1"], "L9/5@2: the model has layers 0 to 3"),
         (["--set", "L1/5@0=1"], "the first position carries no features"),
         (["--set", "L1/5@9=1"], "position 9 is outside the prompt; positions 1 to 5 are valid"),

@@ -21,15 +21,20 @@ from crosstrace.graphs.text import short, visible
 from crosstrace.replacement_model import (
     Ablate,
     Add,
+    FeatureAt,
     Freeze,
     Intervention,
+    LocalReplacementModel,
     ReplacementModel,
     Scale,
     Set,
+    Supernode,
     SwapIn,
 )
+from crosstrace.replacement_model.edits import resolve
 from crosstrace.replacement_model.model import Prompt
 
+SHOWN = 3  # active features named for an intervention
 _NUMERIC: dict[str, Callable[[str, float], Intervention]] = {"set": Set, "scale": Scale, "add": Add}
 # A reference may be a quoted label, which may hold an equals sign.
 _ASSIGNMENT = re.compile(r'\s*("[^"]*"[^=]*|[^=]*)=(.*)', re.DOTALL)
@@ -48,11 +53,15 @@ class TokenChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt before and after interventions; ``before`` and ``after`` are the top tokens of either."""
+    """A prompt before and after interventions; ``before`` and ``after`` are the top tokens of either.
+
+    ``found`` says for each intervention which of the features it names were active in the unchanged prompt, and how much.
+    """
 
     prompt: str
     token_strings: list[str]
     interventions: list[str]
+    found: list[str]
     freeze: str
     errors: str
     before: list[TokenChange]
@@ -78,7 +87,12 @@ def parse_intervention(verb: str, text: str) -> Intervention:
         return Ablate(text)
     match = _ASSIGNMENT.fullmatch(text)
     if match is None or not match[1].strip() or not match[2].strip():
-        raise ValueError(f"--{verb} {text!r}: write FEATURE=VALUE, as in L3/417@7=2 or '\"Texas\"=2'")
+        example = (
+            "FEATURE=PROMPT, as in L3/417@7='another prompt'"
+            if verb == "swap-in"
+            else "FEATURE=VALUE, as in L3/417@7=2"
+        )
+        raise ValueError(f"--{verb} {text!r}: write {example}; FEATURE may be a label, as in '\"Texas\"@5:'")
     where, value = match[1].strip(), match[2].strip()
     if verb == "swap-in":
         return SwapIn(where, value)
@@ -130,6 +144,7 @@ def compare(
         prompt=prompt if isinstance(prompt, str) else " ".join(model.token_strings(local.tokens_p)),
         token_strings=model.token_strings(local.tokens_p),
         interventions=[_describe(intervention) for intervention in interventions],
+        found=[_found(intervention, local, max_new_tokens) for intervention in interventions],
         freeze=freeze + (", attention free" if free_attention else ""),
         errors=errors,
         before=tops[0],
@@ -174,36 +189,51 @@ def _describe(intervention: Intervention) -> str:
             return f"swap in {where} from {prompt}"
 
 
+def _found(intervention: Intervention, local: LocalReplacementModel, n_generated: int) -> str:
+    """Which of the named features were active: an intervention may change nothing because none was."""
+    where, labels = intervention.where, local.transcoders.labels
+    if not isinstance(where, (str, FeatureAt, Supernode)):
+        return ""
+    places = resolve([Ablate(where)], local, lambda _: local, n_generated).features
+    features = {(layer, feature) for layer, _, feature in places}
+    activations = zip(map(tuple, local.activations.indices.tolist()), local.activations.values.tolist(), strict=True)
+    active = [f"L{at[0]}/{at[2]}@{at[1]} {value:.3g}" for at, value in activations if at in places]
+    if len(active) > SHOWN:
+        active = [*active[:SHOWN], f"and {len(active) - SHOWN} more"]
+    names = {labels.get(feature, "") for feature in features}
+    said = f'"{names.pop()}"' if len(features) == 1 and any(names) else f"{len(features)} features"
+    said = "" if said == "1 features" else f"{said}, "
+    return f"{said}active here: {', '.join(active)}" if active else f"{said}not active here"
+
+
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print the top tokens before and after side by side."""
     subtitle = Text(f"{comparison.freeze}, errors {comparison.errors}", style="dim")
     heading = Panel(Text(visible(comparison.prompt), style="bold"), subtitle=subtitle, box=box.ROUNDED)
-    done = Text("\n".join(f"· {visible(line)}" for line in comparison.interventions) + "\n")
+    done = Text()
+    for line, found in zip(comparison.interventions, comparison.found, strict=True):
+        done.append(f"· {visible(line)}").append(f"  {visible(found)}\n" if found else "\n", style="dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("before", style="bold")
-    table.add_column("probability", justify="right")
-    table.add_column("│", style="dim")
-    table.add_column("after", style="bold")
-    table.add_column("probability", justify="right")
-    table.add_column("change", justify="right")
-    table.add_column("logit", justify="right")
+    for side in ("before", "after"):
+        table.add_column(f"top {side}", style="bold", no_wrap=True, overflow="ellipsis")
+        for name in ("before", "after", "logit"):
+            table.add_column(name, justify="right", no_wrap=True)
+        if side == "before":
+            table.add_column("│", style="dim")
     for before, after in zip(comparison.before, comparison.after, strict=True):
-        change = after.after - after.before
-        style = "cyan" if change >= 0 else "red"
-        table.add_row(
-            Text(short(before.string)),
-            f"{before.before:.3f}",
-            "│",
-            Text(short(after.string)),
-            f"{after.after:.3f}",
-            Text(f"{change:+.3f}", style=style),
-            Text(f"{after.logit_change:+.2f}", style=style),
-        )
+        table.add_row(*_cells(before), "│", *_cells(after))
     parts: list[RenderableType] = [heading, done, table]
     if comparison.generated_before is not None:
         for name, text in (("before", comparison.generated_before), ("after", comparison.generated_after or "")):
             parts.append(Text.assemble((f"{name:>7}  ", "bold"), visible(text)))
     console.print(Group(*parts))
+
+
+def _cells(change: TokenChange) -> list[Text]:
+    """A token, its probability before and after, and the change of its centred logit."""
+    style = "cyan" if change.logit_change >= 0 else "red"
+    after, logit = Text(f"{change.after:.3f}", style=style), Text(f"{change.logit_change:+.2f}", style=style)
+    return [Text(short(change.string)), Text(f"{change.before:.3f}"), after, logit]
 
 
 def check_report_file(path: Path | None) -> None:
