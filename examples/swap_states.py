@@ -1,23 +1,31 @@
 """Prove the demo's circuit: replace the state a prompt is about by another one, and the answer follows.
 
-    python examples/swap_states.py [--targets 5] [--factors 1 1.5 2 3] [-o swap.svg]
+    python examples/swap_states.py [--targets 5] [-o swap.svg]
 
 For every state, the features that stand for it are found by graph: those with a path to the answer in the graphs of most
-of its cities, and of few other states' cities (so neither of one city nor of the sentence). For a city that the search
-has not seen, the features of its state are then ablated and those of another state set to a multiple of their typical
-activation, everything else recomputed (iterative patching, attention frozen). What becomes the most probable token?
-One control swaps as many random features, at their typical activations too; another every feature in which the prompt
-differs from one about the new state, which says how much of the answer runs through features at all.
+of its cities, and of few other states' cities (so neither of one city nor of the sentence). In a prompt about a city, the
+features of its state are then ablated and those of another state set to a multiple of their typical activation,
+everything else recomputed (iterative patching, attention frozen). What becomes the most probable token?
+
+How often is "most" and "few", at which positions, and which multiple, is settled on the cities of the training text:
+two of each state's are set aside, features are searched in the others, and the setting that swaps the two best is taken.
+Held-out cities are then swapped once, with that setting. One control swaps as many random features, at their typical
+activations too; another every feature in which the prompt differs from one about the new state, which says how much of
+the answer runs through features at all.
 Plotting needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 from crosstrace.graphs import AttributionGraph, write_atomically
 from crosstrace.graphs.influence import row_scale, spread, target_weights
@@ -36,18 +44,43 @@ from crosstrace.tracer import trace
 from crosstrace.tracer.intervening import Comparison, compare, show_comparison
 
 PROMPT = "The capital of the state containing {city} is"
+CITY_POSITION, LAST_POSITION = 7, 8
 SEED = 0
-# A state's features: in the graphs of at least this share of its cities, and at most that share of all others.
-OWN_SHARE, OTHER_SHARE = 0.5, 0.2
+SET_ASIDE, TARGETS_EACH = 2, 1  # cities of every state to choose settings by, and swaps of each
+
+# What is tried: a state's features are in the graphs of at least this share of its cities, …
+OWN_SHARES = (0.5, 0.8)
+# … and of at most that share of all other states' cities; …
+OTHER_SHARES = (0.05, 0.2)
+# … they are swapped here, …
+POSITIONS = {"at the city": (CITY_POSITION,), "at the end": (LAST_POSITION,), "everywhere": None}
+# … and set to this multiple of their typical activation.
+FACTORS = (1.0, 1.5, 2.0, 3.0)
 
 STATE, RANDOM, ALL = KINDS = ("the state's features", "as many random ones", "all that differ")
 
 Activations = dict[FeatureAt, float]
+Choice = Callable[["Swap", Activations], tuple[Activations, Activations]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which features stand for a state, where they are swapped, and how strongly the new ones are set."""
+
+    own_share: float
+    other_share: float
+    where: str
+    factor: float
+
+    def here(self, features: Activations) -> Activations:
+        """Of some features, those at the positions where this setting swaps."""
+        positions = POSITIONS[self.where]
+        return {at: a for at, a in features.items() if positions is None or at.positions in positions}
 
 
 @dataclass(frozen=True)
 class Swap:
-    """One swap: a city never used in the search, its state, the state put in its place, and a city there."""
+    """One swap: a city that the search did not see, its state, the state put in its place, and a city there."""
 
     city: str
     state: str
@@ -55,18 +88,74 @@ class Swap:
     control_city: str
 
 
-def graph_features(graph: AttributionGraph) -> Activations:
-    """The features with a path to the answer, and their activations."""
-    influence = spread(graph.edges, row_scale(graph.edges), target_weights(graph))
-    found: Activations = {}
-    for node in range(graph.layout.n_features):
-        if influence[node] > 0:
-            layer, position, feature = graph.feature_of(node)
-            found[FeatureAt(layer, feature, position)] = graph.activations[graph.selected_features[node]].item()
-    return found
+@dataclass(frozen=True)
+class Result:
+    """The shares of swaps that end in the new state's capital, and in the old one's."""
+
+    new: float
+    old: float
 
 
-def state_supernodes(graphs: dict[str, Activations], state_of: dict[str, str]) -> dict[str, Activations]:
+class Experiment:
+    """The model, and each prompt's features and local replacement model once computed."""
+
+    def __init__(self) -> None:
+        self.model, facts = ReplacementModel.demo(), load_facts()
+        self.held_out = held_out_cities(facts)
+        self.state_of = {city: state.name for state in facts.states for city in state.cities}
+        self.capital = {state.name: state.capital for state in facts.states}
+        self.token = {name: int(self.model.tokenize(word)[-1]) for name, word in self.capital.items()}
+        self._locals: dict[str, LocalReplacementModel] = {}
+
+    def local(self, city: str) -> LocalReplacementModel:
+        if city not in self._locals:
+            self._locals[city] = self.model.local(PROMPT.format(city=city))
+        return self._locals[city]
+
+    def active(self, city: str) -> Activations:
+        """Every feature of the prompt about a city, and its activation."""
+        found = self.local(city).activations
+        return {
+            FeatureAt(layer, feature, position): value
+            for (layer, position, feature), value in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        }
+
+    def graph_features(self, city: str) -> Activations:
+        """The features with a path to the answer, and their activations."""
+        graph: AttributionGraph = trace(self.model, PROMPT.format(city=city), max_logits=1, progress=False)
+        influence = spread(graph.edges, row_scale(graph.edges), target_weights(graph))
+        found: Activations = {}
+        for node in range(graph.layout.n_features):
+            if influence[node] > 0:
+                layer, position, feature = graph.feature_of(node)
+                found[FeatureAt(layer, feature, position)] = graph.activations[graph.selected_features[node]].item()
+        return found
+
+    def draw_swaps(self, cities: Iterable[str], searched: Sequence[str], each: int, rng: random.Random) -> list[Swap]:
+        """For every city some other states, each with one of its cities that were searched."""
+        swaps = []
+        for city in cities:
+            others = sorted({self.state_of[other] for other in searched} - {self.state_of[city]})
+            for target in rng.sample(others, each):
+                control = rng.choice([other for other in searched if self.state_of[other] == target])
+                swaps.append(Swap(city, self.state_of[city], target, control))
+        return swaps
+
+    def run(self, swaps: Sequence[Swap], choose: Choice, factor: float) -> Result:
+        """Do swaps, taking away and putting in what `choose` says, and count the answers."""
+        runs = []
+        for swap in swaps:
+            away, put = choose(swap, self.active(swap.city))
+            runs.append((self.local(swap.city), replace(away, put, factor)))
+        tops = [int(outcome.logits_v.argmax()) for outcome in intervene_batch(self.model, runs)]
+        new = sum(top == self.token[swap.target] for top, swap in zip(tops, swaps, strict=True))
+        old = sum(top == self.token[swap.state] for top, swap in zip(tops, swaps, strict=True))
+        return Result(new / len(swaps), old / len(swaps))
+
+
+def state_supernodes(
+    graphs: dict[str, Activations], state_of: dict[str, str], own_share: float, other_share: float
+) -> dict[str, Activations]:
     """For each state its features, with their mean activation where active."""
     by_state: dict[str, list[str]] = defaultdict(list)
     for city in graphs:
@@ -79,7 +168,7 @@ def state_supernodes(graphs: dict[str, Activations], state_of: dict[str, str]) -
         supernodes[state] = {
             place: sum(graphs[city].get(place, 0.0) for city in cities) / count
             for place, count in own.items()
-            if count >= OWN_SHARE * len(cities) and everywhere[place] - count <= OTHER_SHARE * n_others
+            if count >= own_share * len(cities) and everywhere[place] - count <= other_share * n_others
         }
     return supernodes
 
@@ -90,32 +179,40 @@ def replace(away: Activations, put: Activations, factor: float) -> list[Interven
     return edits + [Set(place, factor * value) for place, value in put.items()]
 
 
-def choose(
-    kind: str,
-    active: Activations,
-    graphs: dict[str, Activations],
-    supernodes: dict[str, Activations],
-    swap: Swap,
-    rng: random.Random,
-) -> tuple[Activations, Activations]:
-    """What to take away from a prompt with the features ``active``, and what to put in its place."""
-    away, put = {place: active[place] for place in active if place in supernodes[swap.state]}, supernodes[swap.target]
-    if kind == STATE:
-        return away, put
-    if kind == RANDOM:
-        rest = {place: value for place, value in active.items() if place not in away}
-        unrelated = {
-            place: value
-            for found in graphs.values()
-            for place, value in found.items()
-            if place not in put and place not in supernodes[swap.state]
-        }
-        return draw(rest, len(away), rng), draw(unrelated, len(put), rng)
-    other = graphs[swap.control_city]
-    return (
-        {place: value for place, value in active.items() if place not in other},
-        {place: value for place, value in other.items() if place not in active},
-    )
+def of_the_state(supernodes: dict[str, Activations], setting: Setting) -> Choice:
+    """Take the features of the prompt's state away, and put the other state's in."""
+
+    def choose(swap: Swap, active: Activations) -> tuple[Activations, Activations]:
+        own = supernodes[swap.state]
+        return setting.here({at: a for at, a in active.items() if at in own}), setting.here(supernodes[swap.target])
+
+    return choose
+
+
+def at_random(
+    graphs: dict[str, Activations], supernodes: dict[str, Activations], setting: Setting, rng: random.Random
+) -> Choice:
+    """As many features as `of_the_state` would, at the same positions, but of neither state."""
+
+    def choose(swap: Swap, active: Activations) -> tuple[Activations, Activations]:
+        away, put = of_the_state(supernodes, setting)(swap, active)
+        named = supernodes[swap.state].keys() | supernodes[swap.target].keys()
+        pool = {at: a for found in graphs.values() for at, a in setting.here(found).items() if at not in named}
+        rest = {at: a for at, a in setting.here(active).items() if at not in named}
+        return draw(rest, len(away), rng), draw(pool, len(put), rng)
+
+    return choose
+
+
+def all_that_differ(graphs: dict[str, Activations]) -> Choice:
+    """Every feature, at every position, that only one of the prompt and a prompt about the new state has."""
+
+    def choose(swap: Swap, active: Activations) -> tuple[Activations, Activations]:
+        other = graphs[swap.control_city]
+        away = {at: a for at, a in active.items() if at not in other}
+        return away, {at: a for at, a in other.items() if at not in active}
+
+    return choose
 
 
 def draw(pool: Activations, count: int, rng: random.Random) -> Activations:
@@ -123,105 +220,120 @@ def draw(pool: Activations, count: int, rng: random.Random) -> Activations:
     return dict(rng.sample(list(pool.items()), min(count, len(pool))))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--targets", type=int, default=5, help="other states for each held-out city")
-    parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0], help="of typical activations")
-    parser.add_argument("-o", "--output", type=Path, help="plot: .svg, .png, .pdf")
-    arguments = parser.parse_args()
-
-    model, facts = ReplacementModel.demo(), load_facts()
-    held_out = held_out_cities(facts)
-    state_of = {city: state.name for state in facts.states for city in state.cities}
-    capital = {state.name: state.capital for state in facts.states}
-    graphs = {
-        city: graph_features(trace(model, PROMPT.format(city=city), max_logits=1, progress=False))
-        for city in state_of
-        if city not in held_out
-    }
-    supernodes = state_supernodes(graphs, state_of)
-    sizes = [len(places) for places in supernodes.values()]
-    mean = sum(sizes) / len(sizes)
-    print(f"{len(graphs)} cities searched; {min(sizes)} to {max(sizes)} features a state, on average {mean:.1f}")
-
-    comparison = swap_dallas(model, supernodes, factor=2.0)
-    rng = random.Random(SEED)
-    swaps = []
-    for city in sorted(city for city in state_of if city in held_out):
-        others = [state for state in sorted(supernodes) if state != state_of[city]]
-        for target in rng.sample(others, arguments.targets):
-            control = rng.choice([other for other in graphs if state_of[other] == target])
-            swaps.append(Swap(city, state_of[city], target, control))
-
-    locals_of = {city: model.local(PROMPT.format(city=city)) for city in {swap.city for swap in swaps}}
-    answer = {name: model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for name, word in capital.items()}
-    right = sum(int(locals_of[city].logits().argmax()) == answer[state_of[city]] for city in locals_of)
-    print(f"unchanged, the model answers {right} of {len(locals_of)} held-out cities; {len(swaps)} swaps")
-    print("share of swaps that end in the new (old) state's capital, by factor:")
-    print("factor   " + "   ".join(f"{name:>26}" for name in KINDS))
-    shares: dict[str, list[float]] = {name: [] for name in KINDS}
-    for factor in arguments.factors:
-        columns = []
-        for name in KINDS:
-            runs = []
-            for swap in swaps:
-                local = locals_of[swap.city]
-                away, put = choose(name, _active(local), graphs, supernodes, swap, rng)
-                runs.append((local, replace(away, put, factor)))
-            tops = [int(outcome.logits_v.argmax()) for outcome in intervene_batch(model, runs)]
-            new = sum(top == answer[swap.target] for top, swap in zip(tops, swaps, strict=True)) / len(swaps)
-            old = sum(top == answer[swap.state] for top, swap in zip(tops, swaps, strict=True)) / len(swaps)
-            shares[name].append(new)
-            columns.append(f"{new:.1%} ({old:.1%})")
-        print(f"{factor:6g}   " + "   ".join(f"{column:>26}" for column in columns))
-    if arguments.output:
-        plot(comparison, arguments.factors, shares, arguments.output)
-        print(f"wrote {arguments.output}")
+def select(experiment: Experiment, graphs: dict[str, Activations], rng: random.Random) -> Setting:
+    """The setting that swaps set-aside training cities best; of equals the one tried first, so the weakest factor."""
+    by_state: dict[str, list[str]] = defaultdict(list)
+    for city in graphs:
+        by_state[experiment.state_of[city]].append(city)
+    aside = [city for cities in by_state.values() for city in rng.sample(cities, SET_ASIDE)]
+    searched = {city: found for city, found in graphs.items() if city not in aside}
+    swaps = experiment.draw_swaps(aside, list(searched), TARGETS_EACH, rng)
+    print(f"choosing a setting by {len(swaps)} swaps of {len(aside)} training cities set aside:")
+    print(
+        f"{'own cities':>10}  {'others':>6}  {'swapped':<11}  " + "".join(f"{f'× {factor:g}':>8}" for factor in FACTORS)
+    )
+    best, best_share = None, -1.0
+    for own, other, where in itertools.product(OWN_SHARES, OTHER_SHARES, POSITIONS):
+        supernodes = state_supernodes(searched, experiment.state_of, own, other)
+        shares = []
+        for factor in FACTORS:
+            setting = Setting(own, other, where, factor)
+            shares.append(experiment.run(swaps, of_the_state(supernodes, setting), factor).new)
+            if shares[-1] > best_share:
+                best, best_share = setting, shares[-1]
+        print(f"{f'≥ {own:.0%}':>10}  {f'≤ {other:.0%}':>6}  {where:<11}  " + "".join(f"{s:>8.0%}" for s in shares))
+    assert best is not None
+    print(
+        f"chosen: ≥ {best.own_share:.0%}, ≤ {best.other_share:.0%}, {best.where}, × {best.factor:g} ({best_share:.0%})"
+    )
+    return best
 
 
-def swap_dallas(model: ReplacementModel, supernodes: dict[str, Activations], factor: float) -> Comparison:
+def swap_dallas(experiment: Experiment, supernodes: dict[str, Activations], setting: Setting) -> Comparison:
     """Texas out, California in: the answer becomes Sacramento."""
-    from rich.console import Console
-
-    prompt = PROMPT.format(city="Dallas")
-    active = _active(model.local(prompt))
-    texas = {place: value for place, value in active.items() if place in supernodes["Texas"]}
-    for name, places in (("Texas", texas), ("California", supernodes["California"])):
-        print(f"{name}:", ", ".join(f"{model.transcoders.labels.get((p.layer, p.feature), '?')} ({p})" for p in places))
-    comparison = compare(model, prompt, replace(texas, supernodes["California"], factor), top=6)
+    labels = experiment.model.transcoders.labels
+    swap = Swap("Dallas", "Texas", "California", "")
+    away, put = of_the_state(supernodes, setting)(swap, experiment.active("Dallas"))
+    for name, places in (("Texas out", away), ("California in", put)):
+        print(f"{name}:", ", ".join(f"{labels.get((p.layer, p.feature), '?')} ({p})" for p in places))
+    comparison = compare(experiment.model, PROMPT.format(city="Dallas"), replace(away, put, setting.factor), top=6)
     show_comparison(comparison, Console())
     return comparison
 
 
-def _active(local: LocalReplacementModel) -> Activations:
-    rows, values = local.activations.indices.tolist(), local.activations.values.tolist()
-    return {
-        FeatureAt(layer, feature, position): value
-        for (layer, position, feature), value in zip(rows, values, strict=True)
-    }
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--targets", type=int, default=5, help="other states for each held-out city")
+    parser.add_argument("-o", "--output", type=Path, help="plot: .svg, .png, .pdf")
+    arguments = parser.parse_args()
+
+    experiment, rng = Experiment(), random.Random(SEED)
+    training = [city for city in experiment.state_of if city not in experiment.held_out]
+    graphs = {city: experiment.graph_features(city) for city in training}
+    setting = select(experiment, graphs, rng)
+    supernodes = state_supernodes(graphs, experiment.state_of, setting.own_share, setting.other_share)
+    sizes = [len(setting.here(places)) for places in supernodes.values()]
+    mean = sum(sizes) / len(sizes)
+    print(
+        f"\n{len(graphs)} training cities searched; {min(sizes)} to {max(sizes)} features a state, {mean:.1f} on average"
+    )
+    comparison = swap_dallas(experiment, supernodes, setting)
+
+    unseen = sorted(city for city in experiment.state_of if city in experiment.held_out)
+    tops = [int(experiment.local(city).logits().argmax()) for city in unseen]
+    right = sum(top == experiment.token[experiment.state_of[city]] for top, city in zip(tops, unseen, strict=True))
+    swaps = experiment.draw_swaps(unseen, training, arguments.targets, rng)
+    print(f"unchanged, the model answers {right} of {len(unseen)} held-out cities; {len(swaps)} swaps of them:")
+    choices = (
+        of_the_state(supernodes, setting),
+        at_random(graphs, supernodes, setting, rng),
+        all_that_differ(graphs),
+    )
+    results = {}
+    print(f"{'swapped':<22}{'new capital':>12}{'old capital':>13}{'neither':>9}")
+    for kind, choose in zip(KINDS, choices, strict=True):
+        results[kind] = result = experiment.run(swaps, choose, setting.factor)
+        print(f"{kind:<22}{result.new:>12.1%}{result.old:>13.1%}{1 - result.new - result.old:>9.1%}")
+    if arguments.output:
+        plot(comparison, results, len(swaps), arguments.output)
+        print(f"wrote {arguments.output}")
 
 
-def plot(comparison: Comparison, factors: list[float], shares: dict[str, list[float]], path: Path) -> None:
-    """Dallas before and after on the left, the share of successful swaps on the right."""
+def plot(comparison: Comparison, results: dict[str, Result], n_swaps: int, path: Path) -> None:
+    """Dallas before and after on the left, the shares over all swaps on the right."""
     import io
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     dallas, all_swaps = figure.subplots(1, 2)
-    rows = {change.string: change for change in (*comparison.before[:3], *comparison.after[:3])}
-    names = list(rows)[::-1]
-    for offset, label, read in ((0.2, "unchanged", "before"), (-0.2, "Texas → California", "after")):
-        heights = [getattr(rows[name], read) for name in names]
-        dallas.barh([i + offset for i in range(len(names))], heights, 0.38, label=label)
+    rows = {change.string: change for change in (*comparison.before[:2], *comparison.after[:3])}
+    names = sorted(rows, key=lambda name: max(rows[name].before, rows[name].after))[-4:]
+    bars = ((0.2, "unchanged", "before", "tab:gray"), (-0.2, "Texas → California", "after", "tab:blue"))
+    for offset, label, read, color in bars:
+        values = [getattr(rows[name], read) for name in names]
+        drawn = dallas.barh([i + offset for i in range(len(names))], values, 0.36, label=label, color=color)
+        dallas.bar_label(drawn, [f"{value:.2f}" if value >= 0.005 else "" for value in values], padding=3)
     dallas.set_yticks(range(len(names)), names)
-    dallas.set(title=f"{comparison.prompt} …", xlabel="probability", xlim=(0, 1))
-    dallas.legend(frameon=False)
-    for name, values in shares.items():
-        all_swaps.plot(factors, values, "o-", label=name)
-    all_swaps.set(title="Held-out cities × other states", ylim=(-0.03, 1.03), xticks=factors)
-    all_swaps.set(xlabel="multiple of the typical activation", ylabel="new state's capital is on top")
-    all_swaps.legend(frameon=False)
+    dallas.set(title=f"“{comparison.prompt} …”", xlabel="probability of the next token", xlim=(0, 1.12))
+    dallas.legend(frameon=False, loc="center right")
+    kinds = list(results)[::-1]
+    parts = (
+        ("the new state's capital", [results[kind].new for kind in kinds], "tab:blue"),
+        ("the old state's capital", [results[kind].old for kind in kinds], "tab:gray"),
+        ("neither", [1 - results[kind].new - results[kind].old for kind in kinds], "whitesmoke"),
+    )
+    left = [0.0] * len(kinds)
+    for label, shares, color in parts:
+        drawn = all_swaps.barh(kinds, shares, 0.6, left=left, label=label, color=color, edgecolor="white")
+        dark = color != "whitesmoke"
+        texts = [f"{share:.0%}" if share >= 0.04 else "" for share in shares]
+        all_swaps.bar_label(drawn, texts, label_type="center", color="white" if dark else "black")
+        left = [start + share for start, share in zip(left, shares, strict=True)]
+    all_swaps.set(title=f"the answer after {n_swaps} swaps, held-out cities", xlabel="share of swaps", xlim=(0, 1))
+    all_swaps.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    for axes in (dallas, all_swaps):
+        axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
     write_atomically(path, buffer.getvalue())

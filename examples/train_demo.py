@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from demo_training.activations import collect, distinct_prefixes
 from demo_training.cards import make_cards
+from demo_training.circuit import ablate_texas, read_cities
 from demo_training.clt import CltSettings, Scaling, train_clt
 from demo_training.labels import make_labels
 from demo_training.model import ModelSettings, answers_right, encode, train_model
@@ -137,11 +138,26 @@ def measure(folder: Path) -> list[Row]:
     dedicated = dedicated_features(firings(model, all_texts), all_texts, everything, facts)
     states = sum(bool(features) for features in dedicated.values())
     rows.append(Row("states with a feature of their own", f"{states} of {len(dedicated)}", "≥ 40", states >= 40))
+    rows += circuit_rows(model)
     labels = json.loads((folder / CLT_FOLDER / "labels.json").read_text(encoding="utf-8"))["layers"]
     rows.append(Row("features that ever fire, by layer", ", ".join(str(len(layer)) for layer in labels)))
     size = sum(path.stat().st_size for part in (MODEL_FOLDER, CLT_FOLDER) for path in (folder / part).iterdir())
     rows.append(Row("model, transcoder, labels and cards", f"{size / 1e6:.2f} MB", "< 10 MB", size < 10e6))
     return rows
+
+
+def circuit_rows(model: ReplacementModel) -> list[Row]:
+    """The state at the city's own position, and what Austin's logit loses without Texas."""
+    cities, texas = read_cities(model, load_facts()), ablate_texas(model)
+    mean, worst = texas.at_random
+    rows = [
+        Row("a feature named after its state at a held-out city", f"{cities.named} of {cities.cities}"),
+        Row("logit lens gives the state there, from the embedding on", f"{cities.lens} of {cities.cities}"),
+        Row(f"Austin's logit without the {texas.count} features of Texas", f"{-texas.named:+.2f}"),
+        Row(f"… without the {texas.count} others that alone cost it most", f"{-texas.strongest:+.2f}"),
+        Row(f"… without {texas.count} others at random, mean and worst of 100", f"{-mean:+.2f}, {-worst:+.2f}"),
+    ]
+    return rows + [Row(f"… without {name} alone", f"{-drop:+.2f}") for name, drop in texas.single]
 
 
 def _layers(values: list[float], digits: int) -> str:

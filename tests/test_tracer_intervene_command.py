@@ -86,7 +86,7 @@ def test_what_was_active_of_the_named_features_is_said() -> None:
     model.transcoders.labels = {(layer, feature): "Texas", (layer, silent): "Texas", (layer + 1, 0): "Utah"}
     wishes = [f"L{layer}/{feature}@{position}", f"L{layer}/{silent}", f'"Texas"@{position}']
     said = compare(model, PROMPT, [parse_intervention("ablate", wish) for wish in wishes[:2]]).found
-    assert said == [f'"Texas", active here: {wishes[0]} {value:.3g}', '"Texas", not active here']
+    assert said == [f'"Texas", {value:.3g} here', '"Texas", not active here']
     said = compare(model, PROMPT, [parse_intervention("scale", f"{wishes[2]}=2")]).found
     assert said == [f"2 features, active here: {wishes[0]} {value:.3g}"]
 
@@ -98,6 +98,7 @@ def test_the_table_shows_the_fate_of_the_old_answer_in_80_columns() -> None:
     done = compare(model, PROMPT, [Scale("L1/5@2", -3.0), Set("L2/3", 400.0)], top=1)
     old, new = done.before[0], done.after[0]
     assert old.string != new.string
+    assert result.output.count("logit") == 2  # no column is cut off
     (row,) = [line for line in result.output.splitlines() if line.strip().startswith(old.string.strip())]
     assert row.split() == [
         *(old.string.strip(), f"{old.before:.3f}", f"{old.after:.3f}", f"{old.logit_change:+.2f}", "│"),

@@ -197,13 +197,16 @@ def _found(intervention: Intervention, local: LocalReplacementModel, n_generated
     places = resolve([Ablate(where)], local, lambda _: local, n_generated).features
     features = {(layer, feature) for layer, _, feature in places}
     activations = zip(map(tuple, local.activations.indices.tolist()), local.activations.values.tolist(), strict=True)
-    active = [f"L{at[0]}/{at[2]}@{at[1]} {value:.3g}" for at, value in activations if at in places]
-    if len(active) > SHOWN:
-        active = [*active[:SHOWN], f"and {len(active) - SHOWN} more"]
-    names = {labels.get(feature, "") for feature in features}
-    said = f'"{names.pop()}"' if len(features) == 1 and any(names) else f"{len(features)} features"
-    said = "" if said == "1 features" else f"{said}, "
-    return f"{said}active here: {', '.join(active)}" if active else f"{said}not active here"
+    active = [(at, value) for at, value in activations if at in places]
+    name = labels.get(next(iter(features)), "") if len(features) == 1 else ""
+    said = f'"{name}", ' if name else f"{len(features)} features, " if len(features) > 1 else ""
+    if not active:
+        return f"{said}not active here"
+    if len(places) == 1:
+        return f"{said}{active[0][1]:.3g} here"
+    shown = [f"L{layer}/{feature}@{position} {value:.3g}" for (layer, position, feature), value in active[:SHOWN]]
+    more = [f"and {len(active) - SHOWN} more"] if len(active) > SHOWN else []
+    return f"{said}active here: {', '.join(shown + more)}"
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
@@ -213,7 +216,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     done = Text()
     for line, found in zip(comparison.interventions, comparison.found, strict=True):
         done.append(f"· {visible(line)}").append(f"  {visible(found)}\n" if found else "\n", style="dim")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for side in ("before", "after"):
         table.add_column(f"top {side}", style="bold", no_wrap=True, overflow="ellipsis")
         for name in ("before", "after", "logit"):
