@@ -419,6 +419,15 @@ const checks = {
     assert(await page.evaluate(() => globalThis.crosstrace.pair.sides.some((side) => side.store.state.clicked)));
     await page.locator("#turn").click();
     assert.equal(await page.locator("#panes").getAttribute("class"), "stacked");
+    await page.keyboard.press("Escape");
+    await page.locator("#pane-b .graph").focus();
+    await page.keyboard.press("ArrowDown");
+    await page.keyboard.press("Shift+ArrowDown");
+    assert(await page.evaluate(() => globalThis.crosstrace.pair.sides[1].store.state.clicked));
+    assert.match(await page.locator("#spoken").textContent(), /fed by \d+, feeds \d+/);
+    await page.setViewportSize({ width: 400, height: 800 });
+    await settled(page);
+    assert(await page.evaluate(() => document.documentElement.scrollWidth <= 400), "scrolls sideways");
     return page;
   },
   async "hostile strings show as text in a comparison"() {
