@@ -10,6 +10,7 @@ Letters: n features, J layers a feature writes to, D d_model, V vocabulary, T to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +40,18 @@ class DirectLogits:
     spread: Tensor
 
 
-def direct_logits(model: ReplacementModel, layer: int, features_n: Tensor, count: int = 10) -> DirectLogits:
+def direct_logits(
+    model: ReplacementModel,
+    layer: int,
+    features_n: Tensor,
+    count: int = 10,
+    known: Callable[[int], None] = lambda more: None,
+) -> DirectLogits:
     """The ``count`` tokens at each end of the direct logits of a layer's features; see the module.
 
     Args:
         features_n: (n,) int64, features within the layer.
+        known: is told, a block at a time, how many more features are done.
 
     Example:
         >>> direct_logits(model, 3, torch.tensor([417])).promoted[0, 0]
@@ -60,6 +68,7 @@ def direct_logits(model: ReplacementModel, layer: int, features_n: Tensor, count
         raised, promoted = logits_nv.topk(count, dim=-1)
         lowered, suppressed = logits_nv.topk(count, dim=-1, largest=False)
         spread = logits_nv.square().mean(-1).sqrt()
+        known(len(some))
         parts.append([tensor.cpu() for tensor in (promoted, raised, suppressed, lowered, spread)])
     if not parts:
         none = torch.zeros(0, count)

@@ -18,8 +18,8 @@ from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import CARDS_FILE, MODEL_DIR, TRANSCODERS_DIR, load_facts
 from crosstrace.replacement_model.demo.corpus import sentences
 from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.tracer import card_file, trace
 from crosstrace.tracer import cards as cards_module
-from crosstrace.tracer import trace
 from crosstrace.tracer.card_log import Window
 from crosstrace.tracer.card_lookup import cards_of
 from crosstrace.tracer.card_run import CardRun, CardsInterrupted
@@ -142,6 +142,23 @@ def test_interrupted_and_resumed_gives_the_same_file(model, texts, built, tmp_pa
     resumed = build_cards(model, texts, path, resume=True, **SETTINGS)
     assert resumed.path.read_bytes() == whole.path.read_bytes()
     assert not path.with_name("cards.safetensors.partial").exists()
+
+
+def test_interrupted_while_logits_are_worked_out(model, texts, built, tmp_path, monkeypatch):
+    path, done, real = tmp_path / "cards.safetensors", [], card_file.direct_logits
+
+    def direct_logits(model, layer, *args):
+        done.append(layer)
+        if done == [0, 1, 2]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(model, layer, *args)
+
+    monkeypatch.setattr(card_file, "direct_logits", direct_logits)
+    with pytest.raises(CardsInterrupted):
+        build_cards(model, texts, path, **SETTINGS)
+    done.clear()
+    assert build_cards(model, texts, path, resume=True, **SETTINGS).path.read_bytes() == built.path.read_bytes()
+    assert done == [2, 3, 4, 5]
 
 
 def press_ctrl_c_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,17 +29,33 @@ def test_a_corpus_is_followed_by_bytes_and_tokens(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with corpus_progress(200, show=True) as at:
-        at(50, 1000, "reading the corpus")
-        at(100, 2000, "reading the corpus")
-        at(200, 3000, "promoted tokens, layer 3")
+    with corpus_progress(200, show=True) as bar:
+        bar.reading(50, 1000)
+        bar.reading(100, 2000)
     shown = capsys.readouterr().err
-    assert "promoted tokens, layer 3" in shown
-    assert "100%" in shown
-    assert "3,000 tokens" in shown
+    assert "reading the corpus" in shown
+    assert "50%" in shown
+    assert "2,000 tokens, " in shown
+    assert "tokens/s" in shown
+
+
+def test_then_by_features(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with corpus_progress(200, show=True) as bar:
+        bar.reading(200, 1000)
+        bar.begin_features(1200)
+        bar.features(300)
+    shown = capsys.readouterr().err
+    assert "promoted tokens" in shown
+    assert "25%" in shown
+    assert "of 1,200 features" in shown
 
 
 def test_a_corpus_is_silent_when_asked(capsys):
-    with corpus_progress(200, show=False) as at:
-        at(200, 1000, "reading the corpus")
+    with corpus_progress(200, show=False) as bar:
+        bar.reading(200, 1000)
+        bar.begin_features(3)
+        bar.features(3)
     assert capsys.readouterr().err == ""

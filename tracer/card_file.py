@@ -30,13 +30,20 @@ _CONTEXTS_AT_A_TIME = 4096
 _NO_METADATA = ("crosstrace-logits", "1")
 
 
-def write_layer_logits(model: ReplacementModel, run: CardRun, layer: int, count: int) -> None:
-    """Work out what a layer's features promote and suppress, unless an earlier run has done so; into the run's folder."""
+def write_layer_logits(
+    model: ReplacementModel, run: CardRun, layer: int, count: int, known: Callable[[int], None]
+) -> None:
+    """Work out what a layer's features promote and suppress, unless an earlier run has done so; into the run's folder.
+
+    Args:
+        known: is told, now and then, how many more features are done.
+    """
     path = logits_path(run, layer)
     if path.is_file():
+        known(run.layers[layer].used)
         return
     features = np.sort(run.layers[layer].features[: run.layers[layer].used]).astype(np.int64)
-    logits = direct_logits(model, layer, torch.from_numpy(features), count)
+    logits = direct_logits(model, layer, torch.from_numpy(features), count, known)
     arrays = {name: getattr(logits, name).numpy() for name in _LOGIT_PARTS}
     for name in ("promoted", "suppressed"):
         arrays[name] = arrays[name].astype(np.int32)

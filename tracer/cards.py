@@ -29,7 +29,7 @@ from crosstrace.tracer.card_log import ContextBatch, Window
 from crosstrace.tracer.card_run import CardRun, asked_to_stop
 from crosstrace.tracer.corpus import Context, Corpus, Texts, contexts
 from crosstrace.tracer.defaults import CARD_CONTEXTS, CARD_LOGITS, CONTEXT_LENGTH
-from crosstrace.tracer.progress import corpus_progress
+from crosstrace.tracer.progress import CorpusBar, corpus_progress
 
 # Tokens run at a time, padding included: enough to keep the device busy with matrix products.
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -110,14 +110,18 @@ def build_cards(
     run = CardRun(Path(f"{target}.partial"), identity, model.transcoders.reader.n_features, top, memory, resume)
     run.batch_tokens = batch_tokens or run.batch_tokens or usual
     try:
-        with asked_to_stop() as asked, corpus_progress(corpus.total, progress) as advance:
+        with asked_to_stop() as asked, corpus_progress(corpus.total, progress) as bar:
             if not run.finished:
-                _read_corpus(model, corpus, run, window, asked, advance)
-            for layer in range(len(run.layers)):
-                advance(corpus.total, run.tokens, f"promoted tokens, layer {layer}")
-                write_layer_logits(model, run, layer, logits)
+                _read_corpus(model, corpus, run, window, asked, bar)
+
+            def known(count: int) -> None:
+                bar.features(count)
                 if asked():
                     raise run.interrupted()
+
+            bar.begin_features(sum(layer.used for layer in run.layers))
+            for layer in range(len(run.layers)):
+                write_layer_logits(model, run, layer, logits, known)
         write_cards(target, model, run, _header(model, corpus, run, logits), length)
     except BaseException:
         run.close()
@@ -163,7 +167,7 @@ def _read_corpus(
     run: CardRun,
     window: Window,
     asked: Callable[[], bool],
-    advance: Callable[[int, int, str], None],
+    bar: CorpusBar,
 ) -> None:
     excluded = run.identity["excluded first positions"]
     stream = contexts(corpus, model.tokenizer, run.identity["context length"], excluded + 1, run.cursor)
@@ -174,7 +178,7 @@ def _read_corpus(
             add_batch(model, run, [context.tokens for context in batch], window, excluded)
             run.cursor = batch[-1].after
             whole = True
-            advance(batch[-1].read, run.tokens, "reading the corpus")
+            bar.reading(batch[-1].read, run.tokens)
             if asked():
                 raise run.interrupted()
             run.save_now_and_then()

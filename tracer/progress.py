@@ -47,16 +47,29 @@ def row_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int
         yield lambda rows: bar.advance(task, rows)
 
 
+class CorpusBar:
+    """How far a corpus has been read, then how many features' logits are known; this one shows nothing."""
+
+    def reading(self, read: int, tokens: int) -> None:
+        """So many bytes of the corpus have been read, so many tokens run."""
+
+    def features(self, done: int) -> None:
+        """So many more features' logits are known."""
+
+    def begin_features(self, total: int) -> None:
+        """The corpus has been read; so many features are to come."""
+
+
 @contextmanager
-def corpus_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int, int, str], None]]:
-    """Yields ``at(bytes read, tokens run, what is being done)``; the bar is gone when the block ends.
+def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]:
+    """A bar for a run over a corpus; it is gone when the block ends.
 
     Args:
         total: bytes of the corpus.
         show: None shows it on a terminal only.
     """
     if not (sys.stderr.isatty() if show is None else show):
-        yield lambda read, tokens, doing: None
+        yield CorpusBar()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -65,20 +78,27 @@ def corpus_progress(total: int, show: bool | None = None) -> Iterator[Callable[[
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f} tokens/s"),
+        TextColumn("{task.fields[said]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading the corpus", total=max(total, 1), tokens=0, rate=0.0)
-        first: list[tuple[float, int]] = []  # when the first batch was done: a resumed run does not count what was read
+        corpus = bar.add_task("reading the corpus", total=max(total, 1), said="")
 
-        def at(read: int, tokens: int, doing: str) -> None:
-            now = time.monotonic()
-            first[:] = first or [(now, tokens)]
-            began, before = first[0]
-            rate = (tokens - before) / (now - began) if now > began and tokens > before else 0.0
-            if doing != "reading the corpus":
-                rate = bar.tasks[0].fields["rate"]
-            bar.update(task, completed=read, description=doing, tokens=tokens, rate=rate)
+        class Shown(CorpusBar):
+            first: tuple[float, int] | None = None  # a resumed run's speed does not count what was read before
 
-        yield at
+            def reading(self, read: int, tokens: int) -> None:
+                now = time.monotonic()
+                self.first = self.first or (now, tokens)
+                began, before = self.first
+                rate = f", {(tokens - before) / (now - began):,.0f} tokens/s" if tokens > before else ""
+                bar.update(corpus, completed=read, said=f"{tokens:,} tokens{rate}")
+
+            def begin_features(self, total: int) -> None:
+                bar.update(corpus, visible=False)
+                self.logits = bar.add_task("promoted tokens", total=max(total, 1), said=f"of {total:,} features")
+
+            def features(self, done: int) -> None:
+                bar.advance(self.logits, done)
+
+        yield Shown()
