@@ -1,4 +1,4 @@
-# make demo   environment, install, trace the embedded demo into dallas.json, dallas.dot, dallas.svg
+# make demo   environment, install, trace the embedded demo into dallas.html, dallas.svg, dallas.dot, dallas.json
 # make test   environment, install with test tools, all tests
 # make lint   formatting, lint and types
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PACKAGES := kernels replacement_model graphs tracer
 
 demo: $(VENV)/installed
 	$(BIN)/crosstrace trace "The capital of the state containing Dallas is" \
-		-o dallas.safetensors -o dallas.json -o dallas.dot -o dallas.svg
+		-o dallas.safetensors -o dallas.json -o dallas.dot -o dallas.svg -o dallas.html
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

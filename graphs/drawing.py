@@ -201,9 +201,10 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
             return (Line(short(graph.token_strings[layout.token_of(node)])),)
         case _:
             i = layout.logit_of(node)
-            return Line(short(graph.logit_strings[i])), Line(
-                f"p = {float(graph.logit_probabilities[i]):.3f}", small=True
-            )
+            words = Line(short(graph.logit_strings[i]))
+            if int(graph.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is no probability
+                return (words,)
+            return words, Line(f"p = {float(graph.logit_probabilities[i]):.3f}", small=True)
 
 
 def _wrapped(label: str) -> list[Line]:

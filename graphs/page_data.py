@@ -140,6 +140,11 @@ def _assemble(
         "whole": {"nodes": graph.n, "edges": int(graph.edges.nnz)},
         "scores": graph_scores(unpruned(graph))._asdict(),
         "start": start,
+        "notTokens": [
+            i
+            for i, node in enumerate(nodes)
+            if graph.layout.kind(int(node)) == "logit" and graph.logit_tokens[graph.layout.logit_of(int(node))] < 0
+        ],
         "notes": [],
         "fires": {f"{layer}/{feature}": fires[layer, feature] for layer, feature in features},
         "cards": cards_as_json(cards),

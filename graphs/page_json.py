@@ -111,6 +111,9 @@ def page_data_from_json(content: Any) -> dict[str, Any]:
         "whole": {"nodes": len(nodes), "edges": int(edges.nnz)},
         "scores": None,
         "start": start,
+        "notTokens": [
+            i for i, node in enumerate(nodes) if node["kind"] == "l" and re.fullmatch(r"\d+_-\d+_\d+", node["id"])
+        ],
         "notes": [*notes, "Made from a JSON file: what its pruning dropped is not here."],
         "fires": _fires(nodes),
         "cards": {},

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from graph_samples import case, random_graph
 
 from crosstrace.graphs import Figure, prune, strongest_paths, suggest_supernodes
@@ -36,6 +37,12 @@ def test_edges_of_merged_supernodes_are_sums(seed):
         assert weight == pytest.approx(kept[np.ix_(places[target], places[source])].sum(), rel=1e-6)
     inside = sum(kept[np.ix_(nodes, nodes)].sum() for nodes in places.values())
     assert sum(found.values()) + inside == pytest.approx(kept.sum(), rel=1e-6)
+
+
+def test_only_tokens_have_a_probability():
+    graph = random_graph(logit_tokens=torch.tensor([100, -1, 102]))
+    lines = {node.name: node.lines for node in drawing_of(graph, Figure()).nodes if node.kind == "logit"}
+    assert [len(own) for own in lines.values()] == [2, 1, 2]
 
 
 def test_top_paths_are_drawn_alone():

@@ -130,6 +130,16 @@ def test_cards_groups_and_state_are_inside(tmp_path):
     assert data["fires"][f"{layer}/{feature}"][0] == [position, pytest.approx(float(graph.activations[0]))]
 
 
+def test_targets_that_are_no_token_are_known_in_the_page_and_from_json(tmp_path):
+    graph = prune(random_graph(logit_tokens=torch.tensor([100, -1, 102])))
+    write_html(graph, tmp_path / "g.html")
+    write_json(graph, tmp_path / "g.json")
+    view(tmp_path / "g.json", tmp_path / "j.html")
+    for name in ("g.html", "j.html"):
+        data = data_of(tmp_path / name)
+        assert [data["nodes"]["label"][i] for i in data["notTokens"]] == [" out1"]
+
+
 def test_what_cannot_be_json_is_named(tmp_path):
     graph = random_graph()
     layer, _, feature = graph.active_features[0].tolist()

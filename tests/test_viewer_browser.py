@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from graph_samples import HOSTILE, random_graph
 
 from crosstrace.graphs import prune, view, write_comparison_html, write_html, write_json
@@ -65,6 +66,8 @@ def write_pages(folder: Path) -> None:
     write_json(prune(story), folder / "story.json")
     view(folder / "story.json", folder / "foreign.html")
     write_comparison_html(prune(story, 0.9, 0.98), prune(changed(story), 0.9, 0.98), folder / "both.html", cards=cards)
+    contrast = dataclasses.replace(story, logit_tokens=-torch.ones_like(story.logit_tokens))
+    write_html(contrast, folder / "contrast.html")
     hostile = hostile_graph()
     write_comparison_html(hostile, hostile, folder / "hostile_both.html", names=ATTACKS[:2], cards=hostile_cards())
     write_html(hostile, folder / "hostile.html", cards=hostile_cards())

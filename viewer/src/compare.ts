@@ -8,7 +8,7 @@ import { Pair, type ComparisonData, type Place, type Side } from "./pair";
 import { fail, rememberSoon } from "./page";
 import { Search } from "./search";
 import { icon } from "./shapes";
-import { percent, short, visible, whole } from "./text";
+import { short, visible, whole } from "./text";
 import { Sliders } from "./toolbar";
 
 function start(data: ComparisonData): object {
@@ -159,7 +159,7 @@ function titles(pair: Pair): void {
     part(".prompt").title = prompt;
     if (model.topTarget < 0) continue;
     part(".answer").textContent = short(model.data.nodes.label[model.topTarget], 24);
-    part(".answer-share").textContent = percent(model.probability(model.topTarget));
+    part(".answer-share").textContent = model.chanceText(model.topTarget);
   }
   const [a, b] = pair.sides;
   byId("about").textContent = [a.model.data.model, a.model.data.transcoders].filter(Boolean).map(visible).join("  ·  ");

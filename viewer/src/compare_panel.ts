@@ -80,7 +80,7 @@ export class ComparePanel {
 
   private outputs(): HTMLElement[] {
     const { pair } = this;
-    const probability = (both: Both, side: number): number | null => (both[side] < 0 ? null : pair.sides[side].model.probability(both[side]));
+    const probability = (both: Both, side: number): number | null => (both[side] < 0 ? null : pair.sides[side].model.chance(both[side]));
     const most = (both: Both): number => Math.max(probability(both, 0) ?? 0, probability(both, 1) ?? 0);
     return pair.shown("logit").sort((x, y) => most(y) - most(x)).slice(0, 6).map((both) => {
       const [a, b] = [probability(both, 0), probability(both, 1)];
@@ -135,7 +135,7 @@ export class ComparePanel {
         h("tbody", {},
           h("tr", {}, h("th", { scope: "row" }, "at"), ...positions.map((text) => h("td", { dir: "auto" }, text))),
           kind === "feature" ? fact("activation", activation) : null,
-          kind === "logit" ? fact("probability", (side) => plain(pair.sides[side].model.probability(both[side]))) : fact("influence", (side) => percent(pair.sides[side].influence(both[side]))))),
+          kind === "logit" ? fact("probability", (side) => plain(pair.sides[side].model.chance(both[side]) ?? NaN)) : fact("influence", (side) => percent(pair.sides[side].influence(both[side]))))),
       pair.elsewhere(place) ? h("p", { class: "note", id: "elsewhere" }, pair.elsewhere(place)) : null,
       card.length ? h("div", { class: "card scroll" }, ...card) : null,
       ...this.edges("Fed by", "fed-by", both, true),

@@ -47,6 +47,8 @@ export interface PageData {
   /** Of the whole graph; null where the file held a pruned one. */
   scores: { replacement: number; completeness: number } | null;
   start: { node: number; edge: number; nodeLimit: number };
+  /** Targets that are no token (a contrast, a direction): their `probability` is only a weight. */
+  notTokens: number[];
   notes: string[];
   fires: Record<string, [number, number][]>;
   cards: Record<string, Card>;

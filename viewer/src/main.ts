@@ -13,7 +13,7 @@ import { influenceOf, prune } from "./prune";
 import { nodesOf, Search } from "./search";
 import { fromFragment, fromQParams, Store, type State } from "./state";
 import { Subgraph } from "./subgraph";
-import { percent, short, visible } from "./text";
+import { short, visible } from "./text";
 import { Toolbar } from "./toolbar";
 
 function start(data: PageData): { store: Store; model: Model; place: (id: string) => [number, number] } {
@@ -101,7 +101,7 @@ function title(model: Model): void {
   byId("prompt").title = prompt;
   if (topTarget >= 0) {
     byId("answer").textContent = short(data.nodes.label[topTarget], 24);
-    byId("answer-share").textContent = percent(model.probability(topTarget));
+    byId("answer-share").textContent = model.chanceText(topTarget);
   }
   byId("about").textContent = [data.model, data.transcoders].filter(Boolean).map(visible).join("  ·  ");
   byId("licences-text").textContent = byId("licences").textContent;

@@ -21,11 +21,13 @@ export class Model {
   private incoming: Neighbour[][] = [];
   private outgoing: Neighbour[][] = [];
   private sorted = new Set<Neighbour[]>();
+  private notTokens: Set<number>;
 
   constructor(readonly data: PageData) {
     this.graph = decode(data);
     this.influence = influenceOf(this.graph);
     data.nodes.id.forEach((id, i) => this.byId.set(id, i));
+    this.notTokens = new Set(data.notTokens);
   }
 
   prune(nodeThreshold: number, edgeThreshold: number): void {
@@ -108,8 +110,20 @@ export class Model {
     return this.data.nodes.position[node];
   }
 
+  /** Weight of a target in influence: of a token its probability. */
   probability(node: number): number {
     return this.data.nodes.probability[node];
+  }
+
+  /** Probability of a target that is a token; null for any other node. */
+  chance(node: number): number | null {
+    return this.kind(node) === "logit" && !this.notTokens.has(node) ? this.probability(node) : null;
+  }
+
+  /** The chance in words, "" where there is none. */
+  chanceText(node: number): string {
+    const chance = this.chance(node);
+    return chance === null ? "" : percent(chance);
   }
 
   activation(node: number): number | null {
@@ -158,7 +172,7 @@ export class Model {
       case "token":
         return `token ${this.position(node)}`;
       case "logit":
-        return this.layer(node) === this.data.layers ? `output · ${percent(this.probability(node))}` : `target · ${token}`;
+        return this.layer(node) === this.data.layers && this.chance(node) !== null ? `output · ${this.chanceText(node)}` : `target · ${token}`;
       default:
         return `L${this.layer(node)} · ${token}`;
     }

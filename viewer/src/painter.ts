@@ -5,7 +5,7 @@ import type { ZoomTransform } from "d3-zoom";
 import type { Layout, Texts } from "./layout";
 import type { Model } from "./model";
 import { outline, type Look } from "./shapes";
-import { percent, short } from "./text";
+import { short } from "./text";
 import type { Theme } from "./theme";
 
 export const GUTTER = 56;
@@ -139,7 +139,7 @@ export class Painter {
     const model = this.model;
     if (model.kind(node) === "logit") {
       const name = short(model.data.nodes.label[node]);
-      const full = `${name} ${percent(model.probability(node))}`;
+      const full = `${name} ${model.chanceText(node)}`.trim();
       const fits = this.textWidth(full, NAME_FONT) * 1.08 <= this.layout.topSlot * this.transform.k - 16;
       return model.layer(node) === model.data.layers && fits ? full : name;
     }

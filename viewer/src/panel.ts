@@ -79,9 +79,12 @@ export class Panel {
 
   private outputRow(node: number): HTMLElement {
     const { model } = this;
+    const chance = model.chance(node);
+    const name = h("span", { class: "name", dir: "auto" }, model.name(node));
+    if (chance === null) return this.nodeButton(node, "output", icon("logit"), name);
     const bar = h("span", { class: "meter" }, h("span", {}));
-    (bar.firstChild as HTMLElement).style.width = `${100 * Math.min(model.probability(node), 1)}%`;
-    return this.nodeButton(node, "output", icon("logit"), h("span", { class: "name", dir: "auto" }, model.name(node)), bar, h("span", { class: "number" }, percent(model.probability(node))));
+    (bar.firstChild as HTMLElement).style.width = `${100 * Math.min(chance, 1)}%`;
+    return this.nodeButton(node, "output", icon("logit"), name, bar, h("span", { class: "number" }, percent(chance)));
   }
 
   private pathRow(path: Path): HTMLElement {
@@ -127,8 +130,9 @@ export class Panel {
     const facts: [string, string][] = [["id", visible(id)]];
     const activation = model.activation(node);
     if (activation !== null) facts.unshift(["activation", plain(activation)]);
-    if (kind === "logit") facts.unshift(["probability", plain(model.probability(node))]);
-    else if (model.influence.total > 0) facts.unshift(["influence", percent(model.influence.values[node] / model.influence.total)]);
+    const chance = model.chance(node);
+    if (chance !== null) facts.unshift(["probability", plain(chance)]);
+    else if (kind !== "logit" && model.influence.total > 0) facts.unshift(["influence", percent(model.influence.values[node] / model.influence.total)]);
     const where = kind === "feature" ? `feature L${model.featureKey(node)} at ${short(model.token(model.position(node)))}` : kind === "error" ? `error at ${short(model.token(model.position(node)))}` : kind === "token" ? `token ${model.position(node)}` : "output";
     const pin = button(pinned ? "Unpin" : "Pin", "Pin to the subgraph (p)", () => store.toggle(id), pinned ? "active" : "");
     pin.id = "pin";

@@ -36,6 +36,7 @@ export function signed(value: number): string {
 }
 
 export function plain(value: number): string {
+  if (Number.isNaN(value)) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("-", "−").replace("e+", "e");

@@ -1,5 +1,5 @@
 // Drives the pages in a real browser: node browser.mjs FOLDER CHROMIUM, where FOLDER holds story.html, hostile.html,
-// foreign.html, large.html, both.html (a comparison) and hostile_both.html. Prints one JSON line a check: {"check", "problem" ("" when all is well), "measured", "seconds"}.
+// foreign.html, contrast.html, large.html, both.html (a comparison) and hostile_both.html. Prints one JSON line a check: {"check", "problem" ("" when all is well), "measured", "seconds"}.
 
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -428,6 +428,14 @@ const checks = {
     await page.setViewportSize({ width: 400, height: 800 });
     await settled(page);
     assert(await page.evaluate(() => document.documentElement.scrollWidth <= 400), "scrolls sideways");
+    return page;
+  },
+  async "a target that is no token has no probability"() {
+    const page = await open("contrast.html");
+    assert.equal(await page.locator("#answer-share").textContent(), "");
+    assert.doesNotMatch(await page.locator("#panel .output").first().textContent(), /%/);
+    await page.locator("#panel .output").first().click();
+    assert.doesNotMatch(await page.locator("#panel .facts").first().textContent(), /probability/);
     return page;
   },
   async "hostile strings show as text in a comparison"() {
