@@ -51,15 +51,7 @@ class ReplacementModel:
     def __init__(
         self, model: nn.Module, tokenizer: Any, transcoders: Transcoders, description: Gemma3Description, name: str
     ) -> None:
-        for what, of_model, of_transcoders in (
-            ("layers", description.n_layers, transcoders.n_layers),
-            ("d_model", description.d_model, transcoders.d_model),
-        ):
-            if of_model != of_transcoders:
-                raise ValueError(
-                    f"transcoders {transcoders.name} do not fit model {name}: "
-                    f"{what} is {of_transcoders} in the transcoders and {of_model} in the model"
-                )
+        transcoders.check_fits(description, name)
         self.model, self.tokenizer, self.transcoders, self.name = model, tokenizer, transcoders, name
         self.description = description
         self.sites = Gemma3Sites(model, description)

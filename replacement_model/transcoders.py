@@ -23,6 +23,7 @@ from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode_layer, encode
 from crosstrace.replacement_model.active_rows import ActiveRows, Place
+from crosstrace.replacement_model.gemma import Gemma3Description
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 from crosstrace.replacement_model.readers import Encoder, TranscoderReader
 
@@ -73,6 +74,21 @@ class Transcoders:
     def weights_dtype(self) -> torch.dtype:
         """The dtype of encoders and decoders in use."""
         return _usable(self.dtype or self.reader.dtype())
+
+    def check_fits(self, description: Gemma3Description, model_name: str) -> None:
+        """
+        Raises:
+            ValueError: these transcoders are for a model of another shape; both are named.
+        """
+        for what, of_model, of_transcoders in (
+            ("layers", description.n_layers, self.n_layers),
+            ("d_model", description.d_model, self.d_model),
+        ):
+            if of_model != of_transcoders:
+                raise ValueError(
+                    f"transcoders {self.name} do not fit model {model_name}: "
+                    f"{what} is {of_transcoders} in the transcoders and {of_model} in the model"
+                )
 
     def encoder_bytes(self) -> int:
         """Memory of all encoders in use."""

@@ -90,15 +90,7 @@ def plan_trace(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     description, text_config = _describe(str(model))
     used = Transcoders(open_transcoders(transcoders, check=False), place, dtype, memory_budget)
-    for what, of_model, of_transcoders in (
-        ("layers", description.n_layers, used.n_layers),
-        ("d_model", description.d_model, used.d_model),
-    ):
-        if of_model != of_transcoders:
-            raise ValueError(
-                f"transcoders {used.name} do not fit model {model}: {what} is {of_transcoders} in the transcoders and "
-                f"{of_model} in the model"
-            )
+    used.check_fits(description, str(model))
     n_positions = prompt if isinstance(prompt, int) else _count_tokens(str(model), prompt)
     l0 = used.reader.l0
     active = _ACTIVE_A_LAYER_AND_TOKEN if l0 is None else l0
