@@ -32,6 +32,7 @@ from crosstrace.replacement_model.adjoint import Adjoint
 from crosstrace.replacement_model.gemma import Gemma3Sites
 from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.tracer import trace
+from crosstrace.tracer.explain import plan_trace
 from crosstrace.tracer.rows import RowStore
 
 PHASES = ("forward", "encode", "gather", "decode", "rows", "scores", "store", "ranking", "assemble", "prune", "export")
@@ -154,7 +155,8 @@ def measure(
         with tempfile.TemporaryDirectory() as scratch, phases.phase("export"):
             write_json(pruned, Path(scratch) / "graph.json")
         local = model.local(prompt)
-        bare = floor_seconds(local, watch.batches)
+        bare, rows = floor_seconds(local, watch.batches), (local.active_rows.nbytes, local.active_rows.place)
+        del local  # or its rows would be in memory twice in the next round
         if seconds < total:
             total, times = seconds, phases.seconds
         if not floor or sum(bare.values()) < sum(floor.values()):
@@ -177,13 +179,15 @@ def measure(
     }
     if model.device.type == "cuda":
         result["peak_device_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    rows = local.active_rows
     print(
         f"{n_tokens} tokens, {result['active']:,} active, {result['nodes']} nodes: {total:.2f} s, rows {times['rows']:.2f} s "
         f"= {result['rows_over_floor']} x the floor; peak {format_bytes(memory.resident)} resident, "
-        f"{format_bytes(memory.anonymous)} of it the process's own; decoder rows: {format_bytes(rows.nbytes)} in {rows.place}"
+        f"{format_bytes(memory.anonymous)} of it the process's own; decoder rows: {format_bytes(rows[0])} in {rows[1]}"
     )
     print("  " + ", ".join(f"{name} {times.get(name, 0.0):.2f} s" for name in PHASES))
+    plan = plan_trace(folder, clt, n_tokens, n_nodes, batch, memory_budget=budget)
+    expected = ", ".join(f"{part.name} {format_bytes(part.n_bytes)} ({part.place})" for part in plan.parts)
+    print(f"  expected by --explain: {format_bytes(plan.device_bytes)}: {expected}")
     return result
 
 
