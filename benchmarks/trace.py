@@ -192,23 +192,35 @@ def measure(
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time by phase against tokens and against nodes."""
-    import matplotlib
+    """Time by phase against tokens and against nodes, each line named at its end."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, along, other in ((axes[0], "tokens", "nodes"), (axes[1], "nodes", "tokens")):
         fixed = max(row[other] for row in rows)
         chosen = sorted((row for row in rows if row[other] == fixed), key=lambda row: row[along])
-        for name in ("trace_s", "rows_s", "scores_s", "forward_s", "gather_s"):
-            axis.plot(
-                [row[along] for row in chosen], [row[name] for row in chosen], "o-", label=name.removesuffix("_s")
+        places = [row[along] for row in chosen]
+        for name in ("trace_s", "rows_s", "scores_s", "gather_s", "forward_s"):
+            seconds = [row[name] for row in chosen]
+            (line,) = axis.plot(places, seconds, "o-", linewidth=1.5, markersize=4)
+            axis.annotate(
+                name.removesuffix("_s"),
+                (places[-1], seconds[-1]),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                color=line.get_color(),
             )
-        axis.set(xlabel=along, ylabel="seconds", title=f"{fixed} {other}", xscale="log", yscale="log")
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+        axis.set(xlabel=f"{along} ({fixed} {other})", xscale="log", yscale="log", xticks=places)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.set_xticks(places, [str(place) for place in places])
+        axis.set_xlim(places[0] * 0.9, places[-1] * (places[-1] / places[0]) ** 0.22)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("seconds")
     figure.savefig(path, dpi=120)
 
 
