@@ -228,7 +228,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     parts: list[RenderableType] = [heading, done, table]
     if comparison.generated_before is not None:
         for name, text in (("before", comparison.generated_before), ("after", comparison.generated_after or "")):
-            parts.append(Text.assemble((f"{name:>7}  ", "bold"), visible(text)))
+            parts.append(Text.assemble((f"{name:>7}  ", "bold"), visible(text) or "(ends at once)"))
     console.print(Group(*parts))
 
 
