@@ -316,7 +316,7 @@ def plot(comparison: Comparison, results: dict[str, Result], n_swaps: int, path:
         dallas.bar_label(drawn, [f"{value:.2f}" if value >= 0.005 else "" for value in values], padding=3)
     dallas.set_yticks(range(len(names)), names)
     dallas.set(title=f"“{comparison.prompt} …”", xlabel="probability of the next token", xlim=(0, 1.12))
-    dallas.legend(frameon=False, loc="center right")
+    dallas.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     kinds = list(results)[::-1]
     parts = (
         ("the new state's capital", [results[kind].new for kind in kinds], "tab:blue"),
