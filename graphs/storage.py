@@ -66,10 +66,12 @@ def save(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
 
     def write(file: BinaryIO) -> None:
         # By name and not as bytes, which would be in memory a second time.
+        mode = os.fstat(file.fileno()).st_mode
         try:
             safetensors.torch.save_file(tensors, file.name, metadata={FORMAT: text})
         except safetensors.SafetensorError as problem:
             raise OSError(_one_line(problem)) from problem
+        os.chmod(file.name, mode & 0o777)  # safetensors puts a file of its own there, readable by its owner alone
 
     tensors = {name: getattr(graph, name) for name in _TENSORS}
     tensors |= {name: getattr(graph, name) for name in _PRUNED_TENSORS if getattr(graph, name) is not None}

@@ -151,3 +151,9 @@ def test_a_full_disk_leaves_nothing_and_is_one_line(tmp_path):
     assert result.stdout.startswith(f"cannot write {path}: ")
     assert len(result.stdout.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_may_be_read_by_whoever_may_read_other_files(tmp_path):
+    random_graph().save(tmp_path / "graph.safetensors")
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "graph.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
