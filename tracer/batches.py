@@ -22,7 +22,7 @@ _CPU_PAIRS, _GPU_PAIRS = 4096, 65536
 _FEWEST, _MOST = 32, 512
 # Of the memory there is, a batch may take so much.
 _SHARE = 0.25
-_LARGEST_BYTES = {"cpu": 2 * 10**9}
+_LARGEST_BYTES = {"cpu": 4 * 10**9}
 # Long lists of targets are cut at such quantiles of their positions: positions after a batch's last one cost nothing.
 _MOST_POSITION_GROUPS = 4
 
