@@ -261,6 +261,23 @@ def swap_dallas(experiment: Experiment, supernodes: dict[str, Activations], sett
     return comparison
 
 
+def swap_dallas_for_all(
+    experiment: Experiment, supernodes: dict[str, Activations], setting: Setting
+) -> dict[str, tuple[float, bool]]:
+    """Texas out and each other state in: for each its capital's probability, and whether that is the answer."""
+    choose, local = of_the_state(supernodes, setting), experiment.local("Dallas")
+    states = [state for state in sorted(supernodes) if state != "Texas"]
+    runs = []
+    for state in states:
+        away, put = choose(Swap("Dallas", "Texas", state, ""), experiment.active("Dallas"))
+        runs.append((local, replace(away, put, setting.factor)))
+    found = {}
+    for state, outcome in zip(states, intervene_batch(experiment.model, runs), strict=True):
+        token, logits = experiment.token[state], outcome.logits_v
+        found[state] = (float(logits.softmax(-1)[token]), int(logits.argmax()) == token)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--targets", type=int, default=5, help="other states for each held-out city")
@@ -277,7 +294,10 @@ def main() -> None:
     print(
         f"\n{len(graphs)} training cities searched; {min(sizes)} to {max(sizes)} features a state, {mean:.1f} on average"
     )
-    comparison = swap_dallas(experiment, supernodes, setting)
+    swap_dallas(experiment, supernodes, setting)
+    dallas = swap_dallas_for_all(experiment, supernodes, setting)
+    answered = [state for state, (_, right) in dallas.items() if right]
+    print(f"Dallas' Texas swapped for each of {len(dallas)} states: {len(answered)} end in the new state's capital")
 
     unseen = sorted(city for city in experiment.state_of if city in experiment.held_out)
     tops = [int(experiment.local(city).logits().argmax()) for city in unseen]
@@ -295,28 +315,26 @@ def main() -> None:
         results[kind] = result = experiment.run(swaps, choose, setting.factor)
         print(f"{kind:<22}{result.new:>12.1%}{result.old:>13.1%}{1 - result.new - result.old:>9.1%}")
     if arguments.output:
-        plot(comparison, results, len(swaps), arguments.output)
+        plot(dallas, results, len(swaps), arguments.output)
         print(f"wrote {arguments.output}")
 
 
-def plot(comparison: Comparison, results: dict[str, Result], n_swaps: int, path: Path) -> None:
-    """Dallas before and after on the left, the shares over all swaps on the right."""
+def plot(dallas: dict[str, tuple[float, bool]], results: dict[str, Result], n_swaps: int, path: Path) -> None:
+    """Dallas with each other state in Texas' place on the left, the shares over all swaps on the right."""
     import io
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    dallas, all_swaps = figure.subplots(1, 2)
-    rows = {change.string: change for change in (*comparison.before[:2], *comparison.after[:3])}
-    names = sorted(rows, key=lambda name: max(rows[name].before, rows[name].after))[-4:]
-    bars = ((0.2, "unchanged", "before", "tab:gray"), (-0.2, "Texas → California", "after", "tab:blue"))
-    for offset, label, read, color in bars:
-        values = [getattr(rows[name], read) for name in names]
-        drawn = dallas.barh([i + offset for i in range(len(names))], values, 0.36, label=label, color=color)
-        dallas.bar_label(drawn, [f"{value:.2f}" if value >= 0.005 else "" for value in values], padding=3)
-    dallas.set_yticks(range(len(names)), names)
-    dallas.set(title=f"“{comparison.prompt} …”", xlabel="probability of the next token", xlim=(0, 1.12))
-    dallas.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    each, all_swaps = figure.subplots(1, 2, width_ratios=(2.2, 1))
+    states = sorted(dallas, key=lambda state: -dallas[state][0])
+    for right, label, color in ((True, "the answer", "tab:blue"), (False, "not the answer", "silver")):
+        places = [i for i, state in enumerate(states) if dallas[state][1] == right]
+        each.bar(places, [dallas[states[i]][0] for i in places], 0.8, label=label, color=color)
+    each.set_xticks(range(len(states)), states, rotation=90, fontsize=8)
+    each.set(xlim=(-0.7, len(states) - 0.3), ylim=(0, 1), ylabel="probability of its capital")
+    each.set_title("“The capital of the state containing Dallas is …” with Texas swapped for", fontsize=11)
+    each.legend(frameon=False, title="its capital is", loc="upper right")
     kinds = list(results)[::-1]
     parts = (
         ("the new state's capital", [results[kind].new for kind in kinds], "tab:blue"),
@@ -330,9 +348,10 @@ def plot(comparison: Comparison, results: dict[str, Result], n_swaps: int, path:
         texts = [f"{share:.0%}" if share >= 0.04 else "" for share in shares]
         all_swaps.bar_label(drawn, texts, label_type="center", color="white" if dark else "black")
         left = [start + share for start, share in zip(left, shares, strict=True)]
-    all_swaps.set(title=f"the answer after {n_swaps} swaps, held-out cities", xlabel="share of swaps", xlim=(0, 1))
-    all_swaps.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    for axes in (dallas, all_swaps):
+    all_swaps.set(xlabel="share of swaps", xlim=(0, 1))
+    all_swaps.set_title(f"{n_swaps} swaps of held-out cities", fontsize=11)
+    all_swaps.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=1, fontsize=9)
+    for axes in (each, all_swaps):
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
