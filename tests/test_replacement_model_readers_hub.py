@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hub_server import HubServer, serving
 
 from crosstrace.replacement_model import ReplacementModel, open_transcoders
 from crosstrace.replacement_model.readers import download_bytes, hub
+from crosstrace.replacement_model.readers.hub import told_in_one_line
 from crosstrace.replacement_model.readers.reference import local_place
 from crosstrace.tracer import trace
 from crosstrace.tracer.explain import plan_trace
@@ -127,12 +129,19 @@ def test_unknown_model_is_one_line(server):
     assert "\n" not in str(raised.value)
 
 
-def test_hub_out_of_reach_is_one_line(server, monkeypatch):
+def test_hub_out_of_reach_is_one_line(server, monkeypatch, caplog):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"^org/scope/clt/width_1k: .*go online once, or give a local folder$"):
         open_transcoders(CLT)
+    with pytest.raises(OSError, match=r"^org/scope/clt/width_1k: "):
+        plan_trace(MODEL, CLT, 6, device="cpu")
+    http = logging.getLogger("huggingface_hub.utils._http")
+    with told_in_one_line("model org/tiny", MODEL):
+        http.warning("Retrying in 1s [Retry 1/5].")
+        http.warning("Rate limited. Waiting 9s before retry [Retry 1/5].")
+    assert [record.getMessage() for record in caplog.records] == ["Rate limited. Waiting 9s before retry [Retry 1/5]."]
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(server, monkeypatch):

@@ -88,8 +88,8 @@ def plan_trace(
         ValueError, OSError: as when the trace is run: missing or damaged files, model and transcoders that do not fit.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    description, text_config = _describe(str(model))
     used = Transcoders(open_transcoders(transcoders, check=False), place, dtype, memory_budget)
+    description, text_config = _describe(str(model))
     used.check_fits(description, str(model))
     n_positions = prompt if isinstance(prompt, int) else _count_tokens(str(model), prompt)
     l0 = used.reader.l0

@@ -109,7 +109,7 @@ def _planned(repo: str, revision: str | None, patterns: Sequence[str] | None) ->
             super().__init__(*arguments, **{**settings, "disable": True})
 
     logger = logging.getLogger("huggingface_hub._snapshot_download")
-    logger.addFilter(_not_about_patterns)
+    logger.addFilter(_told_by_us)
     try:
         return huggingface_hub.snapshot_download(
             repo,
@@ -121,12 +121,13 @@ def _planned(repo: str, revision: str | None, patterns: Sequence[str] | None) ->
     except errors.DryRunError:
         return None
     finally:
-        logger.removeFilter(_not_about_patterns)
+        logger.removeFilter(_told_by_us)
 
 
-def _not_about_patterns(record: logging.LogRecord) -> bool:
-    """Patterns that match nothing are told in words of our own."""
-    return "No files matched" not in record.getMessage()
+def _told_by_us(record: logging.LogRecord) -> bool:
+    """Patterns that match nothing, and a hub that does not answer, are told in words of our own."""
+    message = record.getMessage()
+    return not any(words in message for words in ("No files matched", "Retrying in", "thrown while requesting"))
 
 
 def _say_what_there_is(repo: str, revision: str | None, reference: str) -> None:
@@ -179,6 +180,8 @@ def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> 
     """Turns what the hub's library raises, also as another error's cause, into one line with what to do."""
     from huggingface_hub import errors
 
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addFilter(_told_by_us)
     try:
         yield
     except (OSError, ValueError) as error:
@@ -210,3 +213,5 @@ def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> 
             text = error.strerror if str(error.strerror).startswith(reference) else f"{reference}: the disk is full"
             raise OSError(text) from error
         raise
+    finally:
+        logger.removeFilter(_told_by_us)
