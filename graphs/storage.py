@@ -12,14 +12,14 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
 
-from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.tensor_file import TensorSource, write_tensors
 
 FORMAT = "crosstrace-graph"
 VERSION = 1
@@ -61,18 +61,6 @@ def save(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
     Example:
         >>> save(graph, "raw.safetensors")
     """
-    # Here and not above: `safetensors.torch` need not be loaded to use a graph.
-    import safetensors.torch
-
-    def write(file: BinaryIO) -> None:
-        # By name and not as bytes, which would be in memory a second time.
-        mode = os.fstat(file.fileno()).st_mode
-        try:
-            safetensors.torch.save_file(tensors, file.name, metadata={FORMAT: text})
-        except safetensors.SafetensorError as problem:
-            raise OSError(_one_line(problem)) from problem
-        os.chmod(file.name, mode & 0o777)  # safetensors puts a file of its own there, readable by its owner alone
-
     tensors = {name: getattr(graph, name) for name in _TENSORS}
     tensors |= {name: getattr(graph, name) for name in _PRUNED_TENSORS if getattr(graph, name) is not None}
     tensors |= _csr_tensors("edges", graph.edges)
@@ -84,7 +72,8 @@ def save(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
         text = _json(header)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"settings cannot be written as JSON: {problem}") from None
-    write_atomically(path, write)
+    sources = [TensorSource.of(name, tensor.numpy()) for name, tensor in tensors.items()]
+    write_tensors(path, (FORMAT, text), sources)
 
 
 def load(path: str | os.PathLike[str]) -> AttributionGraph:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from crosstrace.graphs.files import write_atomically
 
 _NAMES = {
+    "BOOL": "|b1",
     "U8": "<u1",
     "I8": "<i1",
     "U16": "<u2",

@@ -30,15 +30,10 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
         ValueError: no transcoders there, or files that are damaged or do not fit together.
         OSError: the hub cannot be reached or refuses.
     """
-    text = str(reference)
-    path = Path(text).expanduser()
-    if path.is_dir() or _family(path):
+    text, path = str(reference), _local(reference)
+    if path is not None:
         return _open_folder(path, text, check)
-    if isinstance(reference, Path) or text.startswith(("/", ".", "~")) or text.count("/") < 2:
-        raise FileNotFoundError(
-            f"transcoder folder {text} does not exist (a hub reference is written org/repo/sub/folder[@revision])"
-        )
-    repo, inner, revision = hub.split_reference(text)
+    repo, inner, revision = _on_hub(reference)
     if check:
         return _open_folder(hub.fetch(repo, revision, _patterns(inner), text) / inner, text, check)
     folder, temporary = hub.fetch_headers(repo, revision, _patterns(inner), text)
@@ -48,11 +43,14 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
 
 
 def download_bytes(reference: str | Path) -> int:
-    """What :func:`open_transcoders` would download, in bytes; 0 for a folder, and where the hub cannot be asked."""
-    text = str(reference)
-    if Path(text).expanduser().parent.is_dir() or text.count("/") < 2:
+    """What :func:`open_transcoders` would download, in bytes; 0 for a folder, and where the hub cannot be asked.
+
+    Raises:
+        FileNotFoundError: neither a folder nor written as a hub reference.
+    """
+    if _local(reference) is not None:
         return 0
-    repo, inner, revision = hub.split_reference(text)
+    repo, inner, revision = _on_hub(reference)
     return hub.missing_bytes(repo, revision, _patterns(inner))
 
 
@@ -71,16 +69,28 @@ def local_place(reference: str | Path) -> Path:
     Raises:
         FileNotFoundError: no such folder, or not in the local cache.
     """
+    path = _local(reference)
+    if path is not None:
+        return path
+    repo, inner, revision = _on_hub(reference)
+    return hub.cached(repo, revision, _patterns(inner), str(reference)) / inner
+
+
+def _local(reference: str | Path) -> Path | None:
+    """A folder, or the path that a family of per-layer folders is named by, if it is on this machine."""
     path = Path(reference).expanduser()
-    return path if path.is_dir() or _family(path) else _cached(str(reference))
+    return path if path.is_dir() or _family(path) else None
 
 
-def _cached(reference: str) -> Path:
-    """The local folder of a hub reference without asking the hub."""
-    if reference.startswith(("/", ".", "~")) or reference.partition("@")[0].count("/") < 2:
-        raise FileNotFoundError(f"transcoder folder {reference} does not exist")
-    repo, inner, revision = hub.split_reference(reference)
-    return hub.cached(repo, revision, _patterns(inner), reference) / inner
+def _on_hub(reference: str | Path) -> tuple[str, str, str | None]:
+    """The repository, the path in it and the revision of what is no folder here."""
+    text = str(reference)
+    # A revision may have slashes of its own: refs/pr/1.
+    if isinstance(reference, Path) or text.startswith(("/", ".", "~")) or text.partition("@")[0].count("/") < 2:
+        raise FileNotFoundError(
+            f"transcoder folder {text} does not exist (a hub reference is written org/repo/sub/folder[@revision])"
+        )
+    return hub.split_reference(text)
 
 
 def _open_folder(folder: Path, name: str, check: bool) -> TranscoderReader:
