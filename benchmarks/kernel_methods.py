@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode, encode, scores
-from crosstrace.kernels.decode import decode_layer_dense
+from crosstrace.kernels.decoding import decode_layer_dense
 
 # An einsum over gathered rows copies (B, n, J, D); past this it is left out.
 COPY_LIMIT = 1 << 28

@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from crosstrace.kernels import decode_triton, encode_triton, scores_triton
+from crosstrace.kernels import decoding_triton, encoding_triton, scoring_triton
 from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_settings
 
 POINTER_NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -53,15 +53,15 @@ def cases(dtype: torch.dtype) -> list[Case]:
         types = {f"p_{name}": f"{kind}/16" for name, kind in zip(names, kinds, strict=True)}
         types |= {"n_positions": "i32/16", "d_model": "i32/16", "n_features": "i32/16", "n_splits": "i32"}
         types |= {"split_width": "i32/16", "capacity": "i32/16", "stride_xp": "i32/16", other: "i32/16"}
-        blocks = {name: getattr(encode_triton, name) for name in ("BLOCK_P", "BLOCK_F", "BLOCK_D")}
+        blocks = {name: getattr(encoding_triton, name) for name in ("BLOCK_P", "BLOCK_F", "BLOCK_D")}
         constants = {"stride_xd": 1, constant: 1, **exact, **blocks}
-        options = {"num_warps": encode_triton.WARPS, "num_stages": encode_triton.STAGES}
-        found.append(Case(encode_triton.encode_slab_kernel, f"w {stored}", types, constants, options))
+        options = {"num_warps": encoding_triton.WARPS, "num_stages": encoding_triton.STAGES}
+        found.append(Case(encoding_triton.encode_slab_kernel, f"w {stored}", types, constants, options))
     names = ["features", "values", "stops", "counts", "out_positions", "out_features", "out_values"]
     kinds = ["*i32", "*fp32", "*i64", "*i64", "*i64", "*i64", "*fp32"]
     types = {f"p_{name}": f"{kind}/16" for name, kind in zip(names, kinds, strict=True)}
     types |= {"n_splits": "i32", "capacity": "i32/16"}
-    found.append(Case(encode_triton.encode_pack_kernel, "", types, {"BLOCK_C": 16}, {"num_warps": 1}))
+    found.append(Case(encoding_triton.encode_pack_kernel, "", types, {"BLOCK_C": 16}, {"num_warps": 1}))
 
     names = ["out", "addresses", "values", "layers", "written", "offsets", "first_layers"]
     kinds = ["*fp32", "*i64", "*fp32", "*i32", "*i32", "*i64", "*i32"]
@@ -70,9 +70,11 @@ def cases(dtype: torch.dtype) -> list[Case]:
     types |= {"stride_out_l": "i32/16", "stride_out_p": "i32/16"}
     for accumulate in (False, True):
         constants = {"DTYPE": TRITON_DTYPES[dtype], "ALIGNED": True, "ACCUMULATE": accumulate}
-        constants |= {"BLOCK_E": decode_triton.BLOCK_E, "BLOCK_X": decode_triton.BLOCK_X}
+        constants |= {"BLOCK_E": decoding_triton.BLOCK_E, "BLOCK_X": decoding_triton.BLOCK_X}
         variant = "accumulate" if accumulate else "all layers"
-        found.append(Case(decode_triton.decode_kernel, variant, types, constants, {"num_warps": decode_triton.WARPS}))
+        found.append(
+            Case(decoding_triton.decode_kernel, variant, types, constants, {"num_warps": decoding_triton.WARPS})
+        )
 
     names = ["out", "gradients", "activations", "rows_of", "layers", "tiles", "tops"]
     kinds = ["*fp32", "*fp32", "*fp32", "*i64", "*i64", "*i64", "*i64"]
@@ -83,9 +85,9 @@ def cases(dtype: torch.dtype) -> list[Case]:
         torch.set_float32_matmul_precision(level)
         settings = dot_settings(torch.float32, dtype, exact=False) | {"IN_FLOAT": dtype != torch.bfloat16}
         constants = {"DTYPE": TRITON_DTYPES[dtype], "ALIGNED": True, "INDEXED": False, "EVEN_K": True, **settings}
-        constants |= {name: getattr(scores_triton, name) for name in ("BLOCK_B", "BLOCK_N", "BLOCK_K")}
-        options = {"num_warps": scores_triton.WARPS, "num_stages": scores_triton.STAGES}
-        found.append(Case(scores_triton.scores_kernel, level, types, constants, options))
+        constants |= {name: getattr(scoring_triton, name) for name in ("BLOCK_B", "BLOCK_N", "BLOCK_K")}
+        options = {"num_warps": scoring_triton.WARPS, "num_stages": scoring_triton.STAGES}
+        found.append(Case(scoring_triton.scores_kernel, level, types, constants, options))
     torch.set_float32_matmul_precision("highest")
     return found
 

@@ -5,9 +5,9 @@ torch path for the CPU; its Triton kernel lies beside it in ``*_triton.py``. ``d
 """
 
 from crosstrace.kernels.activations import SparseActivations
-from crosstrace.kernels.decode import decode, decode_layer, decode_reference
-from crosstrace.kernels.encode import encode, encode_reference
-from crosstrace.kernels.scores import scores, scores_reference
+from crosstrace.kernels.decoding import decode, decode_layer, decode_reference
+from crosstrace.kernels.encoding import encode, encode_reference
+from crosstrace.kernels.scoring import scores, scores_reference
 
 __all__ = [
     "SparseActivations",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import EXAMPLES
 from typer.testing import CliRunner
 
 from crosstrace.graphs import FeatureCards
@@ -17,7 +17,6 @@ from crosstrace.tracer.card_lookup import find_cards
 from crosstrace.tracer.command_line import app
 
 FLOAT32 = torch.float32
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,17 @@ import random
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from graph_samples import CASE_NAMES, HOSTILE, THRESHOLD_PAIRS, case, random_graph
+from places import VIEWER
 
 from crosstrace.graphs import graph_scores, page_data, page_export, page_json, prune, view, write_html, write_json
 from crosstrace.graphs.node_ids import node_ids
 from crosstrace.graphs.pruning import cumulative_influence
 
-VIEWER = Path(__file__).parents[1] / "viewer"
 PAIRS = (*THRESHOLD_PAIRS, (1.0, 1.0), (0.3, 0.6))
 
 

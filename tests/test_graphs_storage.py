@@ -4,12 +4,12 @@ import dataclasses
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from graph_samples import HOSTILE, case, random_graph
+from places import SUPPORT
 
 from crosstrace.graphs import AttributionGraph, prune
 from crosstrace.graphs.storage import FORMAT
@@ -146,7 +146,7 @@ except OSError as problem:
 
 def test_a_full_disk_leaves_nothing_and_is_one_line(tmp_path):
     path = tmp_path / "graph.safetensors"
-    arguments = [sys.executable, "-c", FULL_DISK, str(Path(__file__).parent), str(path)]
+    arguments = [sys.executable, "-c", FULL_DISK, str(SUPPORT), str(path)]
     result = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert result.stdout.startswith(f"cannot write {path}: ")
     assert len(result.stdout.splitlines()) == 1

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from graph_samples import HOSTILE, random_graph
+from places import VIEWER
 
 from crosstrace.graphs import prune, view, write_comparison_html, write_html, write_json
 
-VIEWER = Path(__file__).parents[1] / "viewer"
 SCRIPT = VIEWER / "test" / "browser.mjs"
 CHECKS = re.findall(r'^  async "(.+)"\(\)', SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kernel_samples import PATHS
+from places import ROOT
 
 from crosstrace.kernels.dispatch import triton_interpreted
 
@@ -18,11 +19,9 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif("triton" in PATHS, reason="the Triton kernels are tested in this process already")
 def test_triton_paths_equal_the_reference():
-    files = [HERE / f"test_kernels_{name}.py" for name in ("encode", "decode", "scores", "offsets")]
+    files = [HERE / f"test_{name}.py" for name in ("encoding", "decoding", "scoring", "offsets")]
     command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider", *map(str, files)]
-    run = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=HERE.parent, capture_output=True, text=True
-    )
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed, run.stdout

@@ -110,7 +110,7 @@ def test_two_runs_and_two_batches_agree(path):  # noqa: F811
 def test_tiles_do_not_show(monkeypatch):
     x, w, bias, threshold = inputs(6, 12, 300)
     expected = encode_reference(x, w, bias, threshold)
-    module = importlib.import_module("crosstrace.kernels.encode")  # its name in the package is the function
+    module = importlib.import_module("crosstrace.kernels.encoding")
     monkeypatch.setattr(module, "_TILE_ELEMENTS", 1)
     monkeypatch.setattr(module, "_TILE_FEATURES", 7)
     assert_same(encode(x, w, bias, threshold), expected)
@@ -120,7 +120,7 @@ def test_tiles_do_not_show(monkeypatch):
 def test_a_slab_that_overflows_is_filled_again(path, capacity):  # noqa: F811
     if path != "triton":
         pytest.skip("slabs belong to the Triton kernel")
-    from crosstrace.kernels.encode_triton import encode_triton
+    from crosstrace.kernels.encoding_triton import encode_triton
 
     arguments = inputs(5, 8, 70)
     assert_same(encode_triton(*arguments, capacity=capacity), encode_reference(*arguments))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from crosstrace.kernels.activations import SparseActivations
 from crosstrace.kernels.checks import check_float, check_rows, check_shape
+from crosstrace.kernels.decoder_tiles import FloatRows
 from crosstrace.kernels.dispatch import choose_path
-from crosstrace.kernels.rows import FloatRows
 
 
 def scores_reference(
@@ -83,7 +83,7 @@ def scores(
     if path == "reference":
         return scores_reference(activations, rows_ujd, gradients_bpld, row_indices)
     if path == "triton":
-        from crosstrace.kernels.scores_triton import scores_triton
+        from crosstrace.kernels.scoring_triton import scores_triton
         from crosstrace.kernels.triton_parts import launching_on
 
         with launching_on(activations.device):

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import BENCHMARKS
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernel_resources.py"
+SCRIPT = BENCHMARKS / "kernel_resources.py"
 KERNELS = {"encode_slab_kernel", "encode_pack_kernel", "decode_kernel", "scores_kernel"}
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -53,7 +53,7 @@ def encode(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor)
     if path == "reference":
         return encode_reference(x_pd, w_enc_df, b_enc_f, threshold_f)
     if path == "triton":
-        from crosstrace.kernels.encode_triton import encode_triton
+        from crosstrace.kernels.encoding_triton import encode_triton
         from crosstrace.kernels.triton_parts import launching_on
 
         with launching_on(x_pd.device):

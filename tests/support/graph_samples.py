@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
+from places import CASES
 from safetensors.torch import load_file
 
 from crosstrace.graphs import AttributionGraph, NodeLayout
 
-CASES = Path(__file__).parent / "data" / "cases"
 CASE_NAMES = ("clt_affine", "clt_plain_gqa", "skip_transcoder")
 THRESHOLD_PAIRS = ((0.8, 0.98), (0.5, 0.9), (0.95, 0.99))
 

@@ -9,7 +9,7 @@ import torch
 from kernel_samples import DEVICE, DTYPES, SIZES, Sizes, assert_close, path, sample, strict  # noqa: F401
 
 from crosstrace.kernels import SparseActivations, decode, decode_layer, decode_reference
-from crosstrace.kernels.decode import decode_layer_dense, decode_layer_sparse
+from crosstrace.kernels.decoding import decode_layer_dense, decode_layer_sparse
 from crosstrace.kernels.dispatch import VARIABLE
 
 
@@ -45,7 +45,7 @@ def test_density_decides(monkeypatch):
     drawn = sample(Sizes(positions=20, share=1.0))
     called = []
     monkeypatch.delenv(VARIABLE, raising=False)
-    module = importlib.import_module("crosstrace.kernels.decode")  # its name in the package is the function
+    module = importlib.import_module("crosstrace.kernels.decoding")
     monkeypatch.setattr(module, "decode_layer_dense", lambda *_: called.append("dense"))
     monkeypatch.setattr(module, "decode_layer_sparse", lambda *_: called.append("sparse"))
     monkeypatch.setattr(module, "choose_path", lambda *_: "torch")
@@ -130,8 +130,8 @@ def test_linear_and_repeatable(path):  # noqa: F811
 def test_tiles_do_not_show(monkeypatch):
     drawn = sample(Sizes(share=0.8), torch.bfloat16)
     expected = decode_reference(drawn.activations, drawn.rows_njd)
-    monkeypatch.setattr("crosstrace.kernels.rows._TILE_ELEMENTS", 1)
-    monkeypatch.setattr("crosstrace.kernels.rows._TILE_ROWS", 2)
+    monkeypatch.setattr("crosstrace.kernels.decoder_tiles._TILE_ELEMENTS", 1)
+    monkeypatch.setattr("crosstrace.kernels.decoder_tiles._TILE_ROWS", 2)
     assert_close(decode(drawn.activations, drawn.rows_njd), expected)
     assert_close(decode(drawn.activations, drawn.decoders_fjd, drawn.row_indices), expected)
 

@@ -13,8 +13,8 @@ import torch
 from kernel_samples import DEVICE, assert_close, path, strict  # noqa: F401
 
 from crosstrace.kernels import SparseActivations, decode, encode, encode_reference, scores
-from crosstrace.kernels.decode import decode_reference
-from crosstrace.kernels.scores import scores_reference
+from crosstrace.kernels.decoding import decode_reference
+from crosstrace.kernels.scoring import scores_reference
 
 FAR = 2**31 + 64  # elements from one row to the next
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from crosstrace.kernels.activations import SparseActivations
 from crosstrace.kernels.checks import check_float, check_index, check_row_index, check_rows, check_shape
+from crosstrace.kernels.decoder_tiles import FloatRows
 from crosstrace.kernels.dispatch import choose_path, decode_densely
-from crosstrace.kernels.rows import FloatRows
 
 
 def decode_reference(
@@ -58,7 +58,7 @@ def decode(
         return decode_reference(activations, rows_ujd, row_indices)
     n_rows = sum(rows.shape[0] for rows in rows_ujd)
     if path == "triton" and not decode_densely(activations.device, dtype, len(activations), n_positions, n_rows):
-        from crosstrace.kernels.decode_triton import decode_triton
+        from crosstrace.kernels.decoding_triton import decode_triton
         from crosstrace.kernels.triton_parts import launching_on
 
         with launching_on(activations.device):
@@ -108,7 +108,7 @@ def decode_layer(
         for i, row_jd in enumerate((rows_ujd if row_index_n is None else rows_ujd[row_index_n]).float()):
             out_jpd[:, positions_n[i]] += values_n[i].float() * row_jd
     elif path == "triton" and not decode_densely(device, rows_ujd.dtype, n_entries, n_positions, rows_ujd.shape[0]):
-        from crosstrace.kernels.decode_triton import decode_layer_triton
+        from crosstrace.kernels.decoding_triton import decode_layer_triton
         from crosstrace.kernels.triton_parts import launching_on
 
         with launching_on(device):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from places import CASES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-CASES = Path(__file__).parent / "data" / "cases"
 CASE_NAMES = ("clt_affine", "clt_plain_gqa", "skip_transcoder")
 
 
