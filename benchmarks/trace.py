@@ -27,9 +27,10 @@ from common import RESULTS, Phases, machine, random_prompt, watched_memory, writ
 
 from crosstrace.graphs import prune, write_json
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target, active_rows, transcoders
-from crosstrace.replacement_model.adjoint import Adjoint
-from crosstrace.replacement_model.gemma import Gemma3Sites
+from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target
+from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites
+from crosstrace.replacement_model.dictionaries import active_rows, transcoders
+from crosstrace.replacement_model.local.adjoint import Adjoint
 from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.tracer import trace
 from crosstrace.tracer.explain import plan_trace

@@ -1,9 +1,10 @@
 """Gemma 3 with its MLPs replaced by transcoders: loading, the replacement model, the local replacement model."""
 
-from crosstrace.replacement_model.gemma import SUPPORTED_ARCHITECTURES, Gemma3Description
-from crosstrace.replacement_model.generation import Generation, generate
-from crosstrace.replacement_model.intervened import Outcome, intervene, intervene_batch
-from crosstrace.replacement_model.interventions import (
+from crosstrace.replacement_model.architectures.gemma3 import SUPPORTED_ARCHITECTURES, Gemma3Description
+from crosstrace.replacement_model.dictionaries.readers import TranscoderReader, open_transcoders
+from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.interventions.generation import Generation, generate
+from crosstrace.replacement_model.interventions.kinds import (
     Ablate,
     Add,
     AllFeatures,
@@ -17,10 +18,9 @@ from crosstrace.replacement_model.interventions import (
     SwapIn,
     TokenAt,
 )
-from crosstrace.replacement_model.local import LocalReplacementModel, Rows, Target
+from crosstrace.replacement_model.interventions.running import Outcome, intervene, intervene_batch
+from crosstrace.replacement_model.local.local_model import LocalReplacementModel, Rows, Target
 from crosstrace.replacement_model.model import ReplacementModel, ReplacementOutput
-from crosstrace.replacement_model.readers import TranscoderReader, open_transcoders
-from crosstrace.replacement_model.transcoders import Transcoders
 
 __all__ = [
     "SUPPORTED_ARCHITECTURES",

@@ -7,9 +7,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.gemma import Gemma3Sites, norm_weight
+from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites, norm_weight
+from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
 from crosstrace.replacement_model.model import ReplacementModel
-from crosstrace.replacement_model.readers import TranscoderReader
 
 # Values read of each tensor: training moves all of them, and opening a large transcoder should not cost reading it.
 _VALUES = 4096

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.capture import Capture
-from crosstrace.replacement_model.gemma import Gemma3Description, Gemma3Sites, load_gemma3
-from crosstrace.replacement_model.hooks import hooked
-from crosstrace.replacement_model.local import LocalReplacementModel
+from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description, Gemma3Sites, load_gemma3
+from crosstrace.replacement_model.architectures.hooks import hooked
+from crosstrace.replacement_model.dictionaries.readers import open_transcoders
+from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.local.capture import Capture
+from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
-from crosstrace.replacement_model.prompt_text import check_text
-from crosstrace.replacement_model.readers import open_transcoders
-from crosstrace.replacement_model.transcoders import Transcoders
+from crosstrace.replacement_model.prompts import check_text
 
 if TYPE_CHECKING:
-    from crosstrace.replacement_model.generation import Generation
-    from crosstrace.replacement_model.intervened import Outcome
+    from crosstrace.replacement_model.interventions.generation import Generation
+    from crosstrace.replacement_model.interventions.running import Outcome
 
 Prompt = str | Sequence[int] | Tensor
 
@@ -81,7 +81,8 @@ class ReplacementModel:
             excluded_first: how many first positions carry no features; default 1 (``<bos>``), 4 where the tokenizer
                 has a chat template.
             memory_budget: bytes, or text such as ``"8GB"``, for transcoder weights and rows beside the model's own
-                weights; see :mod:`crosstrace.replacement_model.transcoders`. None: 80 % of what is free on the device.
+                weights; see
+                :mod:`crosstrace.replacement_model.dictionaries.transcoders`. None: 80 % of what is free on the device.
             device_map: places the model's layers on several devices or in host memory, as ``transformers`` and
                 accelerate do (``"auto"``, or a mapping); needs accelerate. Tracing itself happens on ``device``.
 
@@ -276,12 +277,12 @@ class ReplacementModel:
 
     def intervene(self, prompt: Prompt | LocalReplacementModel, interventions: Any, **settings: Any) -> Outcome:
         """Run a prompt under interventions; see :func:`crosstrace.replacement_model.intervened.intervene`."""
-        from crosstrace.replacement_model.intervened import intervene
+        from crosstrace.replacement_model.interventions.running import intervene
 
         return intervene(self, prompt, interventions, **settings)
 
     def generate(self, prompt: Prompt | LocalReplacementModel, interventions: Any = (), **settings: Any) -> Generation:
         """Generate under interventions; see :func:`crosstrace.replacement_model.generation.generate`."""
-        from crosstrace.replacement_model.generation import generate
+        from crosstrace.replacement_model.interventions.generation import generate
 
         return generate(self, prompt, interventions, **settings)

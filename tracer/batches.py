@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from crosstrace.replacement_model import LocalReplacementModel, Rows, Target
-from crosstrace.replacement_model.adjoint import row_bytes
+from crosstrace.replacement_model.local.adjoint import row_bytes
 from crosstrace.replacement_model.memory import format_bytes, is_out_of_memory, usable_bytes
 
 # (row, position) pairs of a batch: enough for the matrix products to run at full rate; more would only take memory and

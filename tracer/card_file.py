@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crosstrace.graphs.feature_cards import FORMAT, VERSION
 from crosstrace.graphs.tensor_file import TensorSource, map_tensors, narrowest, write_tensors
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.direct_logits import direct_logits
+from crosstrace.replacement_model.readouts.direct_logits import direct_logits
 from crosstrace.tracer.card_run import CardRun
 from crosstrace.tracer.card_tops import BINS, LayerTops
 

@@ -3,7 +3,7 @@
 Top contexts, activation histograms and promoted tokens per feature are what Bricken et al. 2023, "Towards
 Monosemanticity", made the usual view of a feature. Here: contexts are ranked by their largest activation, one for each
 context and wording (`card_tops.py`); promoted tokens are the decoder's direct logits
-(`replacement_model/direct_logits.py`).
+(`replacement_model/readouts/direct_logits.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from crosstrace.graphs.feature_cards import FeatureCards
 from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.card_places import cards_path
 from crosstrace.replacement_model.demo import CARDS_FILE
-from crosstrace.replacement_model.feature_stream import stream_features
+from crosstrace.replacement_model.dictionaries.card_places import cards_path
 from crosstrace.replacement_model.fingerprints import fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
+from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.tracer.card_file import write_cards, write_layer_logits
 from crosstrace.tracer.card_log import ContextBatch, Window
 from crosstrace.tracer.card_run import CardRun, asked_to_stop

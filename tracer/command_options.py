@@ -105,7 +105,7 @@ def read_prompt(prompt: str) -> str:
         raise ValueError("the prompt is empty")
     if os.path.splitext(text)[1] and os.path.isfile(text):
         raise ValueError(f"{text} is a file; give the text of a prompt, or its text on standard input (-)")
-    from crosstrace.replacement_model.prompt_text import check_text
+    from crosstrace.replacement_model.prompts import check_text
 
     check_text(text)
     return text

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crosstrace.replacement_model.adjoint import folded_bytes, row_bytes
-from crosstrace.replacement_model.gemma import Gemma3Description
+from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.dictionaries.readers import download_bytes, open_transcoders
+from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.hub import missing_bytes
+from crosstrace.replacement_model.local.adjoint import folded_bytes, row_bytes
 from crosstrace.replacement_model.memory import format_bytes, usable_bytes
-from crosstrace.replacement_model.readers import download_bytes, open_transcoders
-from crosstrace.replacement_model.readers.hub import missing_bytes
-from crosstrace.replacement_model.transcoders import Transcoders
 from crosstrace.tracer import defaults
 from crosstrace.tracer.batches import batch_size_for
 
@@ -170,14 +170,14 @@ def _parts(
 
 
 def _describe(model: str) -> tuple[Gemma3Description, Any]:
-    from crosstrace.replacement_model.gemma import load_config
+    from crosstrace.replacement_model.architectures.gemma3 import load_config
 
     config, description = load_config(model)
     return description, getattr(config, "text_config", config)
 
 
 def _count_tokens(model: str, prompt: str) -> int:
-    from crosstrace.replacement_model.gemma import load_tokenizer
+    from crosstrace.replacement_model.architectures.gemma3 import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     if tokenizer is None:

@@ -130,7 +130,7 @@ def features(
 
 def _used_by_itself(cards: FeatureCards) -> bool:
     """Whether verbs find these cards without being told: they lie where those of their transcoders are looked for."""
-    from crosstrace.replacement_model.card_places import cards_path
+    from crosstrace.replacement_model.dictionaries.card_places import cards_path
 
     try:
         return cards_path(cards.transcoders_name).resolve() == cards.path.resolve()
@@ -153,7 +153,7 @@ def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
     """
     from crosstrace.graphs.feature_cards import FeatureCards
     from crosstrace.replacement_model import demo
-    from crosstrace.replacement_model.card_places import cards_path
+    from crosstrace.replacement_model.dictionaries.card_places import cards_path
 
     path = cards or cards_path(transcoders or demo.TRANSCODERS_NAME)
     if cards is None and not path.is_file():
@@ -167,7 +167,7 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], transcoders: str | None
     """Print the cards that are wanted, or what there are; returns the features."""
     from rich.console import Console
 
-    from crosstrace.replacement_model.readers.base import read_labels
+    from crosstrace.replacement_model.dictionaries.readers.base import read_labels
     from crosstrace.tracer.show_card import check_feature, overview, show_card
 
     labels = read_labels(cards.path.parent)

@@ -30,8 +30,8 @@ from crosstrace.replacement_model import (
     Supernode,
     SwapIn,
 )
-from crosstrace.replacement_model.edits import resolve
-from crosstrace.replacement_model.local import localizer
+from crosstrace.replacement_model.interventions.edits import resolve
+from crosstrace.replacement_model.local.local_model import localizer
 from crosstrace.replacement_model.model import Prompt
 
 SHOWN = 3  # active features named for an intervention

@@ -10,14 +10,14 @@ from crosstrace.graphs import check_state
 from crosstrace.graphs.card_labels import MARK
 from crosstrace.graphs.node_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
-from crosstrace.replacement_model.feature_references import (
+from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.interventions.references import (
     find_features,
     is_feature,
     parse_positions,
     split_reference,
     unknown_label,
 )
-from crosstrace.replacement_model.fingerprints import fingerprints
 from crosstrace.tracer.card_lookup import find_cards
 
 

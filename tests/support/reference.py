@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Gemma3ForCausalLM
 
-from crosstrace.replacement_model.readers import TranscoderReader
+from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
 
 
 class LinearModel:

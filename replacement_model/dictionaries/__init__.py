@@ -1,0 +1,1 @@
+"""Sparse dictionaries in use: their weights, the rows of active features, and the file formats they are read from."""

@@ -1,0 +1,29 @@
+"""Where the feature cards of transcoders are kept: beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crosstrace.replacement_model import demo
+from crosstrace.replacement_model.dictionaries.readers.opening import local_place
+
+
+def cards_path(transcoders: str | Path) -> Path:
+    """``cards.safetensors`` in the transcoders' folder; ``NAME.cards.safetensors`` beside a family of per-layer folders.
+
+    Args:
+        transcoders: as for :func:`crosstrace.replacement_model.open_transcoders`, or as a graph names them; of those on the
+            hub only the local cache is looked at.
+
+    Raises:
+        FileNotFoundError: the transcoders are not on this machine.
+
+    Example:
+        >>> cards_path("org/repo/clt/width_262k_l0_medium").name
+        'cards.safetensors'
+    """
+    if str(transcoders) == demo.TRANSCODERS_NAME:
+        return demo.CARDS_FILE
+    place = local_place(transcoders)
+    name = demo.CARDS_FILE.name
+    return place / name if place.is_dir() else place.with_name(f"{place.name}.{name}")

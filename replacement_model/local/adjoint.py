@@ -1,0 +1,236 @@
+"""Gradients of targets, carried down through the frozen layers: the rows of an attribution graph.
+
+Implements Ameisen et al. 2025, "Circuit Tracing", section "Constructing an Attribution Graph for a Prompt", as products
+written out rather than autograd. The norms' frozen scales are folded into the matrices (gains into the projections,
+1 / rms into the attention pattern), so that a layer is matrix products and nothing else. Gradients are kept position by
+position, [position, row, dimension]: attention then mixes positions in one large product for all rows at once.
+
+Letters: L layers, P positions, P' up to the last one that matters, D d_model, H heads, K kv heads, W head width,
+B target rows, S of them started, N active features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crosstrace.kernels import SparseActivations
+from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows
+from crosstrace.replacement_model.local.frozen import FrozenLayer
+
+
+@dataclass(frozen=True)
+class Target:
+    """A direction in the residual stream whose value a row explains.
+
+    Attributes:
+        layer: the row is ``<gradient, r_layer>``, with r_layer the residual stream that enters layer ``layer`` (``L``:
+            what the final norm reads), or the residual after that layer's attention if ``after_attention``.
+        position: where in the prompt.
+        gradient_d: (D,) float32.
+        value: the row's left-hand side, from the forward pass.
+    """
+
+    layer: int
+    position: int
+    gradient_d: Tensor
+    value: float
+    after_attention: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Direct effects on a batch of B targets."""
+
+    features_bn: Tensor  # (B, N) of every active feature
+    errors_blp: Tensor  # (B, L, P)
+    tokens_bp: Tensor  # (B, P)
+    unattributed_b: Tensor  # (B,) decoder biases and excluded positions
+
+
+@dataclass(frozen=True)
+class _FoldedLayer:
+    """One layer's matrices in float32 with the gains folded in."""
+
+    output_dx: Tensor  # (D, H * W) rows times the gain of the norm after attention
+    value_xd: Tensor  # (K * W, D) columns times the gain of the norm before
+    skip_dd: Tensor | None  # (D, D) transposed, columns times the gain of the norm before the MLP
+
+
+class Adjoint:
+    """The adjoint of one prompt's local replacement model, with buffers that batches share."""
+
+    def __init__(
+        self,
+        description: Gemma3Description,
+        layers: Sequence[FrozenLayer],
+        activations: SparseActivations,
+        active_rows: ActiveRows,
+        errors_lpd: Tensor,
+        constants_lpd: Tensor,
+        tokens_pd: Tensor,
+        folded_budget: int,
+    ) -> None:
+        """``folded_budget``: bytes that folded layers may take to be kept; beyond it they are made anew for each batch."""
+        self.description, self.layers = description, layers
+        self.activations, self.active_rows = activations, active_rows
+        self.errors_lpd, self.constants_lpd, self.tokens_pd = errors_lpd, constants_lpd, tokens_pd
+        self._keeps_folded = folded_bytes(description, any(layer.has_skip for layer in layers)) <= folded_budget
+        self._folded: dict[int, _FoldedLayer] = {}
+        self._buffers: dict[str, Tensor] = {}
+
+    def release(self) -> None:
+        """Give back the buffers and folded layers; they are made again when needed."""
+        self._buffers.clear()
+        self._folded.clear()
+
+    @torch.no_grad()
+    def rows(self, targets: Sequence[Target]) -> Rows:
+        """Direct effects of every source on targets in any order."""
+        # Highest first: the rows that a layer concerns are then the first so many, and no others are touched.
+        order = sorted(range(len(targets)), key=lambda row: (-targets[row].layer, not targets[row].after_attention))
+        rows = self._descend([targets[row] for row in order])
+        if order == sorted(order):
+            return rows
+        back = torch.empty(len(targets), dtype=torch.int64)
+        back[order] = torch.arange(len(targets))
+        back = back.to(rows.tokens_bp.device)
+        return Rows(rows.features_bn[back], rows.errors_blp[back], rows.tokens_bp[back], rows.unattributed_b[back])
+
+    def _descend(self, targets: Sequence[Target]) -> Rows:
+        n_rows, top = len(targets), targets[0].layer
+        n_positions = max(target.position for target in targets) + 1
+        n_layers, n_all, d_model = self.errors_lpd.shape
+        device = self.errors_lpd.device
+        outputs_pbld = self._buffer("outputs", n_positions, n_rows, top, d_model)
+        errors_blp = torch.zeros(n_rows, n_layers, n_all, device=device)
+        tokens_bp = torch.zeros(n_rows, n_all, device=device)
+        unattributed_b = torch.zeros(n_rows, device=device)
+        gradient_psd = self._buffer("gradient", n_positions, 0, d_model)
+
+        gradient_psd = self._start(targets, gradient_psd, top, after_attention=True)
+        if gradient_psd.shape[1]:
+            self._through_attention(top, gradient_psd)
+        gradient_psd = self._start(targets, gradient_psd, top, after_attention=False)
+        for layer in range(top - 1, -1, -1):
+            started = gradient_psd.shape[1]
+            outputs_pbld[:, :started, layer] = gradient_psd
+            outputs_pbld[:, started:, layer] = 0
+            met_ps2 = torch.bmm(
+                gradient_psd,
+                torch.stack([self.errors_lpd[layer, :n_positions], self.constants_lpd[layer, :n_positions]], -1),
+            )
+            errors_blp[:started, layer, :n_positions] = met_ps2[..., 0].T
+            unattributed_b[:started] += met_ps2[..., 1].sum(0)
+            skip_dd = self._fold(layer).skip_dd
+            if skip_dd is not None:
+                skipped_psd = (gradient_psd.view(-1, d_model) @ skip_dd).view_as(gradient_psd)
+                gradient_psd.addcmul_(self.layers[layer].mlp_norm.inverse_rms_p1[:n_positions, None], skipped_psd)
+            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=True)
+            self._through_attention(layer, gradient_psd)
+            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=False)
+        tokens_bp[:, :n_positions] = torch.bmm(gradient_psd, self.tokens_pd[:n_positions, :, None])[..., 0].T
+        features_bn = self.active_rows.scores(
+            self.activations, outputs_pbld.transpose(0, 1), [target.layer for target in targets]
+        )
+        return Rows(features_bn, errors_blp, tokens_bp, unattributed_b)
+
+    def _start(self, targets: Sequence[Target], gradient_psd: Tensor, layer: int, after_attention: bool) -> Tensor:
+        """The gradients (P', S, D) with the targets that are read here added to them; they come next in order."""
+        n_positions, started, d_model = gradient_psd.shape
+        stop = started
+        while stop < len(targets) and (targets[stop].layer, targets[stop].after_attention) == (layer, after_attention):
+            stop += 1
+        if stop == started:
+            return gradient_psd
+        # Two buffers take turns: rows of a position are neighbours, so that more rows mean other places.
+        spare = "spare" if gradient_psd.data_ptr() == self._buffers["gradient"].data_ptr() else "gradient"
+        grown_psd = self._buffer(spare, n_positions, len(targets), d_model).view(-1)
+        grown_psd = grown_psd[: n_positions * stop * d_model].view(n_positions, stop, d_model)
+        grown_psd[:, :started] = gradient_psd
+        grown_psd[:, started:] = 0
+        new = targets[started:stop]
+        positions_b = torch.tensor([target.position for target in new], device=grown_psd.device)
+        rows_b = torch.arange(started, stop, device=grown_psd.device)
+        grown_psd[positions_b, rows_b] = torch.stack([target.gradient_d for target in new])
+        return grown_psd
+
+    def _through_attention(self, layer: int, gradient_psd: Tensor) -> None:
+        """Add to a gradient after attention (P', S, D) what it means before: V^T A^T O^T, between the norms' scales."""
+        n_positions, started, d_model = gradient_psd.shape
+        width, kv_heads, n_heads = self.description.head_dim, self.description.n_kv_heads, self.description.n_heads
+        shared = n_heads // kv_heads  # heads that read one kv head
+        frozen, folded = self.layers[layer], self._fold(layer)
+        flat_xd = gradient_psd.view(-1, d_model)
+        mixed_hqx = self._buffer("mixed", n_heads, n_positions, started * width)
+        for head in range(n_heads):
+            columns = slice(head * width, (head + 1) * width)
+            torch.mm(flat_xd, folded.output_dx[:, columns], out=mixed_hqx[head].view(-1, width))
+        patterns = list(self._patterns(frozen, n_positions))
+        values_cx = self._buffer("values", n_positions, started * width)
+        for kv_head in range(kv_heads):
+            heads = slice(kv_head * shared, (kv_head + 1) * shared)
+            for keys, queries, pattern_hqc in patterns:
+                mixed = mixed_hqx[heads, queries]
+                if mixed.shape[1] == n_positions:  # heads of one kv head add up: one product over (head, query) pairs
+                    torch.mm(pattern_hqc[heads].flatten(0, 1).T, mixed.flatten(0, 1), out=values_cx[keys])
+                    continue
+                torch.mm(pattern_hqc[heads.start].T, mixed[0], out=values_cx[keys])
+                for head in range(1, shared):
+                    values_cx[keys].addmm_(pattern_hqc[heads.start + head].T, mixed[head])
+            flat_xd.addmm_(values_cx.view(-1, width), folded.value_xd[kv_head * width : (kv_head + 1) * width])
+
+    def _patterns(self, frozen: FrozenLayer, n_positions: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Keys, queries and attention (H, Q', C) between them, 1 / rms of both norms folded in."""
+        after_q = frozen.attention_norm.inverse_rms_p1[:, 0]
+        before_c = frozen.input_norm.inverse_rms_p1[:, 0]
+        for block in frozen.attention.blocks:
+            if block.keys.start >= n_positions:
+                break
+            keys = slice(block.keys.start, min(block.keys.stop, n_positions))
+            queries = slice(block.queries.start, min(block.queries.stop, n_positions))
+            n_queries, n_keys = queries.stop - queries.start, keys.stop - keys.start
+            seen_hqc = block.probabilities_hqc[:, :n_queries, :n_keys].to(after_q.device)
+            yield keys, queries, seen_hqc * (after_q[queries, None] * before_c[keys])
+
+    def _fold(self, layer: int) -> _FoldedLayer:
+        if layer in self._folded:
+            return self._folded[layer]
+        frozen = self.layers[layer]
+        skip_dd = frozen.skip_dd
+        folded = _FoldedLayer(
+            frozen.output_weight.float() * frozen.attention_norm.gain_d[:, None],
+            frozen.value_weight.float() * frozen.input_norm.gain_d,
+            None if skip_dd is None else skip_dd.float().T * frozen.mlp_norm.gain_d,
+        )
+        if self._keeps_folded:
+            self._folded[layer] = folded
+        return folded
+
+    def _buffer(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor (…) on memory that the next call of this name gets again."""
+        size = 1
+        for length in shape:
+            size *= length
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers.pop(name, None)  # the old one first, so that both are never there
+            self._buffers[name] = torch.empty(size, device=self.errors_lpd.device)
+        return self._buffers[name][:size].view(shape)
+
+
+def folded_bytes(description: Gemma3Description, with_skip: bool) -> int:
+    """Memory of all layers' folded matrices."""
+    heads = description.n_heads + description.n_kv_heads
+    skip = description.d_model if with_skip else 0
+    return 4 * description.n_layers * description.d_model * (heads * description.head_dim + skip)
+
+
+def row_bytes(description: Gemma3Description, n_positions: int, n_active: int) -> int:
+    """Memory that one more row of a batch takes on the way down and when it is done."""
+    heads = description.n_heads + 1
+    per_position = description.d_model * (description.n_layers + 3) + heads * description.head_dim
+    return 4 * (n_positions * per_position + description.d_model * description.n_layers + 2 * n_active)

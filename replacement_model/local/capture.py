@@ -1,0 +1,101 @@
+"""What passes the sites of the model during one forward pass.
+
+Letters: P positions, D d_model, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites, gain, inverse_rms
+from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.local.frozen import FrozenAttention, FrozenLayer, FrozenNorm
+
+Swap = Callable[[int, Tensor, Tensor], Tensor]
+
+
+class Capture:
+    """Reads (and, given ``swap``, replaces) what passes the sites during one forward pass at batch 1."""
+
+    def __init__(
+        self,
+        sites: Gemma3Sites,
+        transcoders: Transcoders,
+        store: Callable[[Tensor], Tensor] = lambda block: block,
+        swap: Swap | None = None,
+    ) -> None:
+        """
+        Args:
+            store: what to do with a layer's attention before it is kept, such as moving it to the host.
+            swap: given layer, transcoder input and MLP output (P, D), returns what takes the output's place.
+        """
+        self.sites, self.transcoders, self.store, self.swap = sites, transcoders, store, swap
+        self.device = transcoders.device
+        self.residuals: list[Tensor] = []
+        self.mids: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.layers: list[FrozenLayer] = []
+        self.final_norm: FrozenNorm
+
+    def hooks(self) -> list[Any]:
+        wanted: list[Any] = [(self.sites.final_norm, self._final)]
+        for index, layer in enumerate(self.sites.layers):
+            wanted += [
+                (layer.input_norm, lambda args, kwargs, output: self.residuals.append(self._here(args[0][0]))),
+                (layer.attention, lambda args, kwargs, output: self._attention(output)),
+                (layer.pre_feedforward_norm, self._mlp_input),
+                (layer.post_feedforward_norm, lambda args, kwargs, output, i=index: self._mlp_output(i, output)),
+            ]
+        return wanted
+
+    def _freeze(self, norm: nn.Module, input_pd: Tensor) -> FrozenNorm:
+        return FrozenNorm(self._here(gain(norm)), inverse_rms(input_pd, self.sites.description.rms_norm_eps))
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """On the device of tracing: with a device map each layer has its own."""
+        return tensor.to(self.device)
+
+    def _attention(self, output: tuple[Tensor, Tensor]) -> None:
+        window = self.sites.description.window(len(self.layers))
+        attention = FrozenAttention.from_dense(self._here(output[1][0]), window, self.store)
+        self._attended = (self._here(output[0][0]), attention)
+
+    def _mlp_input(self, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
+        layer, index = self.sites.layers[len(self.layers)], len(self.layers)
+        attended_pd, attention = self._attended
+        mid_pd = self._here(args[0][0])
+        if self.transcoders.input_site.endswith(".input"):
+            mlp_norm = FrozenNorm(torch.ones_like(mid_pd[0]), torch.ones_like(mid_pd[:, :1]))
+            self.inputs.append(mid_pd)
+        else:
+            mlp_norm = self._freeze(layer.pre_feedforward_norm, mid_pd)
+            self.inputs.append(self._here(output[0]))
+        self.mids.append(mid_pd)
+        self.layers.append(
+            FrozenLayer(
+                attention=attention,
+                read_value_weight=partial(layer.weight, "v_proj"),
+                read_output_weight=partial(layer.weight, "o_proj"),
+                read_skip=partial(self.transcoders.skip, index),
+                has_skip=self.transcoders.skip(index) is not None,
+                input_norm=self._freeze(layer.input_norm, self.residuals[-1]),
+                attention_norm=self._freeze(layer.post_attention_norm, attended_pd),
+                mlp_norm=mlp_norm,
+            )
+        )
+
+    def _mlp_output(self, layer: int, output_bpd: Tensor) -> Tensor | None:
+        if self.swap is None:
+            self.outputs.append(self._here(output_bpd[0]))
+            return None
+        return self.swap(layer, self.inputs[layer], self._here(output_bpd[0]))[None].to(output_bpd.device)
+
+    def _final(self, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
+        self.residuals.append(self._here(args[0][0]))
+        self.final_norm = self._freeze(self.sites.final_norm, self.residuals[-1])

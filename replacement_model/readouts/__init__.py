@@ -1,0 +1,1 @@
+"""What features say without replacing anything: what fires over a corpus, and which tokens a feature promotes."""

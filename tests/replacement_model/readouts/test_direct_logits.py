@@ -1,0 +1,43 @@
+"""Direct logits are the decoder rows through gain and centred unembedding, written out densely."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Case
+
+from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model.readouts.direct_logits import direct_logits
+
+
+def dense(model: ReplacementModel, layer: int) -> torch.Tensor:
+    """(F, V)"""
+    unembedding = model.sites.unembedding.double()
+    rows = model.transcoders.reader.decoder(layer).double().sum(1)
+    return rows * (1 + model.sites.final_norm.weight.double()) @ (unembedding - unembedding.mean(0)).T
+
+
+@pytest.fixture
+def model(case: Case) -> ReplacementModel:
+    return ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu")
+
+
+def test_both_ends_of_every_feature(model: ReplacementModel) -> None:
+    for layer in range(model.description.n_layers):
+        expected = dense(model, layer)
+        found = direct_logits(model, layer, torch.arange(len(expected)), 3)
+        torch.testing.assert_close(found.raised.double(), expected.topk(3).values, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.lowered.double(), (-expected).topk(3).values.neg(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.spread.double(), expected.std(1, correction=0), rtol=1e-4, atol=1e-5)
+        for tokens, logits in ((found.promoted, found.raised), (found.suppressed, found.lowered)):
+            torch.testing.assert_close(expected.gather(1, tokens).float(), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_some_features_in_any_blocks(model: ReplacementModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = torch.tensor([5, 0, 2])
+    whole = direct_logits(model, 1, some, 4)
+    monkeypatch.setattr("crosstrace.replacement_model.readouts.direct_logits._LOGITS_AT_A_TIME", 1)
+    one_by_one = direct_logits(model, 1, some, 4)
+    assert torch.equal(whole.promoted, one_by_one.promoted)
+    torch.testing.assert_close(whole.raised, one_by_one.raised)
+    assert direct_logits(model, 1, some[:0], 4).promoted.shape == (0, 4)
