@@ -22,8 +22,8 @@ from crosstrace.graphs import (
     write_graph,
     write_html,
 )
-from crosstrace.graphs.node_ids import node_ids
-from crosstrace.graphs.pruning import cumulative_influence
+from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.viewer_ids import node_ids
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import trace
 from crosstrace.tracer.card_lookup import cards_of

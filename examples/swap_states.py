@@ -29,7 +29,7 @@ from pathlib import Path
 from rich.console import Console
 
 from crosstrace.graphs import AttributionGraph, write_atomically
-from crosstrace.graphs.influence import row_scale, spread, target_weights
+from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.replacement_model import (
     Ablate,
     FeatureAt,

@@ -9,52 +9,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crosstrace.graphs.card_json import export_cards
-    from crosstrace.graphs.comparison import GraphComparison, compare, write_comparison
-    from crosstrace.graphs.comparison_page import write_comparison_html
+    from crosstrace.graphs.analysis.comparison import GraphComparison, compare, write_comparison
+    from crosstrace.graphs.analysis.paths import Path, along_strongest_paths, strongest_paths
+    from crosstrace.graphs.analysis.pruning import check_threshold, prune
+    from crosstrace.graphs.analysis.scores import GraphScores, graph_scores
+    from crosstrace.graphs.analysis.subgraphs import restricted
+    from crosstrace.graphs.analysis.supernodes import suggest_supernodes
+    from crosstrace.graphs.cards.feature_cards import FeatureCards, with_card_labels
+    from crosstrace.graphs.cards.neuronpedia import export_cards
     from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
-    from crosstrace.graphs.dot_export import to_pydot, write_dot
-    from crosstrace.graphs.drawing import Figure
-    from crosstrace.graphs.feature_cards import FeatureCards, with_card_labels
+    from crosstrace.graphs.exporters.graphml import write_graphml
+    from crosstrace.graphs.exporters.networkx_graph import to_networkx
+    from crosstrace.graphs.exporters.neuronpedia import write_json
     from crosstrace.graphs.files import write_atomically
     from crosstrace.graphs.formats import FIGURES, SUFFIXES, check_suffix, read_graph, write_graph
     from crosstrace.graphs.graph import AttributionGraph
-    from crosstrace.graphs.graphml_export import write_graphml
-    from crosstrace.graphs.json_export import write_json
     from crosstrace.graphs.layout import NodeLayout
-    from crosstrace.graphs.networkx_export import to_networkx
-    from crosstrace.graphs.page_export import view, write_html
-    from crosstrace.graphs.paths import Path, along_strongest_paths, strongest_paths
-    from crosstrace.graphs.pruning import check_threshold, prune
-    from crosstrace.graphs.rendering import GraphvizMissing, render
-    from crosstrace.graphs.restricting import restricted
+    from crosstrace.graphs.page.comparison import write_comparison_html
+    from crosstrace.graphs.page.export import view, write_html
+    from crosstrace.graphs.pictures.dot import to_pydot, write_dot
+    from crosstrace.graphs.pictures.figure import Figure
+    from crosstrace.graphs.pictures.graphviz import GraphvizMissing, render
     from crosstrace.graphs.saved_state import SavedState, check_state, read_state
-    from crosstrace.graphs.scores import GraphScores, graph_scores
-    from crosstrace.graphs.supernodes import suggest_supernodes
 
 _HOMES = {
-    "card_json": ("export_cards",),
-    "comparison": ("GraphComparison", "compare", "write_comparison"),
-    "comparison_page": ("write_comparison_html",),
+    "cards.neuronpedia": ("export_cards",),
+    "analysis.comparison": ("GraphComparison", "compare", "write_comparison"),
+    "page.comparison": ("write_comparison_html",),
     "defaults": ("EDGE_THRESHOLD", "NODE_THRESHOLD"),
-    "dot_export": ("to_pydot", "write_dot"),
-    "drawing": ("Figure",),
-    "feature_cards": ("FeatureCards", "with_card_labels"),
+    "pictures.dot": ("to_pydot", "write_dot"),
+    "pictures.figure": ("Figure",),
+    "cards.feature_cards": ("FeatureCards", "with_card_labels"),
     "files": ("write_atomically",),
     "formats": ("FIGURES", "SUFFIXES", "check_suffix", "read_graph", "write_graph"),
     "graph": ("AttributionGraph",),
-    "graphml_export": ("write_graphml",),
-    "json_export": ("write_json",),
+    "exporters.graphml": ("write_graphml",),
+    "exporters.neuronpedia": ("write_json",),
     "layout": ("NodeLayout",),
-    "networkx_export": ("to_networkx",),
-    "page_export": ("view", "write_html"),
-    "paths": ("Path", "along_strongest_paths", "strongest_paths"),
-    "pruning": ("check_threshold", "prune"),
-    "rendering": ("GraphvizMissing", "render"),
-    "restricting": ("restricted",),
+    "exporters.networkx_graph": ("to_networkx",),
+    "page.export": ("view", "write_html"),
+    "analysis.paths": ("Path", "along_strongest_paths", "strongest_paths"),
+    "analysis.pruning": ("check_threshold", "prune"),
+    "pictures.graphviz": ("GraphvizMissing", "render"),
+    "analysis.subgraphs": ("restricted",),
     "saved_state": ("SavedState", "check_state", "read_state"),
-    "scores": ("GraphScores", "graph_scores"),
-    "supernodes": ("suggest_supernodes",),
+    "analysis.scores": ("GraphScores", "graph_scores"),
+    "analysis.supernodes": ("suggest_supernodes",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

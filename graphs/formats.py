@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from crosstrace.graphs.dot_export import write_dot
-from crosstrace.graphs.drawing import Figure
-from crosstrace.graphs.feature_cards import FeatureCards, with_card_labels
+from crosstrace.graphs.analysis.pruning import unpruned
+from crosstrace.graphs.cards.feature_cards import FeatureCards, with_card_labels
+from crosstrace.graphs.exporters.graphml import write_graphml
+from crosstrace.graphs.exporters.neuronpedia import write_json
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.graphml_export import write_graphml
-from crosstrace.graphs.json_export import write_json
-from crosstrace.graphs.page_export import write_html
-from crosstrace.graphs.pruning import unpruned
-from crosstrace.graphs.rendering import PICTURES, render
+from crosstrace.graphs.page.export import write_html
+from crosstrace.graphs.pictures.dot import write_dot
+from crosstrace.graphs.pictures.figure import Figure
+from crosstrace.graphs.pictures.graphviz import PICTURES, render
 from crosstrace.graphs.saved_state import SavedState
 
 _DRAWERS: dict[str, Callable[[AttributionGraph, str | os.PathLike[str], Figure | None], None]] = {

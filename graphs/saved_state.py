@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.node_ids import node_ids
+from crosstrace.graphs.viewer_ids import node_ids
 
 _WANTED = "expected 'qParams' with 'supernodes', as the page saves it"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from graph_samples import HOSTILE
 
-from crosstrace.graphs.feature_cards import FeatureCards
+from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.tensor_file import map_tensors
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import CARDS_FILE, MODEL_DIR, TRANSCODERS_DIR, load_facts

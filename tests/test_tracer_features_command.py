@@ -12,7 +12,7 @@ from cases import load_case
 from graph_samples import HOSTILE
 from typer.testing import CliRunner, Result
 
-from crosstrace.graphs.feature_cards import FeatureCards
+from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.replacement_model import demo
 from crosstrace.tracer.command_line import app
 

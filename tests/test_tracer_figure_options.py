@@ -8,8 +8,8 @@ from graph_samples import random_graph
 from typer.testing import CliRunner
 
 from crosstrace.graphs import prune, suggest_supernodes
-from crosstrace.graphs.drawing import LAYOUTS
-from crosstrace.graphs.node_ids import node_ids
+from crosstrace.graphs.pictures.figure import LAYOUTS
+from crosstrace.graphs.viewer_ids import node_ids
 from crosstrace.tracer.command_line import app
 from crosstrace.tracer.figure_options import GraphLayout
 

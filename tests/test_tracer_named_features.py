@@ -11,8 +11,8 @@ from cases import Case, load_case
 from typer.testing import CliRunner, Result
 
 from crosstrace.graphs import AttributionGraph, prune
-from crosstrace.graphs.feature_cards import FeatureCards
-from crosstrace.graphs.node_ids import node_ids
+from crosstrace.graphs.cards.feature_cards import FeatureCards
+from crosstrace.graphs.viewer_ids import node_ids
 from crosstrace.replacement_model import Ablate, AllFeatures, FeatureAt, ReplacementModel, Scale, Supernode
 from crosstrace.replacement_model.demo import CARDS_FILE
 from crosstrace.tracer.command_line import app

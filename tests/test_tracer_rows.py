@@ -10,7 +10,7 @@ import scipy.sparse
 import torch
 
 from crosstrace.graphs import NodeLayout
-from crosstrace.graphs.influence import row_scale, spread
+from crosstrace.graphs.analysis.influence import row_scale, spread
 from crosstrace.replacement_model import Rows
 from crosstrace.tracer import rows as rows_module
 from crosstrace.tracer.row_file import RowFile

@@ -1,4 +1,4 @@
-"""From the state of a finished run to the file of feature cards that `graphs/feature_cards.py` reads.
+"""From the state of a finished run to the file of feature cards that `graphs/cards/feature_cards.py` reads.
 
 One layer's tensors are put together at a time. Only contexts that some feature's card shows go into the file, each once.
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crosstrace.graphs.feature_cards import FORMAT, VERSION
+from crosstrace.graphs.cards.feature_cards import FORMAT, VERSION
 from crosstrace.graphs.tensor_file import TensorSource, map_tensors, narrowest, write_tensors
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.readouts.direct_logits import direct_logits

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from crosstrace.graphs import AttributionGraph
-from crosstrace.graphs.feature_cards import FeatureCards
+from crosstrace.graphs.cards.feature_cards import FeatureCards
 
 Note = Callable[[str], None]
 

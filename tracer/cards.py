@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from crosstrace.graphs.feature_cards import FeatureCards
+from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import CARDS_FILE

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from crosstrace.graphs import GraphComparison
-    from crosstrace.graphs.comparison import ComparedFeature
+    from crosstrace.graphs.analysis.comparison import ComparedFeature
 
 
 def compare(

@@ -19,7 +19,7 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from crosstrace.graphs import AttributionGraph
-from crosstrace.graphs.influence import row_scale, spread, target_weights
+from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.replacement_model import (
     Ablate,
     AllFeatures,

@@ -27,7 +27,7 @@ from crosstrace.tracer.command_options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from crosstrace.graphs.feature_cards import FeatureCards, Key
+    from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
 
 _FEATURE = re.compile(r"L?(\d+)/(\d+)")
 _FOUND = 20
@@ -121,7 +121,7 @@ def features(
             found = _open(cards, transcoders)
         chosen = _look_up(found, feature or [], transcoders, top, quiet)
         if export_json is not None:
-            from crosstrace.graphs.card_json import export_cards
+            from crosstrace.graphs.cards.neuronpedia import export_cards
 
             typer.echo(
                 f"wrote {export_cards(found, export_json, chosen if feature else None):,} features to {export_json}"
@@ -151,7 +151,7 @@ def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
     Raises:
         OSError: there is none; it says how one is made.
     """
-    from crosstrace.graphs.feature_cards import FeatureCards
+    from crosstrace.graphs.cards.feature_cards import FeatureCards
     from crosstrace.replacement_model import demo
     from crosstrace.replacement_model.dictionaries.card_places import cards_path
 

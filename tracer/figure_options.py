@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class GraphLayout(StrEnum):
-    """`crosstrace.graphs.drawing.LAYOUTS`, named here too: help must not wait for the import."""
+    """`crosstrace.graphs.pictures.figure.LAYOUTS`, named here too: help must not wait for the import."""
 
     POSITIONS = "positions"
     LAYERS = "layers"

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from crosstrace.graphs import check_state
-from crosstrace.graphs.card_labels import MARK
-from crosstrace.graphs.node_ids import feature_of_id
+from crosstrace.graphs.cards.labels import MARK
+from crosstrace.graphs.viewer_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
 from crosstrace.replacement_model.fingerprints import fingerprints
 from crosstrace.replacement_model.interventions.references import (

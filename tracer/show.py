@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
-from crosstrace.graphs.influence import row_scale, spread, target_weights
-from crosstrace.graphs.pruning import unpruned
+from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
+from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.text import short, visible
 
 _BAR = 24

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from crosstrace.graphs.feature_cards import FeatureCards, Key
+from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.show import add_row, plain_table
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph
-from crosstrace.graphs.feature_cards import FeatureCards, Key, with_card_labels
+from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.show_card import marked, show_card
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from crosstrace.graphs import AttributionGraph
-from crosstrace.graphs.card_labels import MARK
-from crosstrace.graphs.influence import row_scale, spread
+from crosstrace.graphs.analysis.influence import row_scale, spread
+from crosstrace.graphs.cards.labels import MARK
 from crosstrace.replacement_model import (
     Ablate,
     FeatureAt,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crosstrace.graphs.feature_cards import FORMAT
+from crosstrace.graphs.cards.feature_cards import FORMAT
 from crosstrace.graphs.tensor_file import TensorSource, write_tensors
 
 STRINGS = ("<bos>", " Dallas", " is", " Austin", " Texas", " Paris")

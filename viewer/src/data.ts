@@ -1,4 +1,4 @@
-// What the page holds, as graphs/page_data.py writes it, and the graph decoded from it.
+// What the page holds, as graphs/page/data.py writes it, and the graph decoded from it.
 // Letters: n nodes, E edges.
 
 export type Kind = "feature" | "error" | "token" | "logit";

@@ -1,4 +1,4 @@
-// The strongest paths from a token to a target, as graphs/paths.py finds them: a path's strength is the product of each
+// The strongest paths from a token to a target, as graphs/analysis/paths.py finds them: a path's strength is the product of each
 // edge's share of its target's whole input. Sources come before targets, so the best paths into every node follow from
 // those into its sources in one pass.
 

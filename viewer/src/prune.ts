@@ -1,4 +1,4 @@
-// Pruning and scores as graphs/pruning.py, influence.py and scores.py compute them, step by step the same:
+// Pruning and scores as graphs/analysis/pruning.py, influence.py and scores.py compute them, step by step the same:
 // the tests compare the masks. Letters: n nodes, E edges.
 
 import type { Graph } from "./data";

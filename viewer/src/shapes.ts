@@ -1,4 +1,4 @@
-// The shape of each kind of node, as in graphs/dot_export.py: rounded box, diamond, box, octagon; small ones without a
+// The shape of each kind of node, as in graphs/pictures/dot.py: rounded box, diamond, box, octagon; small ones without a
 // name inside are a circle, a diamond, a square and an octagon. Where two graphs are compared, what only one of them has
 // is a tag that points to its side; small, a triangle.
 

@@ -1,0 +1,54 @@
+"""How much of the model's computation a graph explains.
+
+Ameisen et al. 2025, "Circuit Tracing", on evaluating attribution graphs: replacement and completeness scores.
+Deviation: what a cap on the number of features left out (`omitted_magnitude`) counts as an error source of its row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.sparse_rows import keep, row_sums
+
+
+class GraphScores(NamedTuple):
+    """Both between 0 and 1; 1 means that nothing runs through errors."""
+
+    replacement: float
+    completeness: float
+
+
+def graph_scores(graph: AttributionGraph) -> GraphScores:
+    """(replacement, completeness).
+
+    replacement: of the influence on the targets that is followed to its end, the share that ends in tokens rather than
+    in errors. completeness: the share of incoming weight that does not come from errors, averaged over all nodes with
+    (influence + target weight) as weights; it gives partial credit for paths that end in an error late.
+
+    On a pruned graph the scores are those of what the masks keep: dropped edges count as absent and the rows are
+    normalised again, as the field's tools do; compare pruned graphs with pruned graphs at equal thresholds.
+    `omitted_magnitude` is not pruned: it stays whole in every row.
+
+    A graph without any influence has nothing to explain: both scores are 0.
+
+    Example:
+        >>> replacement, completeness = graph_scores(graph)
+        >>> 0 <= replacement <= completeness <= 1
+        True
+    """
+    layout, weights, edges = graph.layout, target_weights(graph), graph.kept_edges()
+    omitted = graph.omitted_magnitude.double().abs().numpy()
+    scale = row_scale(edges, extra=omitted)
+    influence = spread(edges, scale, weights)
+    arriving = influence + weights
+
+    errors = (edges.indices >= layout.errors.start) & (edges.indices < layout.errors.stop)
+    error_share = (row_sums(keep(edges, errors), absolute=True) + omitted) * scale
+    into_errors = float(arriving @ error_share)
+    into_tokens = float(influence[layout.tokens].sum())
+    ended, total = into_errors + into_tokens, float(arriving.sum())
+    if ended == 0 or total == 0:
+        return GraphScores(0.0, 0.0)
+    return GraphScores(into_tokens / ended, 1 - into_errors / total)

@@ -1,0 +1,321 @@
+"""Feature cards: what a corpus showed of each feature of a transcoder, in one file that is read where it lies.
+
+The file is `.safetensors`; `crosstrace features` writes it. One header entry, `crosstrace-cards`, is JSON: the version,
+what the cards belong to (model, transcoders, corpus), and how they were made. The tensors, for every layer l:
+
+| tensor | shape | |
+| --- | --- | --- |
+| `l.features` | (S,) | the features that fired, ascending |
+| `l.fired` | (S,) | at how many positions |
+| `l.exponent`, `l.histogram` | (S,), (S, bins) | bin i counts activations from i to i + 1 times 2^exponent / bins |
+| `l.spread` | (S,) | standard deviation of the direct logits over the vocabulary |
+| `l.promoted`, `l.suppressed` | (S, T) | tokens at both ends of the direct logits, strongest first |
+| `l.raised`, `l.lowered` | (S, T) | float16, these tokens' logits, in units of the spread |
+| `l.offsets` | (S + 1,) | the contexts of feature i are rows offsets[i] to offsets[i + 1], strongest first |
+| `l.context`, `l.peak` | (R,) | which context, and where in it the activation is largest |
+| `l.windows` | (R + 1,) | the activations of row r are entries windows[r] to windows[r + 1] |
+| `l.position`, `l.activation` | (E,) | where in the context, and how much; all others in the window are 0 |
+
+and for all of them `starts` (C + 1,), the contexts' places in `tokens`; `token_ids` (V',), the tokens that occur, to which
+all token numbers in the file refer; `strings` and `string_starts`, these tokens' text in UTF-8.
+
+Letters: S features that fired, T tokens at each end, R rows, E entries, C contexts, V' tokens that occur.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosstrace.graphs.cards.labels import automatic_label
+from crosstrace.graphs.tensor_file import map_tensors
+
+if TYPE_CHECKING:
+    from crosstrace.graphs.graph import AttributionGraph
+
+FORMAT, VERSION = "crosstrace-cards", 1
+_SHARED = ("starts", "tokens", "token_ids", "strings", "string_starts")
+_OF_A_LAYER = (
+    *("features", "fired", "exponent", "histogram"),
+    *("promoted", "raised", "suppressed", "lowered", "spread"),
+    *("offsets", "context", "peak", "windows", "position", "activation"),
+)
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A piece of the corpus on which a feature fires strongly.
+
+    Attributes:
+        tokens: the window's tokens as text. activations: of the feature, on each of them.
+        peak: the token with the largest activation.
+        number, start: which context of the file it is from, and where in it the window begins.
+    """
+
+    tokens: list[str]
+    activations: list[float]
+    peak: int
+    number: int
+    start: int
+
+
+class FeatureCards(Mapping[Key, dict[str, Any]]):
+    """The cards in a file, by (layer, feature); only features that fired have one. Nothing is read before it is used.
+
+    A card is what pages show: `label` (see `card_labels.py`), `promoted` and `suppressed` ([token, logit] pairs), `contexts`
+    (each `tokens`, `activations`, `peak`), `histogram` (`counts`, `edges`), `firing_rate` (0 to 1), `max_activation`.
+
+    Attributes:
+        path: the file. model_name, transcoders_name: what the cards were made of.
+        fingerprints: of `model` and `transcoders`, the same for the same weights under any name.
+        corpus: `names`, `texts`, `contexts`, `tokens`, `digest`.
+        positions: how many the firing rates are shares of. settings: context length, window and the like.
+        n_features: of each layer, whether they fired or not. vocabulary_size: of the model.
+
+    Example:
+        >>> cards = FeatureCards("cards.safetensors")
+        >>> cards[3, 417]["promoted"][0]
+        ['Austin', 0.83]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """
+        Raises:
+            OSError: there is no such file.
+            ValueError: it holds no cards, is damaged, or of a newer version; one line that names it.
+        """
+        self.path = Path(path)
+        metadata, self._tensors = map_tensors(path)
+        if FORMAT not in metadata:
+            raise ValueError(f"{path}: not a file of feature cards (no {FORMAT!r} in its header)")
+        try:
+            header = json.loads(metadata[FORMAT])
+            version = header["version"]
+            if version > VERSION:
+                raise ValueError(f"written by a newer crosstrace: format {version}, this version reads up to {VERSION}")
+            self.model_name, self.transcoders_name = str(header["model"]), str(header["transcoders"])
+            self.fingerprints: dict[str, str] = header["fingerprints"]
+            self.corpus: dict[str, Any] = header["corpus"]
+            self.positions, self.settings = int(header["positions"]), dict(header["settings"])
+            self.n_features: list[int] = header["n_features"]
+            self.vocabulary_size = int(header["vocabulary_size"])
+            names = [*_SHARED, *(f"{layer}.{name}" for layer in range(self.n_layers) for name in _OF_A_LAYER)]
+            if missing := [name for name in names if name not in self._tensors]:
+                raise ValueError(f"incomplete, it lacks {', '.join(missing[:5])}")
+            self._features = [self._tensors[f"{layer}.features"] for layer in range(self.n_layers)]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise ValueError(f"{path}: {' '.join(str(problem).split())}") from None
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.n_features)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._features))
+
+    def __iter__(self) -> Iterator[Key]:
+        for layer, features in enumerate(self._features):
+            for feature in features.tolist():
+                yield layer, feature
+
+    def __contains__(self, key: object) -> bool:
+        match key:
+            case (int(layer), int(feature)):
+                return self._row(layer, feature) is not None
+        return False
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """
+        Raises:
+            KeyError: the feature did not fire in the corpus. ValueError: the file is damaged there.
+        """
+        layer, row = key[0], self._existing(key)
+        try:
+            return self._card(key, layer, row)
+        except (IndexError, ValueError) as problem:
+            raise ValueError(f"{self.path}: the card of L{key[0]}/{key[1]} is damaged ({problem})") from None
+
+    def _card(self, key: Key, layer: int, row: int) -> dict[str, Any]:
+        promoted, suppressed = self._logits(layer, row, "promoted"), self._logits(layer, row, "suppressed")
+        contexts = self.contexts(key)
+        return {
+            "label": self._label(layer, row, [context.tokens[context.peak] for context in contexts], promoted),
+            "promoted": [list(pair) for pair in promoted],
+            "suppressed": [list(pair) for pair in suppressed],
+            "contexts": [
+                {"tokens": context.tokens, "activations": context.activations, "peak": context.peak}
+                for context in contexts
+            ],
+            "histogram": self._histogram(layer, row),
+            "firing_rate": self.firing_rate(key),
+            "max_activation": max(contexts[0].activations),
+        }
+
+    def label(self, key: Key) -> str:
+        """The automatic label of a feature; see `card_labels.py`.
+
+        Raises:
+            KeyError: the feature did not fire in the corpus.
+        """
+        layer, row = key[0], self._existing(key)
+        peaks = [self._string(int(token)) for token in self._peak_tokens(layer, *self._rows(layer, row))]
+        return self._label(layer, row, peaks, self._logits(layer, row, "promoted", 1))
+
+    def firing_rate(self, key: Key) -> float:
+        """The share of the corpus' positions at which a feature is active.
+
+        Raises:
+            KeyError: it never is.
+        """
+        return int(self._tensors[f"{key[0]}.fired"][self._existing(key)]) / self.positions
+
+    def firing_rates(self) -> list[list[float]]:
+        """For each layer the firing rates of its features that fired, by feature."""
+        return [
+            (self._tensors[f"{layer}.fired"].astype(np.float64) / self.positions).tolist()
+            for layer in range(self.n_layers)
+        ]
+
+    def contexts(self, key: Key) -> list[Context]:
+        """The top contexts of a feature, strongest first.
+
+        Raises:
+            KeyError: the feature did not fire in the corpus.
+        """
+        layer, row = key[0], self._existing(key)
+        return [self._context(layer, number) for number in range(*self._rows(layer, row))]
+
+    def search(self, text: str, limit: int = 20) -> list[Key]:
+        """Features that promote a token with these letters in it, or fire most on one; strongest logit first, then rate.
+
+        Looks at every feature's most promoted token and its strongest context, whatever the case.
+        """
+        wanted = text.strip().casefold()
+        strings = [self._string(number).casefold() for number in range(len(self._tensors["token_ids"]))]
+        token = np.array([wanted in string for string in strings], dtype=np.bool_)
+        found: list[tuple[float, float, Key]] = []
+        for layer, features in enumerate(self._features):
+            if not len(features):
+                continue
+            offsets = np.asarray(self._tensors[f"{layer}.offsets"])
+            promotes = token[self._tensors[f"{layer}.promoted"][:, 0]]
+            peak = token[self._peak_tokens(layer, offsets[:-1])]
+            raised = self._tensors[f"{layer}.raised"][:, 0] * self._tensors[f"{layer}.spread"]
+            logit = np.where(promotes, raised, 0.0)
+            for row in np.flatnonzero(promotes | peak).tolist():
+                rate = int(self._tensors[f"{layer}.fired"][row]) / self.positions
+                found.append((-float(logit[row]), -rate, (layer, int(features[row]))))
+        return [key for _, _, key in sorted(found)[:limit]]
+
+    def belongs_to(self, model_name: str, transcoders_name: str, fingerprints: Mapping[str, str] | None = None) -> str:
+        """Empty if these are cards of that model and those transcoders; else one line that says what is different.
+
+        Args:
+            fingerprints: what `graph.settings["fingerprints"]` holds. They decide; names only where one is unknown.
+        """
+        theirs = {"model": model_name, "transcoders": transcoders_name}
+        mine = {"model": self.model_name, "transcoders": self.transcoders_name}
+        for what in ("transcoders", "model"):
+            one, other = self.fingerprints.get(what), (fingerprints or {}).get(what)
+            if one != other if one and other else _last_part(mine[what]) != _last_part(theirs[what]):
+                other_weights = " with other weights" if mine[what] == theirs[what] else ""
+                return (
+                    f"the cards in {self.path} are of other {'transcoders' if what == 'transcoders' else 'model weights'}: "
+                    f"made of {mine[what]}{other_weights}, the graph of {theirs[what]}"
+                )
+        return ""
+
+    def _row(self, layer: int, feature: int) -> int | None:
+        if not 0 <= layer < self.n_layers:
+            return None
+        row = int(np.searchsorted(self._features[layer], feature))
+        return row if row < len(self._features[layer]) and self._features[layer][row] == feature else None
+
+    def _existing(self, key: Key) -> int:
+        row = self._row(*key)
+        if row is None:
+            raise KeyError(f"L{key[0]}/{key[1]}")
+        return row
+
+    def _rows(self, layer: int, row: int) -> tuple[int, int]:
+        first, last = self._tensors[f"{layer}.offsets"][row : row + 2].tolist()
+        return first, last
+
+    def _peak_tokens(self, layer: int, first: Any, last: int | None = None) -> NDArray[Any]:
+        """The token at the peak of some rows: of an array of them, or of a range."""
+        rows = slice(first, last) if last is not None else first
+        starts = self._tensors["starts"][self._tensors[f"{layer}.context"][rows]].astype(np.int64)
+        return np.asarray(self._tensors["tokens"][starts + self._tensors[f"{layer}.peak"][rows]])
+
+    def _context(self, layer: int, number: int) -> Context:
+        context = int(self._tensors[f"{layer}.context"][number])
+        peak = int(self._tensors[f"{layer}.peak"][number])
+        begin, end = self._tensors["starts"][context : context + 2].tolist()
+        low = max(peak - self.settings["before"], 0)
+        high = min(peak + self.settings["after"] + 1, end - begin)
+        tokens = [self._string(token) for token in self._tensors["tokens"][begin + low : begin + high].tolist()]
+        activations = np.zeros(high - low, np.float32)
+        first, last = self._tensors[f"{layer}.windows"][number : number + 2].tolist()
+        positions = self._tensors[f"{layer}.position"][first:last].astype(np.int64) - low
+        activations[positions] = self._tensors[f"{layer}.activation"][first:last]
+        # Activations have 11 significant bits (see `tracer/card_tops.py`): more than five digits would be noise.
+        return Context(tokens, [float(f"{value:.5g}") for value in activations.tolist()], peak - low, context, low)
+
+    def _logits(self, layer: int, row: int, end: str, count: int | None = None) -> list[tuple[str, float]]:
+        values = {"promoted": "raised", "suppressed": "lowered"}[end]
+        tokens = self._tensors[f"{layer}.{end}"][row][:count].tolist()
+        scaled = self._tensors[f"{layer}.{values}"][row][:count].astype(np.float64)
+        logits = (scaled * float(self._tensors[f"{layer}.spread"][row])).tolist()
+        return [(self._string(token), logit) for token, logit in zip(tokens, logits, strict=True)]
+
+    def _label(self, layer: int, row: int, peaks: list[str], promoted: list[tuple[str, float]]) -> str:
+        spread = float(self._tensors[f"{layer}.spread"][row])
+        return automatic_label(peaks, promoted, spread, self.vocabulary_size)
+
+    def _histogram(self, layer: int, row: int) -> dict[str, list[float]]:
+        counts = self._tensors[f"{layer}.histogram"][row]
+        width = 2.0 ** int(self._tensors[f"{layer}.exponent"][row]) / len(counts)
+        used = int(np.flatnonzero(counts)[-1]) + 1
+        return {"counts": counts[:used].tolist(), "edges": [i * width for i in range(used + 1)]}
+
+    def _string(self, number: int) -> str:
+        begin, end = self._tensors["string_starts"][number : number + 2].tolist()
+        return bytes(self._tensors["strings"][begin:end]).decode("utf-8", "surrogatepass")
+
+
+def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> AttributionGraph:
+    """The graph with automatic labels for the features that have none; the graph itself without cards.
+
+    Of a pruned graph only the features that pruning kept get one.
+
+    Example:
+        >>> with_card_labels(graph, FeatureCards("cards.safetensors")).feature_labels[0]
+        '~ Dallas → Texas'
+    """
+    if cards is None:
+        return graph
+    labels = list(graph.feature_labels)
+    known: dict[Key, str] = {}
+    for node in graph.kept_nodes():
+        if node >= len(labels):
+            break
+        if not labels[node].strip():
+            key = graph.feature_of(node)[::2]
+            if key not in known:
+                known[key] = cards.label(key) if key in cards else ""
+            labels[node] = known[key]
+    return dataclasses.replace(graph, feature_labels=labels)
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].partition("@")[0]

@@ -1,0 +1,1 @@
+"""Graphs for other tools: the JSON of viewers, networkx, GraphML."""

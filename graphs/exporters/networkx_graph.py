@@ -1,0 +1,72 @@
+"""The graph as a `networkx.DiGraph`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.viewer_ids import node_ids
+
+if TYPE_CHECKING:
+    import networkx
+
+
+def to_networkx(graph: AttributionGraph) -> networkx.DiGraph:
+    """Nodes and edges that the masks keep (all of a raw graph), edges from source to target, plain Python values.
+
+    Nodes are numbered as in the graph's node order. Node attributes: `kind`, `node_id`, `layer` (-1 for tokens, L for
+    output logits), `position`, `token` (string at that position), `label` (readable), `influence` (cumulative); for
+    features `feature`, `activation`, `words` ("" where unknown); for tokens `token_id`; for targets `token`
+    (its own string), `token_id` (-1 where not a token), `probability`. Edge attribute: `weight` (signed).
+    Graph attributes: `prompt`, `model_name`, `transcoders_name`, `n_layers`, `settings` (as JSON, so that
+    networkx can write GraphML).
+
+    Example:
+        >>> digraph = to_networkx(prune(graph))
+        >>> digraph.in_degree(graph.layout.logit_index(0), weight="weight")
+        11.25
+    """
+    # Slow to import and not needed by anything else here.
+    import networkx
+
+    digraph = networkx.DiGraph(
+        prompt=graph.prompt,
+        model_name=graph.model_name,
+        transcoders_name=graph.transcoders_name,
+        n_layers=graph.n_layers,
+        settings=json.dumps(graph.settings),
+    )
+    ids, influence = node_ids(graph), cumulative_influence(graph).tolist()
+    for node in graph.kept_nodes():
+        digraph.add_node(node, node_id=ids[node], influence=influence[node], **_attributes(graph, node))
+    edges = graph.kept_edges().tocoo()
+    digraph.add_weighted_edges_from(zip(edges.col.tolist(), edges.row.tolist(), edges.data.tolist(), strict=True))
+    return digraph
+
+
+def _attributes(graph: AttributionGraph, node: int) -> dict[str, Any]:
+    layout = graph.layout
+    kind = layout.kind(node)
+    layer, position = graph.place_of(node)
+    values: dict[str, Any] = {
+        "kind": kind,
+        "layer": layer,
+        "position": position,
+        "token": graph.token_strings[position],
+        "label": graph.describe(node),
+    }
+    if kind == "feature":
+        i = layout.feature_of(node)
+        values["feature"] = graph.feature_of(node)[2]
+        values["activation"] = float(graph.activations[graph.selected_features[i]])
+        values["words"] = graph.feature_labels[i]
+    elif kind == "token":
+        values["token_id"] = int(graph.tokens[position])
+    elif kind == "logit":
+        i = layout.logit_of(node)
+        values["token"] = graph.logit_strings[i]
+        values["token_id"] = int(graph.logit_tokens[i])
+        values["probability"] = float(graph.logit_probabilities[i])
+    return values

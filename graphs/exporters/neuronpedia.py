@@ -1,0 +1,187 @@
+"""The graph as JSON for Neuronpedia's uploader and Anthropic-style viewers.
+
+Letters: L layers, P positions.
+The shape is that of Neuronpedia's graph schema; notes say where a public viewer reads more out of a field than its
+name tells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.analysis.scores import graph_scores
+from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.saved_state import SavedState
+from crosstrace.graphs.viewer_ids import node_ids, target_numbers
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def write_json(
+    graph: AttributionGraph,
+    path: str | os.PathLike[str],
+    slug: str | None = None,
+    scan: str | None = None,
+    state: SavedState | None = None,
+) -> None:
+    """Writes what the masks keep (all of a raw graph) as `.json`; ASCII, no NaN.
+
+    Args:
+        graph: Raw or pruned.
+        path: The file.
+        slug: Name of the graph in viewers; from the prompt if None.
+        scan: Name of the model in viewers; from the model's name if None.
+        state: What is pinned and grouped when a viewer opens the graph.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+        ValueError: `slug` or `scan` holds more than letters, digits, `_`, `.` and `-`.
+
+    Example:
+        >>> write_json(prune(graph), "dallas.json", slug="dallas")
+    """
+    content = graph_as_json(graph, slug, scan, state)
+    write_atomically(path, json.dumps(content, ensure_ascii=True, allow_nan=False).encode("ascii"))
+
+
+def graph_as_json(
+    graph: AttributionGraph, slug: str | None = None, scan: str | None = None, state: SavedState | None = None
+) -> dict[str, Any]:
+    """What `write_json` writes, as plain Python values."""
+    ids = node_ids(graph)
+    edges = graph.kept_edges().tocoo()
+    return {
+        "metadata": _metadata(
+            graph,
+            _name("slug", slug, "-".join(graph.prompt.lower().split())[:60], "graph"),
+            scan_name(graph.model_name, scan),
+        ),
+        "qParams": (state or SavedState([], [])).q_params(graph),
+        "nodes": _nodes(graph, ids),
+        # A float32 is exactly a Python float, so the weight read back is the edge itself.
+        "links": [
+            {"source": ids[source], "target": ids[target], "weight": weight}
+            for source, target, weight in zip(edges.col.tolist(), edges.row.tolist(), edges.data.tolist(), strict=True)
+        ],
+    }
+
+
+def scan_name(model_name: str, scan: str | None = None) -> str:
+    """How viewers call the model: `scan`, or the last part of the model's name.
+
+    Raises:
+        ValueError: `scan` holds more than letters, digits, `_`, `.` and `-`.
+    """
+    return _name("scan", scan, model_name.rstrip("/").split("/")[-1], "model")
+
+
+def cantor_pairing(layer: int, feature: int) -> int:
+    """One number for (layer, feature), from which viewers get both back."""
+    return (layer + feature) * (layer + feature + 1) // 2 + feature
+
+
+def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
+    # Here and not above: reading the installed version costs start-up time.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        generator_version = version("crosstrace")
+    except PackageNotFoundError:
+        generator_version = "unknown"
+    replacement, completeness = graph_scores(graph)
+    settings = {name: value for name, value in graph.settings.items() if name != "pruning"}
+    pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
+    return {
+        "slug": slug,
+        "scan": scan,
+        "prompt_tokens": graph.token_strings,
+        "prompt": graph.prompt,
+        # Viewers open with only the nodes whose influence is within this share: in a raw graph, all.
+        "node_threshold": pruning.get("node_threshold", 1.0),
+        "schema_version": 1,
+        "info": {
+            "generator": {"name": "crosstrace", "version": generator_version},
+            "model": graph.model_name,
+            "transcoders": graph.transcoders_name,
+        },
+        "generation_settings": {
+            **settings,
+            "n_active_features": len(graph.active_features),
+            "n_selected_features": len(graph.selected_features),
+        },
+        "pruning_settings": pruning,
+        "scores": {"replacement": replacement, "completeness": completeness},
+    }
+
+
+def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
+    layout = graph.layout
+    influence = cumulative_influence(graph).tolist()
+    activations = graph.activations[graph.selected_features].tolist()
+    numbers = target_numbers(graph)
+    nodes = []
+    for node in graph.kept_nodes():
+        layer, position = graph.place_of(node)
+        own: dict[str, Any]
+        match layout.kind(node):
+            case "feature":
+                feature = graph.feature_of(node)[2]
+                own = {
+                    "feature": cantor_pairing(layer, feature),
+                    "layer": str(layer),
+                    "feature_type": "cross layer transcoder",
+                    "jsNodeId": f"{layer}_{feature}-{position}",
+                    "clerp": graph.feature_labels[layout.feature_of(node)],
+                    "activation": activations[layout.feature_of(node)],
+                }
+            case "error":
+                own = {
+                    "feature": -1,
+                    "layer": str(layer),
+                    "feature_type": "mlp reconstruction error",
+                    "jsNodeId": f"{layer}_-1-{position}",
+                    "clerp": f'Err: mlp "{graph.token_strings[position]}"',
+                }
+            case "token":
+                own = {
+                    # The position: viewers drop a number that most positions share, and a token may repeat.
+                    "feature": position,
+                    "layer": "E",
+                    "feature_type": "embedding",
+                    "jsNodeId": f"E_{int(graph.tokens[position])}-{position}",
+                    "clerp": f'Emb: "{graph.token_strings[position]}"',
+                }
+            case _:
+                i = layout.logit_of(node)
+                probability = float(graph.logit_probabilities[i])
+                own = {
+                    "feature": numbers[i],
+                    "layer": str(graph.n_layers + 1),
+                    "feature_type": "logit",
+                    "jsNodeId": f"L_{numbers[i]}-{position}",
+                    "clerp": f'Output "{_quotable(graph.logit_strings[i])}" (p={probability:.3f})',
+                    "token_prob": probability,
+                    "is_target_logit": i == 0,
+                }
+        common = {"token_prob": 0.0, "is_target_logit": False, "activation": None, "run_idx": 0, "reverse_ctx_idx": 0}
+        nodes.append({"node_id": ids[node], "ctx_idx": position, "influence": influence[node], **common, **own})
+    return nodes
+
+
+def _quotable(token: str) -> str:
+    # Viewers take the token to be what stands between the first two double quotes, and the probability what follows
+    # the first "(p=": inside a token both are written with look-alikes. `token` of other exports is unchanged.
+    return token.replace('"', "”").replace("(p=", "(p＝")
+
+
+def _name(what: str, given: str | None, found: str, fallback: str) -> str:
+    if given is None:
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", found).strip("-") or fallback
+    if not _NAME.fullmatch(given):
+        raise ValueError(f"{what} must be made of letters, digits, '_', '.' and '-', not {given!r}")
+    return given

@@ -1,0 +1,112 @@
+"""Two graphs of the same model on one interactive page: what `comparison.py` finds, to look at.
+
+The page (`viewer/src/compare.ts`) holds both graphs as `page_data` writes them, and for each node of either which node
+of the other it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crosstrace.graphs.analysis.comparison import aligned_positions, check_comparable, counterparts
+from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.page.data import Card, page_data
+from crosstrace.graphs.page.export import page
+from crosstrace.graphs.text import short
+from crosstrace.graphs.viewer_ids import node_ids
+
+FORMAT, VERSION = "crosstrace-comparison-page", 1
+# What stands for a partner that the other page does not hold; `viewer/src/pair.ts` knows them.
+ABSENT, ELSEWHERE, UNTRACED = -1, -2, -3
+
+
+def write_comparison_html(
+    a: AttributionGraph,
+    b: AttributionGraph,
+    path: str | os.PathLike[str],
+    names: Sequence[str] = ("A", "B"),
+    cards: Mapping[tuple[int, int], Card] | None = None,
+) -> None:
+    """Writes both graphs on one interactive page: an `.html` file that opens offline.
+
+    What both have and what only one has are told apart by shape and colour; a node selected in one is found in the other,
+    and the page lists what became more or less important. It prunes both graphs live.
+
+    Args:
+        a, b: Raw or pruned graphs of the same model and transcoders.
+        path: The file.
+        names: What the two are called on the page, for example "before" and "after".
+        cards: What is known of features, as in `write_html`.
+
+    Raises:
+        ValueError: The graphs are not of the same model, or too large for a page.
+        OSError: The file cannot be written; nothing is left behind.
+
+    Example:
+        >>> write_comparison_html(dallas, oakland, "page.html", names=("Dallas", "Oakland"))
+    """
+    title = f"{short(a.prompt, 40)} and {short(b.prompt, 40)}"
+    write_atomically(path, page(comparison_page_data(a, b, names, cards), "compare.html", title))
+
+
+def comparison_page_data(
+    a: AttributionGraph,
+    b: AttributionGraph,
+    names: Sequence[str] = ("A", "B"),
+    cards: Mapping[tuple[int, int], Card] | None = None,
+) -> dict[str, Any]:
+    """See `write_comparison_html`, whose arguments these are."""
+    check_comparable(a, b)
+    if len(names) != 2:
+        raise ValueError(f"names must be two, one for each graph, not {len(names)}")
+    data = [page_data(graph, cards, supernodes=()) for graph in (a, b)]
+    # The page looks in both: no card need be there twice.
+    data[1]["cards"] = {key: card for key, card in data[1]["cards"].items() if key not in data[0]["cards"]}
+    to_b, aligned = counterparts(a, b), aligned_positions(a, b)
+    to_a = {node_b: node_a for node_a, node_b in to_b.items()}
+    active_in_b = _active(b, {position_b: position_a for position_a, position_b in aligned})
+    active_in_a = _active(a, dict(aligned))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "names": list(names),
+        "graphs": data,
+        "counterparts": [
+            _partners(a, data[0], _numbers(b, data[1]), to_b, active_in_b),
+            _partners(b, data[1], _numbers(a, data[0]), to_a, active_in_a),
+        ],
+    }
+
+
+def _active(graph: AttributionGraph, position_there: Mapping[int, int]) -> set[tuple[int, int, int]]:
+    """(layer, the other graph's position, feature) of what is active, traced or not, where the prompts agree."""
+    rows = graph.active_features.tolist()
+    return {(layer, position_there[p], feature) for layer, p, feature in rows if p in position_there}
+
+
+def _numbers(graph: AttributionGraph, data: Mapping[str, Any]) -> dict[int, int]:
+    """For each node that the page holds, its number there."""
+    on_page = {name: i for i, name in enumerate(data["nodes"]["id"])}
+    return {node: on_page[name] for node, name in enumerate(node_ids(graph)) if name in on_page}
+
+
+def _partners(
+    graph: AttributionGraph,
+    data: Mapping[str, Any],
+    on_other_page: Mapping[int, int],
+    partner_of: Mapping[int, int],
+    active_there: set[tuple[int, int, int]],
+) -> list[int]:
+    """For each node on a graph's page its number on the other's page, or what stands for one that is not there."""
+    partners = []
+    for node in _numbers(graph, data):
+        if node in partner_of:
+            partners.append(on_other_page.get(partner_of[node], ELSEWHERE))
+        elif graph.layout.kind(node) == "feature" and graph.feature_of(node) in active_there:
+            partners.append(UNTRACED)
+        else:
+            partners.append(ABSENT)
+    return partners

@@ -1,0 +1,154 @@
+"""One HTML file with everything inside: the graph, its cards, and the scripts that draw them.
+
+`page/page.html` is built from `viewer/` and shipped, so that nobody needs node to write a page; here the data is put
+into it. Two things keep strings in the graph from ever acting as anything but text:
+
+- the data is JSON in a script element of a type that browsers do not run, with `<`, `>`, `&` and all that is not ASCII
+  written as escapes, so that no string can end the element;
+- a content security policy names the hashes of the one script and the one style sheet, and forbids all else: other
+  scripts, event handlers in markup, and every request to the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.page.data import Card, cards_as_json, cards_of_features, page_data
+from crosstrace.graphs.page.from_json import read_json_page
+from crosstrace.graphs.text import short
+
+LARGEST_PAGE = 100_000_000
+
+Cards = Mapping[tuple[int, int], Card]
+# Given the names of model and transcoders, and the weights' fingerprints where known.
+CardFinder = Callable[[str, str, Mapping[str, str] | None], Cards | None]
+
+
+def write_html(
+    graph: AttributionGraph,
+    path: str | os.PathLike[str],
+    cards: Cards | None = None,
+    supernodes: Sequence[tuple[str, Sequence[int]]] | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the graph as an interactive page: one `.html` file that opens offline.
+
+    The page prunes live. It opens at the graph's own thresholds (the defaults for a raw graph), and holds the dropped
+    nodes and edges too, or of a large graph the most influential 4,000 nodes.
+
+    Args:
+        graph: Raw or pruned.
+        path: The file.
+        cards: For (layer, feature), what is known of the feature; JSON-able, every key optional: `label`, `promoted` and
+            `suppressed` (tokens, or [token, value] pairs), `contexts` (each `tokens` and `activations`, equally long),
+            `histogram` (`counts` and `edges`, one more), `firing_rate` (0 to 1). A `FeatureCards` file will do.
+        supernodes: Groups to suggest in the page, (name, nodes); `suggest_supernodes` chooses if None.
+        state: What is pinned and grouped when the page opens: `pinnedIds`, `supernodes`, `clickedId`, as the page saves.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+        ValueError: The graph is too large for a page even when pruned, or `cards` or `state` cannot be JSON.
+
+    Example:
+        >>> write_html(prune(graph), "dallas.html", cards={(3, 417): {"label": "Texas", "promoted": [" Austin"]}})
+    """
+    write_atomically(path, page(page_data(graph, cards, supernodes, state)))
+
+
+def view(file: str | os.PathLike[str], path: str | os.PathLike[str], cards: Cards | CardFinder | None = None) -> None:
+    """Writes the page of a graph file: crosstrace's `.safetensors`, or JSON of crosstrace, circuit-tracer, Neuronpedia.
+
+    Args:
+        file: The graph.
+        path: The page.
+        cards: As of `write_html`, or a function that finds them once it is known what the graph is of.
+
+    Raises:
+        OSError: There is no such file, or the page cannot be written.
+        ValueError: The file is something else, damaged, or too large; one line that names it and says which.
+
+    Example:
+        >>> view("dallas.json", "dallas.html")
+    """
+    match Path(file).suffix.lower():
+        case ".safetensors":
+            graph = AttributionGraph.load(file)
+            names = graph.model_name, graph.transcoders_name, graph.settings.get("fingerprints")
+            write_html(graph, path, cards(*names) if callable(cards) else cards)
+        case ".json":
+            data = read_json_page(file)
+            found = cards(data["model"], data["transcoders"], None) if callable(cards) else cards
+            nodes = data["nodes"]
+            features = {
+                (layer, feature)
+                for kind, layer, feature in zip(nodes["kind"], nodes["layer"], nodes["feature"], strict=True)
+                if kind == "f"
+            }
+            data["cards"] = cards_as_json(cards_of_features(found or {}, features))
+            write_atomically(path, page(data))
+        case _:
+            raise ValueError(f"cannot view {os.fspath(file)!r}: expected a graph as .safetensors or .json")
+
+
+def page(data: Mapping[str, Any], template: str = "page.html", title: str | None = None) -> bytes:
+    """The finished page around what `page_data` gives; `template` is one of those built from `viewer/`.
+
+    Raises:
+        ValueError: `data` is not JSON-able (NaN included), or makes a page of more than 100 MB.
+    """
+    empty = files("crosstrace.graphs.page").joinpath(template).read_text(encoding="utf-8")
+    try:
+        content = script_safe(data)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"the page's content cannot be written as JSON: {problem}") from None
+    if len(content) > LARGEST_PAGE:
+        raise ValueError(
+            f"the page would hold {len(content) / 1e6:,.0f} MB (at most {LARGEST_PAGE / 1e6:,.0f} MB): prune the graph "
+            "further first, or give fewer cards"
+        )
+    filled = empty.replace("{{CSP}}", html.escape(_policy(empty)))
+    title = f"{title or short(str(data.get('prompt') or 'graph'), 80)} · crosstrace"
+    # The data comes last: nothing is looked for inside it.
+    filled = filled.replace("{{TITLE}}", html.escape(title))
+    return filled.replace("{{DATA}}", content).encode("utf-8")
+
+
+def script_safe(value: Any) -> str:
+    """JSON that cannot end the script element it stands in, nor a line of one; ASCII.
+
+    Example:
+        >>> script_safe("</script>")
+        '"\\\\u003c/script\\\\u003e"'
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _policy(template: str) -> str:
+    """The content security policy: the hashes of the template's own script and style, nothing else."""
+    scripts = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {' '.join(map(_hash, scripts))}",
+            f"style-src {' '.join(map(_hash, styles))}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"

@@ -1,0 +1,1 @@
+"""Graphs as pictures: what a figure shows, where nodes stand, DOT, and Graphviz."""

@@ -1,0 +1,293 @@
+"""The graph in Graphviz's DOT language, as a `Figure` says.
+
+In the layout `positions` the engine named in the file is `nop`: every node has its place (see `picture.py`) and only
+the edges are drawn, so that plain `dot -Tsvg graph.dot` draws it. The other layouts leave the places to Graphviz:
+`layers` to `dot`, one rank a layer; `force` to `sfdp`, or `fdp` where there are frames, which `sfdp` cannot draw.
+
+Colours: Okabe & Ito 2008, told apart by colour-blind readers; every node type has a shape of its own as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.pictures.figure import FONT_SIZE, Drawing, DrawnNode, Figure, Line, drawing_of
+from crosstrace.graphs.pictures.placement import Picture, arrange, size_of, text_width
+from crosstrace.graphs.text import short, visible
+
+if TYPE_CHECKING:
+    import pydot
+
+FONT = "Helvetica,Arial,sans-serif"
+POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
+_FEATURE = {"style": "rounded,filled", "fillcolor": "#DCEEF9", "color": "#56B4E9"}
+STYLES = {
+    "feature": {"shape": "box"} | _FEATURE,
+    "supernode": {"shape": "box", "peripheries": "2"} | _FEATURE,
+    "error": {"shape": "diamond", "style": "filled", "fillcolor": "#CCCCCC", "color": "#999999"},
+    "token": {"shape": "box", "style": "filled", "fillcolor": "#FBE6BF", "color": "#E69F00"},
+    "logit": {"shape": "octagon", "style": "filled", "fillcolor": "#C5E8DC", "color": "#009E73"},
+}
+_NAMES = {"feature": "feature", "supernode": "supernode", "error": "error", "token": "token", "logit": "output"}
+_FRAME = {"style": "rounded,filled", "fillcolor": "#F4F6F8", "color": "#8A97A3", "fontcolor": "#333333"}
+
+
+def write_dot(graph: AttributionGraph, path: str | os.PathLike[str], figure: Figure | None = None) -> None:
+    """Writes what the masks keep (all of a raw graph), or what `figure` shows of it, as `.dot`.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+
+    Example:
+        >>> write_dot(prune(graph), "dallas.dot")    # dot -Tsvg dallas.dot -o dallas.svg
+    """
+    write_atomically(path, to_pydot(graph, figure).to_string().encode("utf-8"))
+
+
+def to_pydot(graph: AttributionGraph, figure: Figure | None = None) -> pydot.Dot:
+    """What `write_dot` writes, as a `pydot.Dot`. Node names are the ids of the JSON export, `supernode-0` for a merged one."""
+    figure = figure or Figure()
+    drawing = drawing_of(graph, figure)
+    dot = _empty(figure, drawing)
+    if figure.layout == "positions":
+        picture = arrange(drawing)
+        _add_nodes(dot, drawing, figure, picture)
+        _add_frames(dot, drawing, picture)
+        _add_edges(dot, drawing)
+        _add_margins(dot, drawing, picture)
+    else:
+        _add_nodes(dot, drawing, figure, None)
+        _add_clusters(dot, drawing)
+        _add_edges(dot, drawing)
+    return dot
+
+
+def quoted(text: str) -> str:
+    """A DOT string that Graphviz shows as `text`, for attributes in which it expands escapes (labels).
+
+    Backslashes are doubled (`\\N` would become the node's name) and `&` is written as an entity (`&amp;` would become
+    `&`). pydot leaves a string alone that is already quoted; its own quoting does neither.
+    """
+    text = visible(text).replace("\\", "\\\\").replace("&", "&amp;").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def tooltip(text: str) -> str:
+    """As `quoted`, for tooltips: Graphviz expands their escapes once or twice, by version, so none are left."""
+    return quoted(text.replace("\\", "∖"))
+
+
+def html(lines: tuple[Line, ...], bold: bool = True) -> str:
+    """An HTML-like label, one line of text under the other."""
+    shown = []
+    for line in lines:
+        text = _html_text(line.text)
+        if line.small:
+            text = f'<font point-size="{line.size:g}" color="#555555">{text}</font>'
+        shown.append(f"<b>{text}</b>" if bold and not line.small else text)
+    return f"<{'<br/>'.join(shown)}>"
+
+
+def _html_text(text: str) -> str:
+    # Graphviz expands backslash escapes in HTML-like labels too.
+    text = visible(text).replace("\\", "\\\\")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def _empty(figure: Figure, drawing: Drawing) -> pydot.Dot:
+    """The graph's own attributes; without places of our own, prompt and legend are the graph's label."""
+    import pydot
+
+    attributes: dict[str, Any] = {
+        "positions": {"layout": "nop", "rankdir": "BT", "splines": "line"},
+        "layers": {"layout": "dot", "rankdir": "BT", "splines": "line", "nodesep": "0.15", "ranksep": "0.6"}
+        # Without these bounds the search for good places takes minutes at 300 nodes.
+        | {"nslimit": "2", "nslimit1": "2", "mclimit": "0.5"},
+        "force": {"layout": "fdp" if drawing.groups else "sfdp", "overlap": "prism", "splines": "line", "K": "0.9"},
+    }[figure.layout]
+    if figure.layout != "positions":
+        attributes |= {"label": _caption(drawing), "labelloc": "t"}
+    dot = pydot.Dot(
+        "attribution_graph",
+        graph_type="digraph",
+        newrank="true",
+        outputorder="edgesfirst",
+        bgcolor=quoted("white"),
+        fontname=quoted(FONT),
+        pad="0.3",
+        **attributes,
+    )
+    dot.set_node_defaults(fontname=quoted(FONT), fontsize=f"{FONT_SIZE:g}", fixedsize="true", penwidth="1.2")
+    dot.set_edge_defaults(arrowsize="0.5", fontname=quoted(FONT))
+    return dot
+
+
+def _add_nodes(dot: pydot.Dot, drawing: Drawing, figure: Figure, picture: Picture | None) -> None:
+    """The nodes, one `rank=same` group a layer unless layers are left out."""
+    rows: dict[int, list[DrawnNode]] = defaultdict(list)
+    for node in drawing.nodes:
+        rows[node.row].append(node)
+    for row in sorted(rows):
+        part = dot if figure.layout == "force" else _rank(dot, row)
+        for node in rows[row]:
+            part.add_node(_node(node, picture))
+    if figure.layout == "layers":
+        # Graphviz chooses the order within a rank, but the prompt should read as it was written.
+        tokens = sorted((node for node in drawing.nodes if node.kind == "token"), key=lambda node: node.position)
+        for left, right in pairwise(tokens):
+            dot.add_edge(_edge(left.name, right.name, style="invis"))
+
+
+def _rank(dot: pydot.Dot, row: int) -> pydot.Subgraph:
+    import pydot
+
+    part = pydot.Subgraph(f"layer_{row + 1}", rank="same")
+    dot.add_subgraph(part)
+    return part
+
+
+def _node(node: DrawnNode, picture: Picture | None) -> pydot.Node:
+    import pydot
+
+    width, height = size_of(node)
+    attributes: dict[str, Any] = {}
+    if picture is not None:
+        box = picture.boxes[node.name]
+        attributes["pos"] = _pos(box.x, box.y)
+    return pydot.Node(
+        quoted(node.name),
+        label=html(node.lines, bold=node.kind != "token") if node.lines else quoted(""),
+        tooltip=tooltip(", ".join(node.about.split("\n"))),
+        **attributes,
+        **_size(width, height),
+        **_quoted_values(STYLES[node.kind]),
+    )
+
+
+def _edge(source: str, target: str, **attributes: Any) -> pydot.Edge:
+    import pydot
+
+    return pydot.Edge(quoted(source), quoted(target), **attributes)
+
+
+def _add_edges(dot: pydot.Dot, drawing: Drawing) -> None:
+    strongest = max((abs(edge.weight) for edge in drawing.edges), default=0.0)
+    for edge in drawing.edges:
+        strength = math.sqrt(abs(edge.weight) / strongest)
+        opacity = round(255 * (0.15 + 0.75 * strength))
+        dot.add_edge(
+            _edge(
+                edge.source,
+                edge.target,
+                penwidth=f"{0.3 + 4 * strength:.3f}",
+                arrowsize=f"{0.25 + 0.35 * strength:.3f}",
+                color=quoted(f"{POSITIVE if edge.weight > 0 else NEGATIVE}{opacity:02X}"),
+                tooltip=tooltip(edge.about),
+            )
+        )
+
+
+def _add_frames(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
+    """A cluster with its place for each frame: one a group and position."""
+    inside: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for node in drawing.nodes:
+        if node.group >= 0:
+            inside[node.group, node.position].append(node.name)
+    for i, (frame, ((group, _), names)) in enumerate(zip(picture.frames, inside.items(), strict=True)):
+        width = frame.right - frame.left
+        label = short(drawing.groups[group], max(int(width / text_width("n", 8)), 3))
+        bounds = ",".join(f"{value:.2f}" for value in (frame.left, frame.bottom, frame.right, frame.top))
+        middle = f"{(frame.left + frame.right) / 2:.2f},{frame.top - 7:.2f}"
+        _add_cluster(dot, i, label, names, bb=quoted(bounds), lp=quoted(middle))
+
+
+def _add_clusters(dot: pydot.Dot, drawing: Drawing) -> None:
+    inside: dict[int, list[str]] = defaultdict(list)
+    for node in drawing.nodes:
+        if node.group >= 0:
+            inside[node.group].append(node.name)
+    for group, names in inside.items():
+        _add_cluster(dot, group, short(drawing.groups[group], 32), names)
+
+
+def _add_cluster(dot: pydot.Dot, i: int, label: str, names: list[str], **attributes: str) -> None:
+    import pydot
+
+    style: dict[str, Any] = _quoted_values(_FRAME) | attributes
+    cluster: Any = pydot.Cluster(f"{i}", label=quoted(label), fontsize="8", **style)
+    for name in names:
+        cluster.add_node(pydot.Node(quoted(name)))
+    dot.add_subgraph(cluster)
+
+
+def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
+    """Row names at the left, the prompt above, the legend below: nodes of their own, named `note_…`."""
+    for i, row in enumerate(picture.rows):
+        place = (-50.0, (row.bottom + row.top) / 2)
+        dot.add_node(_note(f"note_row_{i}", (60, 20), quoted(row.name), place))
+    title = Line(short(drawing.title, max(60, int(picture.width / 8))))
+    width = text_width(title.text, 13)
+    black = {"fontsize": "13", "fontcolor": quoted("#000000")}
+    dot.add_node(_note("note_title", (width, 24), html((title,)), (width / 2 - 80, picture.height + 36), **black))
+    x, y = -60.0, -38.0
+    for kind in _kinds(drawing):
+        dot.add_node(_note(f"note_{kind}", (10, 10), quoted(""), (x, y), **_quoted_values(STYLES[kind])))
+        room = text_width(_NAMES[kind], 9)
+        name = quoted(_NAMES[kind])
+        dot.add_node(_note(f"note_{kind}_name", (room, 12), name, (x + 10 + room / 2, y), fontsize="9"))
+        x += 34 + room
+    for sign, colour in (("positive", POSITIVE), ("negative", NEGATIVE)):
+        bar = {"shape": "box", "style": "filled", "fillcolor": colour, "color": colour, "penwidth": "0"}
+        dot.add_node(_note(f"note_{sign}", (20, 3), quoted(""), (x + 5, y), **_quoted_values(bar)))
+        dot.add_node(_note(f"note_{sign}_name", (54, 12), quoted(sign), (x + 44, y), fontsize="9"))
+        x += 90
+
+
+def _kinds(drawing: Drawing) -> list[str]:
+    """Those in the legend: of supernodes only where there are some."""
+    merged = any(node.kind == "supernode" for node in drawing.nodes)
+    return [kind for kind in STYLES if kind != "supernode" or merged]
+
+
+def _caption(drawing: Drawing) -> str:
+    """The prompt over the legend, as an HTML-like label."""
+    swatches = [(STYLES[kind]["fillcolor"], _NAMES[kind]) for kind in _kinds(drawing)]
+    swatches += [(POSITIVE, "positive"), (NEGATIVE, "negative")]
+    cells = "".join(
+        f'<td width="14" height="8" fixedsize="true" bgcolor="{colour}"></td><td><font point-size="9">{name} </font></td>'
+        for colour, name in swatches
+    )
+    title = f'<font point-size="13"><b>{_html_text(short(drawing.title, 90))}</b></font>'
+    return f'<<table border="0"><tr><td>{title}</td></tr><tr><td><table border="0"><tr>{cells}</tr></table></td></tr></table>>'
+
+
+def _note(
+    name: str, size: tuple[float, float], label: str, place: tuple[float, float] | None = None, **style: Any
+) -> pydot.Node:
+    import pydot
+
+    # Text may be wider than its place where the font is another one than that it was measured in: "shape" lets it.
+    attributes: dict[str, Any] = {"shape": "plaintext", "fontcolor": quoted("#555555"), "fixedsize": "shape"} | style
+    if place is not None:
+        attributes["pos"] = _pos(*place)
+    return pydot.Node(name, label=label, **_size(*size), **attributes)
+
+
+def _quoted_values(attributes: dict[str, str]) -> dict[str, Any]:
+    return {name: quoted(value) for name, value in attributes.items()}
+
+
+def _size(width: float, height: float) -> dict[str, Any]:
+    # Graphviz has places in points and sizes in inches.
+    return {"width": f"{width / 72:.4f}", "height": f"{height / 72:.4f}"}
+
+
+def _pos(x: float, y: float) -> str:
+    # "!" pins the place for engines that would move it.
+    return f'"{x:.2f},{y:.2f}!"'

@@ -1,0 +1,213 @@
+"""DOT, as the real Graphviz reads it."""
+
+import html
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from xml.etree import ElementTree
+
+import pytest
+from graph_samples import HOSTILE, case, random_graph
+
+from crosstrace.graphs import Figure, prune, suggest_supernodes, to_pydot, write_dot
+from crosstrace.graphs.pictures.dot import NEGATIVE, POSITIVE, quoted
+from crosstrace.graphs.pictures.figure import Drawing, DrawnNode, Line
+from crosstrace.graphs.pictures.placement import arrange
+from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.viewer_ids import node_ids
+
+needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
+
+
+def drawn(text):
+    """Nodes by name and edges as Graphviz lays them out."""
+    done = subprocess.run(["dot", "-Tjson"], input=text.encode(), capture_output=True, check=True)
+    # Where fonts lack a script, what stands for its characters may be wider than a node: only that may be said.
+    assert not [line for line in done.stderr.splitlines() if b"size too small for label" not in line]
+    content = json.loads(done.stdout)
+    objects = content["objects"]
+    nodes = {o["name"]: o for o in objects if "nodes" not in o}
+    edges = [(objects[e["tail"]]["name"], objects[e["head"]]["name"], e) for e in content.get("edges", [])]
+    return nodes, edges
+
+
+def shown_text(node):
+    """The text that Graphviz drew for a node, its lines joined."""
+    return "|".join(step["text"] for step in node.get("_ldraw_", []) if step["op"] == "T")
+
+
+@needs_graphviz
+def test_graphviz_reads_every_node_and_edge(tmp_path):
+    graph = prune(case("clt_affine")[0])
+    write_dot(graph, tmp_path / "g.dot")
+    nodes, edges = drawn((tmp_path / "g.dot").read_text(encoding="utf-8"))
+    ids = node_ids(graph)
+    assert {name for name in nodes if not name.startswith("note_")} == {ids[i] for i in graph.kept_nodes()}
+    kept = graph.kept_edges().tocoo()
+    expected = {(ids[s], ids[t]): w for t, s, w in zip(kept.row, kept.col, kept.data.tolist(), strict=True)}
+    assert {(tail, head) for tail, head, _ in edges} == set(expected)
+    by_weight = sorted(edges, key=lambda edge: abs(expected[edge[0], edge[1]]))
+    widths = [float(edge["penwidth"]) for *_, edge in by_weight]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+    for tail, head, edge in edges:
+        assert edge["color"][:7] == (POSITIVE if expected[tail, head] > 0 else NEGATIVE)
+
+
+@needs_graphviz
+def test_rows_are_layers_and_columns_are_positions():
+    graph = prune(case("skip_transcoder")[0], 0.95, 0.9)
+    nodes, _ = drawn(to_pydot(graph).to_string())
+    ids = node_ids(graph)
+    places = {i: tuple(map(float, nodes[ids[i]]["pos"].split(","))) for i in graph.kept_nodes()}
+    for axis in (0, 1):
+        groups = {}
+        for i, place in places.items():
+            layer, position = graph.place_of(i)
+            groups.setdefault(position if axis == 0 else layer, []).append(place[axis])
+        ordered = [groups[key] for key in sorted(groups)]
+        assert all(max(a) < min(b) for a, b in itertools.pairwise(ordered))
+    boxes = [(x, y, *(36 * float(nodes[ids[i]][side]) for side in ("width", "height"))) for i, (x, y) in places.items()]
+    for n, (x, y, w, h) in enumerate(boxes):
+        assert not any(abs(x - a) < w + c and abs(y - b) < h + d for a, b, c, d in boxes[:n]), "boxes overlap"
+
+
+@needs_graphviz
+def test_edges_of_a_column_do_not_run_along_one_line():
+    """Token, features and output of the last position: wherever three follow one another, the middle one stands aside."""
+    graph = prune(case("skip_transcoder")[0], 0.95, 0.9)
+    nodes, _ = drawn(to_pydot(graph).to_string())
+    ids, last = node_ids(graph), len(graph.tokens) - 1
+    rows = {}
+    for i in graph.kept_nodes():
+        layer, position = graph.place_of(i)
+        if position == last and graph.layout.kind(i) != "error":
+            rows.setdefault(layer, []).append(tuple(map(float, nodes[ids[i]]["pos"].split(","))))
+    centres = [
+        tuple(sum(axis) / len(places) for axis in zip(*places, strict=True)) for _, places in sorted(rows.items())
+    ]
+    assert len(centres) > 3
+    for (x0, y0), (x1, y1), (x2, y2) in zip(centres, centres[1:], centres[2:], strict=False):
+        on_the_line = x0 + (x2 - x0) * (y1 - y0) / (y2 - y0)
+        assert x1 > on_the_line + 2
+
+
+def test_a_node_stands_above_its_own_token():
+    """However tall the picture: a bent column does not reach the next."""
+    nodes = [DrawnNode(f"t{p}", "token", -1, p, (Line("state"),), "") for p in range(4)]
+    nodes += [DrawnNode(f"f{p}_{r}", "feature", r, p, (Line("L3/4170"),), "") for p in range(4) for r in range(12)]
+    boxes = arrange(Drawing("", 12, nodes, [], [])).boxes
+    for node in nodes:
+        if node.position < 3:  # the last column has nothing at its right
+            nearest = min(range(4), key=lambda p: abs(boxes[f"t{p}"].x - boxes[node.name].x))
+            assert nearest == node.position
+
+
+@needs_graphviz
+def test_hostile_strings_come_through():
+    k = len(HOSTILE)
+    graph = random_graph(
+        L=3, P=k, per_layer=10, k=k, density=0.05, token_strings=HOSTILE, logit_strings=HOSTILE, prompt="".join(HOSTILE)
+    )
+    graph.feature_labels = [HOSTILE[i % k] for i in range(len(graph.feature_labels))]
+    text = to_pydot(graph).to_string()
+    nodes, _ = drawn(text)
+    ids, layout = node_ids(graph), graph.layout
+    for i, token in enumerate(HOSTILE):
+        assert shown_text(nodes[ids[layout.token_index(i)]]) == short(token)
+        assert shown_text(nodes[ids[layout.logit_index(i)]]).split("|p = ")[0] == short(token)
+    for i, label in enumerate(graph.feature_labels):
+        layer, _, feature = graph.feature_of(i)
+        lines = shown_text(nodes[ids[i]]).split("|")
+        words, name = "".join(lines[:-1]), lines[-1]
+        assert name == f"L{layer}/{feature}"
+        if label.strip():
+            expected = re.sub(r"[\s|]", "", visible(label))
+            found = re.sub(r"[\s|]", "", words).removesuffix("…")
+            assert found
+            assert expected.startswith(found)
+    # And the picture is well-formed, tooltips included.
+    svg = subprocess.run(["dot", "-Tsvg"], input=text.encode(), capture_output=True, check=True).stdout
+    titles = [e.get("{http://www.w3.org/1999/xlink}title") or "" for e in ElementTree.fromstring(svg).iter()]
+    assert any(title.startswith('token say "hi", id E_10_0, ') for title in titles)
+    assert any(title.startswith("token ∖N ∖G ∖L ∖n, ") for title in titles)
+
+
+@needs_graphviz
+@pytest.mark.parametrize("text", HOSTILE)
+def test_quoted_labels_are_shown_as_they_are(text):
+    nodes, _ = drawn(f"digraph {{ a [label={quoted(text)}] b -> a }}")
+    assert html.unescape(shown_text(nodes["a"])) == html.unescape(visible(text))
+    assert shown_text(nodes["a"]) == visible(text)
+
+
+@needs_graphviz
+@pytest.mark.parametrize(
+    "graph", [random_graph(per_layer=0), random_graph(k=0), random_graph(density=0.0)], ids=["K=0", "k=0", "no edges"]
+)
+def test_poor_graphs_are_drawn_too(graph):
+    nodes, edges = drawn(to_pydot(graph).to_string())
+    assert len([name for name in nodes if not name.startswith("note_")]) == graph.n
+    assert len(edges) == graph.edges.nnz
+
+
+@needs_graphviz
+@pytest.mark.parametrize("layout", ["positions", "layers", "force"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_every_layout_draws_the_same_graph_with_its_supernodes(layout, merged):
+    graph = prune(case("clt_affine")[0])
+    supernodes = suggest_supernodes(graph)
+    assert supernodes
+    text = to_pydot(graph, Figure(supernodes, merged=merged, layout=layout)).to_string()
+    content = json.loads(subprocess.run(["dot", "-Tjson"], input=text.encode(), capture_output=True, check=True).stdout)
+    objects = content["objects"]
+    ids = node_ids(graph)
+    members = {ids[node] for _, nodes in supernodes for node in nodes}
+    singles = {ids[node] for node in graph.kept_nodes()}
+    drawn_nodes = {o["name"] for o in objects if "nodes" not in o and not o["name"].startswith("note_")}
+    if merged:
+        assert drawn_nodes == singles - members | {f"supernode-{i}" for i in range(len(supernodes))}
+    else:
+        assert drawn_nodes == singles
+        frames = [o for o in objects if o["name"].startswith("cluster")]
+        assert {objects[i]["name"] for frame in frames for i in frame["nodes"]} == members
+        assert all("_draw_" in frame for frame in frames)
+    if layout == "layers":
+        tokens = sorted((o for o in objects if o["name"].startswith("E_")), key=lambda o: int(o["name"].split("_")[2]))
+        across = [float(token["pos"].split(",")[0]) for token in tokens]
+        assert across == sorted(across)
+
+
+@needs_graphviz
+def test_a_frame_holds_its_members_and_nothing_else():
+    graph = prune(random_graph(4, L=6, P=4, per_layer=12, density=0.2), 0.95, 0.9)
+    supernodes = suggest_supernodes(graph, min_similarity=0.2)
+    assert len(supernodes) > 3
+    text = to_pydot(graph, Figure(supernodes)).to_string()
+    done = subprocess.run(["dot", "-Tjson"], input=text.encode(), capture_output=True, check=True)
+    assert done.stderr == b""
+    objects = json.loads(done.stdout)["objects"]
+    nodes = [o for o in objects if "nodes" not in o]
+    names = node_ids(graph)
+    for frame in (o for o in objects if o["name"].startswith("cluster")):
+        left, bottom, right, top = map(float, frame["bb"].split(","))
+        inside = set()
+        for node in nodes:
+            x, y = map(float, node["pos"].split(","))
+            w, h = 36 * float(node["width"]), 36 * float(node["height"])
+            if left < x + w and x - w < right and bottom < y + h and y - h < top:
+                inside.add(node["name"])
+                assert left <= x - w <= x + w <= right
+                assert bottom <= y - h <= y + h <= top
+        assert inside == {objects[i]["name"] for i in frame["nodes"]}
+        groups = [{names[n] for n in members} for _, members in supernodes]
+        assert any(inside <= group for group in groups)
+
+
+def test_one_rank_a_layer():
+    graph = random_graph()
+    groups = to_pydot(graph).get_subgraphs()
+    assert [group.get_rank() for group in groups] == ["same"] * (graph.n_layers + 2)
+    assert sum(len(group.get_nodes()) for group in groups) == graph.n
