@@ -17,7 +17,8 @@ from common import RESULTS, machine, random_prompt, write_csv
 
 from crosstrace.graphs import graph_scores
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.tracer import trace, tracing
+from crosstrace.tracer import trace
+from crosstrace.tracer.attribution import tracing
 
 Schedule = Callable[[int], list[int]]
 

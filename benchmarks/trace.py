@@ -33,8 +33,8 @@ from crosstrace.replacement_model.dictionaries import active_rows, transcoders
 from crosstrace.replacement_model.local.adjoint import Adjoint
 from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.tracer import trace
-from crosstrace.tracer.explain import plan_trace
-from crosstrace.tracer.rows import RowStore
+from crosstrace.tracer.attribution.plan import plan_trace
+from crosstrace.tracer.attribution.row_store import RowStore
 
 PHASES = ("forward", "encode", "gather", "decode", "rows", "scores", "store", "ranking", "assemble", "prune", "export")
 

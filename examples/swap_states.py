@@ -42,7 +42,7 @@ from crosstrace.replacement_model import (
 from crosstrace.replacement_model.demo import load_facts
 from crosstrace.replacement_model.demo.corpus import held_out_cities
 from crosstrace.tracer import trace
-from crosstrace.tracer.intervening import Comparison, compare, show_comparison
+from crosstrace.tracer.interventions.before_after import Comparison, compare, show_comparison
 
 PROMPT = "The capital of the state containing {city} is"
 CITY_POSITION, LAST_POSITION = 7, 8

@@ -9,16 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crosstrace.tracer.cards import build_cards
-    from crosstrace.tracer.directions import decoder_directions
-    from crosstrace.tracer.targets import Contrast, Direction, Feature, Logit, parse_target
-    from crosstrace.tracer.tracing import trace
+    from crosstrace.tracer.attribution.directions import decoder_directions
+    from crosstrace.tracer.attribution.targets import Contrast, Direction, Feature, Logit, parse_target
+    from crosstrace.tracer.attribution.tracing import trace
+    from crosstrace.tracer.cards.build import build_cards
 
 _HOMES = {
-    "cards": ("build_cards",),
-    "directions": ("decoder_directions",),
-    "targets": ("Contrast", "Direction", "Feature", "Logit", "parse_target"),
-    "tracing": ("trace",),
+    "cards.build": ("build_cards",),
+    "attribution.directions": ("decoder_directions",),
+    "attribution.targets": ("Contrast", "Direction", "Feature", "Logit", "parse_target"),
+    "attribution.tracing": ("trace",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

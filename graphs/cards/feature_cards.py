@@ -268,7 +268,7 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
         first, last = self._tensors[f"{layer}.windows"][number : number + 2].tolist()
         positions = self._tensors[f"{layer}.position"][first:last].astype(np.int64) - low
         activations[positions] = self._tensors[f"{layer}.activation"][first:last]
-        # Activations have 11 significant bits (see `tracer/card_tops.py`): more than five digits would be noise.
+        # Activations have 11 significant bits (see `tracer/cards/tops.py`): more than five digits would be noise.
         return Context(tokens, [float(f"{value:.5g}") for value in activations.tolist()], peak - low, context, low)
 
     def _logits(self, layer: int, row: int, end: str, count: int | None = None) -> list[tuple[str, float]]:

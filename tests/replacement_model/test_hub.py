@@ -17,7 +17,7 @@ from crosstrace.replacement_model.dictionaries.readers import download_bytes
 from crosstrace.replacement_model.dictionaries.readers.opening import local_place
 from crosstrace.replacement_model.hub import told_in_one_line
 from crosstrace.tracer import trace
-from crosstrace.tracer.explain import plan_trace
+from crosstrace.tracer.attribution.plan import plan_trace
 
 CASE = load_case("clt_affine")
 MODEL, CLT = "org/tiny", "org/scope/clt/width_1k"

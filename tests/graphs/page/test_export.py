@@ -329,7 +329,7 @@ def test_missing_and_unknown_files(tmp_path):
 def test_the_command_line_makes_pages(tmp_path):
     from typer.testing import CliRunner
 
-    from crosstrace.tracer.command_line import app
+    from crosstrace.tracer.commands.app import app
 
     random_graph().save(tmp_path / "raw.safetensors")
     run = CliRunner().invoke

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from crosstrace.graphs import FeatureCards
 from crosstrace.replacement_model import ReplacementModel, demo
 from crosstrace.replacement_model.fingerprints import fingerprints
-from crosstrace.tracer.card_lookup import find_cards
-from crosstrace.tracer.command_line import app
+from crosstrace.tracer.cards.lookup import find_cards
+from crosstrace.tracer.commands.app import app
 
 FLOAT32 = torch.float32
 

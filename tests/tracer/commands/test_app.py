@@ -1,0 +1,214 @@
+"""The command line: what it writes and prints, and one line with the right exit code for everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import load_case
+from typer.testing import CliRunner, Result
+
+from crosstrace.graphs import AttributionGraph
+from crosstrace.tracer.commands.app import app
+
+PROMPT = "w5 w66 w55 w60 w15"
+
+
+@pytest.fixture(scope="module")
+def chosen() -> list[str]:
+    case = load_case("clt_affine")
+    return ["--model", str(case.model), "--transcoders", str(case.transcoders), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def raw(chosen, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("raw") / "raw.safetensors"
+    assert run("trace", PROMPT, *chosen, "-o", str(path), "-q").exit_code == 0
+    return path
+
+
+def run(*arguments: str, **settings) -> Result:
+    return CliRunner(env={"COLUMNS": "140", "NO_COLOR": "1"}).invoke(app, list(arguments), **settings)
+
+
+def fails(*arguments: str, code: int = 1, **settings) -> str:
+    """Runs, expects the exit code and a single line of error, returns it."""
+    result = run(*arguments, **settings)
+    assert result.exit_code == code, result.output
+    if code == 1:
+        lines = result.stderr.strip().splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+        assert "Traceback" not in result.output
+    return result.stderr
+
+
+def test_trace_writes_every_format_and_prints_the_table(chosen, tmp_path):
+    names = ("g.safetensors", "g.json", "g.dot", "g.svg", "g.png")
+    outputs = [argument for name in names for argument in ("-o", str(tmp_path / name))]
+    result = run("trace", PROMPT, *chosen, *outputs)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    graph = AttributionGraph.load(tmp_path / "g.safetensors")
+    assert graph.prompt == f"<bos> {PROMPT}"
+    nodes = json.loads((tmp_path / "g.json").read_text())["nodes"]
+    assert len(nodes) == int(graph.node_mask.sum())
+    for text in (PROMPT, "replacement score", "Strongest features", "Strongest paths", f"wrote {tmp_path / 'g.svg'}"):
+        assert text in result.stdout
+    assert result.stderr == ""
+
+
+def test_quiet_prints_nothing(chosen, tmp_path):
+    result = run("trace", PROMPT, *chosen, "-q", "-o", str(tmp_path / "g.json"))
+    assert result.exit_code == 0
+    assert result.output == ""
+
+
+def test_prompt_from_standard_input_is_the_same_graph(chosen, raw, tmp_path):
+    path = tmp_path / "stdin.safetensors"
+    assert run("trace", "-", *chosen, "-q", "-o", str(path), input=PROMPT + "\n").exit_code == 0
+    assert path.read_bytes() == raw.read_bytes()
+
+
+def test_options_reach_the_trace(chosen, tmp_path):
+    path = tmp_path / "g.safetensors"
+    options = ("--target", '"w7" - "w9"', "--position", "3", "--max-feature-nodes", "9", "--node-threshold", "0.5")
+    assert run("trace", PROMPT, *chosen, *options, "-q", "-o", str(path)).exit_code == 0
+    graph = AttributionGraph.load(path)
+    assert graph.logit_strings == ["w7 − w9"]
+    assert graph.logit_positions.tolist() == [3]
+    assert len(graph.selected_features) == 9
+    assert graph.settings["pruning"]["node_threshold"] == 0.5
+
+
+def test_prune_again_starts_from_the_whole_graph(raw, tmp_path):
+    path = tmp_path / "again.safetensors"
+    assert run("prune", str(raw), "-o", str(path), "--node-threshold", "0.5", "-q").exit_code == 0
+    back = tmp_path / "back.safetensors"
+    assert run("prune", str(path), "-o", str(back), "-q").exit_code == 0
+    assert back.read_bytes() == raw.read_bytes()
+    assert AttributionGraph.load(path).node_mask.sum() < AttributionGraph.load(raw).node_mask.sum()
+
+
+def test_show_prints_a_graph(raw):
+    result = run("show", str(raw), "--features", "3", "--paths", "2")
+    assert result.exit_code == 0
+    assert PROMPT in result.stdout
+    assert "completeness score" in result.stdout
+
+
+@pytest.mark.parametrize("verb", [(), ("trace",), ("prune",), ("show",)], ids=str)
+def test_help(verb):
+    result = run(*verb, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_version():
+    assert run("--version").stdout.startswith("crosstrace 0.")
+
+
+def test_wrong_usage_is_exit_code_2(chosen, raw):
+    assert "--transcoders" in fails("trace", PROMPT, *chosen[:2], code=2)
+    assert "PROMPT" in fails("trace", code=2)
+    assert "-o FILE" in fails("prune", str(raw), code=2)
+    assert "No such option" in fails("trace", PROMPT, "--nonsense", code=2)
+    assert "--max-logits" in fails("trace", PROMPT, "--max-logits", "abc", code=2)
+
+
+def bad_graph(tmp_path: Path, raw: Path) -> Path:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(raw.read_bytes()[:-100])
+    return path
+
+
+def test_what_goes_wrong_is_one_line(chosen, raw, tmp_path):
+    case, out = load_case("clt_affine"), str(tmp_path / "g.json")
+    trace = ("trace", PROMPT, *chosen)
+    model = ("--model", str(case.model), "--transcoders", str(case.transcoders))
+    assert "the prompt is empty" in fails("trace", " ", *chosen)
+    assert "takes at most 512" in fails("trace", "w5 " * 600, *chosen)
+    assert "unknown suffix '.gif'" in fails(*trace, "-o", "g.gif")
+    assert f"output folder {tmp_path / 'no'} does not exist" in fails(*trace, "-o", str(tmp_path / "no" / "g.json"))
+    assert "node_threshold" in fails(*trace, "-o", out, "--node-threshold", "1.5")
+    assert "edge_threshold" in fails("prune", str(raw), "-o", out, "--edge-threshold", "nan")
+    assert "not a single token" in fails(*trace, "--target", "w5 w6")
+    assert "unknown dtype 'int8'" in fails(*trace, "--dtype", "int8")
+    assert "device 'nonsense'" in fails("trace", PROMPT, *model, "--device", "nonsense")
+    assert "no/where" in fails("trace", PROMPT, "--model", "/no/where", *chosen[2:])
+    assert "/no/where" in fails("trace", PROMPT, *chosen[:2], "--transcoders", "/no/where")
+    other = load_case("clt_plain_gqa").transcoders
+    assert "do not fit" in fails("trace", PROMPT, *chosen[:2], "--transcoders", str(other))
+    assert str(bad_graph(tmp_path, raw)) in fails("show", str(bad_graph(tmp_path, raw)))
+    assert "nowhere.safetensors" in fails("show", str(tmp_path / "nowhere.safetensors"))
+    assert "max_logits" in fails(*trace, "--max-logits", "0")
+    assert sorted(os.listdir(tmp_path)) == ["bad.safetensors"]  # nothing half-written, nothing new
+
+
+def test_debug_shows_the_stack(chosen):
+    result = run("trace", " ", *chosen, "--debug")
+    assert isinstance(result.exception, ValueError)
+
+
+def test_missing_graphviz_is_said_after_the_other_files_are_written(chosen, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outputs = ("-o", str(tmp_path / "g.svg"), "-o", str(tmp_path / "g.json"))
+    error = run("trace", PROMPT, *chosen, *outputs, "-q")
+    assert error.exit_code == 1
+    assert "graphviz" in error.stderr.lower()
+    assert sorted(os.listdir(tmp_path)) == ["g.dot", "g.json"]
+
+
+def test_imports_are_silent_and_help_needs_no_torch():
+    code = (
+        "import sys, logging, crosstrace.tracer.commands.app; assert 'torch' not in sys.modules; "
+        "import crosstrace.kernels, crosstrace.replacement_model, crosstrace.graphs, crosstrace.tracer; "
+        "from crosstrace.tracer import trace; from crosstrace.graphs import *; "
+        "assert not logging.getLogger().handlers and not logging.getLogger('crosstrace').handlers"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_file_is_no_prompt(chosen, raw):
+    for verb in (["trace"], ["intervene", "--ablate", "L0/1"]):
+        said = fails(verb[0], str(raw), *verb[1:], *chosen)
+        assert f"{raw} is a file; give the text of a prompt" in said
+
+
+def test_unknown_words_are_named():
+    result = run("trace", "the capital of the province containing Toronto is", "-q", "--device", "cpu")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(
+        "note: not in the vocabulary, read as unknown: province (Providence?), Toronto; the demo knows"
+    )
+    assert "unknown: dallas (Dallas?);" in run("trace", "dallas is", "-q", "--device", "cpu").stderr
+    assert "target 'Austn' is not in the vocabulary" in fails("trace", "Dallas is", "--target", "Austn")
+    assert "; close: 'Austin'" in fails("trace", "Dallas is", "--target", "Austn")
+    result = run("intervene", "Dallas is nowhere", "--ablate", "Texas", "-q", "--device", "cpu")
+    assert "read as unknown: nowhere" in result.stderr
+
+
+def test_the_demo_takes_the_options_of_other_models(tmp_path):
+    path = tmp_path / "g.safetensors"
+    assert run("trace", "Dallas is", "-q", "--dtype", "bfloat16", "--device", "cpu", "-o", str(path)).exit_code == 0
+    assert AttributionGraph.load(path).settings["weights_dtype"] == "bfloat16"
+    assert "memory budget 'lots' is not a size" in fails("trace", "Dallas is", "--memory-budget", "lots")
+
+
+def test_prompts_that_are_no_text_get_one_line():
+    """A terminal passes bytes that are not UTF-8 on as lone surrogates."""
+    for more in ([], ["--explain"]):
+        assert "the prompt is no text from character 7 on" in fails("trace", "Dallas \udcff is", *more)
+    assert "the prompt is no text" in fails("intervene", "Dallas \udcff is", "--ablate", "Texas")
+
+
+def test_a_long_prompt_with_a_full_stop_is_no_file():
+    assert (
+        "read as unknown"
+        in run("trace", "Столица штата т.е. города " + "Далласа " * 22, "-q", "--device", "cpu").stderr
+    )

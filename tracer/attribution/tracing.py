@@ -1,0 +1,246 @@
+"""Tracing: a prompt in, its attribution graph out.
+
+Ameisen et al. 2025, "Circuit Tracing", section "Constructing an Attribution Graph for a Prompt". Every row comes from
+one adjoint pass through the local replacement model, many rows at a time.
+
+Letters: N active features, K selected ones, L layers, P positions, D d_model, k targets, n nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crosstrace.graphs import AttributionGraph, NodeLayout
+from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
+from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.model import Prompt
+from crosstrace.tracer import defaults
+from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups
+from crosstrace.tracer.attribution.checkpoint import Checkpoint, fingerprint
+from crosstrace.tracer.attribution.row_store import RowStore
+from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets
+from crosstrace.tracer.progress import row_progress
+
+
+def trace(
+    model: ReplacementModel,
+    prompt: Prompt,
+    targets: TargetSpec | Sequence[TargetSpec] | None = None,
+    max_logits: int = defaults.MAX_LOGITS,
+    logit_probability: float = defaults.LOGIT_PROBABILITY,
+    max_feature_nodes: int | None = None,
+    batch_size: int | None = None,
+    position: int = -1,
+    progress: bool | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    keep_checkpoint: bool = False,
+) -> AttributionGraph:
+    """Trace a prompt backwards into its attribution graph.
+
+    Args:
+        model: the replacement model.
+        prompt: text (gets ``<bos>`` unless it starts with it), or token ids taken as they are.
+        targets: what to explain: token ids, token strings, ``'" Austin" - " Dallas"'``, ``"L3/417@7"``, or objects of
+            :mod:`crosstrace.tracer.attribution.targets`; one or a list. None: the fewest most probable next tokens that reach
+            ``logit_probability`` together, at most ``max_logits``.
+        max_feature_nodes: at most so many features get a row; those with the most influence on the targets, ranked
+            anew as rows become known. None: at most 8192. What is left out is kept as ``omitted`` and counts as error.
+        batch_size: rows computed at a time; None: by memory. It is lowered when memory runs out. The result does not
+            depend on it, but for rounding.
+        position: where targets without a position of their own are read; default the last token.
+        progress: show a progress bar on standard error; None: if that is a terminal.
+        checkpoint: a file in which rows are kept as they are computed, so that an interruption costs ten seconds' worth
+            at most; deleted at the end. Traces shorter than that write nothing.
+        resume: go on from the rows in ``checkpoint``, if it is there; the graph is the same to the bit.
+        keep_checkpoint: leave the checkpoint, if there is one, for the caller to delete once the graph is safe.
+
+    Returns:
+        the whole graph, not pruned.
+
+    Raises:
+        ValueError: prompt, targets or a setting cannot be used, or the checkpoint is of another trace; one line that
+            says which and why.
+        MemoryError: not even one row at a time fits. OSError: the checkpoint cannot be written.
+        TraceInterrupted: a KeyboardInterrupt that says how to go on.
+
+    Example:
+        >>> model = ReplacementModel.demo()
+        >>> graph = trace(model, "The capital of the state containing Dallas is")
+        >>> graph.logit_strings[0]
+        'Austin'
+    """
+    cap = _check_settings(max_logits, logit_probability, max_feature_nodes, batch_size)
+    local = model.local(prompt)
+    wanted = resolve_targets(model, local, targets, position, max_logits, logit_probability)
+    n_active = len(local.activations)
+    full = NodeLayout(n_active, model.description.n_layers, local.n_positions, len(wanted))
+    cap = min(cap, n_active)
+    identity = fingerprint(model, local, wanted, cap)
+    saved = Checkpoint(None if checkpoint is None else Path(checkpoint), identity, resume)
+    batcher = Batcher(local, saved.batch_size or batch_size or automatic_batch_size(local))
+    layers = local.activations.layers.cpu().numpy()
+    store = RowStore(full, layers, _rows_in_memory(model), saved.open_file(batcher.batch_size))
+    run = _Run(store, local, wanted, batcher, saved)
+    with row_progress(len(wanted) + cap, progress) as advance, saved.interruptible(store):
+        run.add_targets(advance)
+        if cap == n_active:
+            run.add_features(np.arange(n_active), advance)
+        else:
+            weights = np.zeros(full.n)
+            weights[full.logits] = [target.weight for target in wanted]
+            for count in ranked_counts(cap):
+                run.add_features(store.most_influential(count, weights), advance)
+    settings = {
+        "targets": None if targets is None else [target.string for target in wanted],
+        "max_logits": max_logits,
+        "logit_probability": logit_probability,
+        "max_feature_nodes": cap,
+        "position": position,
+        "excluded_first": model.description.excluded_first,
+        "weights_dtype": model.weights_dtype,
+        "device": model.device.type,
+        "fingerprints": fingerprints(model),
+        "versions": _versions(),
+    }
+    saved.keep(store)
+    graph = _assemble(model, local, wanted, store, settings)
+    saved.done(delete=not keep_checkpoint)
+    return graph
+
+
+def ranked_counts(cap: int) -> list[int]:
+    """How many features each ranking chooses, until there are ``cap``: few at first, when little is known."""
+    counts: list[int] = []
+    while (known := sum(counts)) < cap:
+        step = max(1, round(cap * defaults.FIRST_RANKED), int(known * defaults.RANKED_GROWTH))
+        counts.append(min(step, cap - known))
+    return counts
+
+
+def _rows_in_memory(model: ReplacementModel) -> int:
+    """Bytes of rows held in memory: a quarter of the user's budget."""
+    budget = model.transcoders.memory_budget
+    return defaults.ROWS_IN_MEMORY if budget is None or model.device.type != "cpu" else budget // 4
+
+
+def _check_settings(
+    max_logits: int, logit_probability: float, max_feature_nodes: int | None, batch_size: int | None
+) -> int:
+    if max_logits < 1:
+        raise ValueError(f"max_logits must be 1 or more, not {max_logits}")
+    if not 0 < logit_probability <= 1:
+        raise ValueError(f"logit_probability must be above 0 and at most 1, not {logit_probability}")
+    if max_feature_nodes is not None and max_feature_nodes < 0:
+        raise ValueError(f"max_feature_nodes must be 0 or more, not {max_feature_nodes}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    return defaults.MAX_FEATURE_NODES if max_feature_nodes is None else max_feature_nodes
+
+
+class _Run:
+    """Fills the store: from the checkpoint as far as it goes, then by computing."""
+
+    def __init__(
+        self,
+        store: RowStore,
+        local: LocalReplacementModel,
+        wanted: Sequence[ResolvedTarget],
+        batcher: Batcher,
+        saved: Checkpoint,
+    ) -> None:
+        self.store, self.local, self.wanted, self.batcher, self.saved = store, local, wanted, batcher, saved
+        self.planned_size = batcher.batch_size  # groups must not depend on what memory does later
+        self.positions = local.activations.positions.cpu().numpy()
+
+    def add_targets(self, advance: Callable[[int], None]) -> None:
+        """The rows of the graph's targets."""
+        logits = self.store.layout.logits
+        self._add(np.arange(logits.start, logits.stop), advance)
+
+    def add_features(self, nodes: NDArray[np.int64], advance: Callable[[int], None]) -> None:
+        """The rows of features (node numbers, ascending): their layers ascend, so that a batch ends at one height."""
+        for group in position_groups(nodes, self.positions, self.planned_size):
+            self._add(group, advance)
+
+    def _add(self, nodes: NDArray[np.int64], advance: Callable[[int], None]) -> None:
+        start = 0
+        while start < len(nodes):
+            block = self.saved.next_block(nodes[start:])
+            if block is not None:
+                self.store.add_saved(block)
+                self.batcher.batch_size = block.batch_size
+                done = len(block.nodes)
+            else:
+                batch = nodes[start : start + self.batcher.batch_size]
+                if batch[0] >= self.store.layout.logits.start:
+                    targets = [self.wanted[node - self.store.layout.logits.start].target for node in batch]
+                else:
+                    targets = self.local.feature_targets(torch.from_numpy(batch))
+                limit = self.batcher.batch_size
+                rows = self.batcher.rows(targets)
+                if rows is None:
+                    continue
+                self.store.add(batch, rows, np.array([target.value for target in targets], dtype=np.float32), limit)
+                done = len(batch)
+            start += done
+            advance(done)
+
+
+def _assemble(
+    model: ReplacementModel,
+    local: LocalReplacementModel,
+    wanted: Sequence[ResolvedTarget],
+    store: RowStore,
+    settings: dict[str, Any],
+) -> AttributionGraph:
+    """The graph of the features that have a row; edges from the others are summed up as omitted."""
+    full = store.layout
+    has_row = store.known[full.features]
+    selected = np.flatnonzero(has_row)
+    kept = np.concatenate([selected, np.arange(full.errors.start, full.n)])
+    rows = store.assemble(kept)
+    indices = local.activations.indices.cpu()
+    labels = local.transcoders.labels
+    return AttributionGraph(
+        active_features=indices,
+        activations=local.activations.values.cpu(),
+        selected_features=torch.from_numpy(selected),
+        tokens=local.tokens_p,
+        token_strings=model.token_strings(local.tokens_p),
+        logit_tokens=torch.tensor([target.token for target in wanted]),
+        logit_strings=[target.string for target in wanted],
+        logit_probabilities=torch.tensor([target.weight for target in wanted]),
+        logit_positions=torch.tensor([target.target.position for target in wanted]),
+        logit_layers=torch.tensor([target.target.layer for target in wanted]),
+        n_layers=full.n_layers,
+        edges=rows.edges,
+        unattributed=torch.from_numpy(rows.unattributed),
+        omitted=torch.from_numpy(rows.omitted),
+        omitted_magnitude=torch.from_numpy(rows.omitted_magnitude),
+        target_values=torch.from_numpy(rows.values),
+        prompt=_prompt_text(model, local),
+        model_name=model.name,
+        transcoders_name=model.transcoders.name,
+        settings=settings,
+        feature_labels=[labels.get((layer, feature), "") for layer, _, feature in indices[selected].tolist()],
+    )
+
+
+def _prompt_text(model: ReplacementModel, local: LocalReplacementModel) -> str:
+    """The prompt as the model read it, ``<bos>`` included, so that tracing it again gives the same tokens."""
+    if model.tokenizer is None:
+        return " ".join(model.token_strings(local.tokens_p))
+    return model.tokenizer.decode(local.tokens_p.tolist())
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in ("crosstrace", "torch", "transformers")}

@@ -1,0 +1,1 @@
+"""Feature cards from a corpus, in bounded memory."""

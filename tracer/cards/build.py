@@ -1,0 +1,258 @@
+"""Feature cards from texts of the user's own: what a corpus shows of every feature of a transcoder.
+
+Top contexts, activation histograms and promoted tokens per feature are what Bricken et al. 2023, "Towards
+Monosemanticity", made the usual view of a feature. Here: contexts are ranked by their largest activation, one for each
+context and wording (`card_tops.py`); promoted tokens are the decoder's direct logits
+(`replacement_model/readouts/direct_logits.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crosstrace.graphs.cards.feature_cards import FeatureCards
+from crosstrace.graphs.files import check_writable
+from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model.demo import CARDS_FILE
+from crosstrace.replacement_model.dictionaries.card_places import cards_path
+from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
+from crosstrace.replacement_model.readouts.feature_stream import stream_features
+from crosstrace.replacement_model.texts import Context, Corpus, Texts, contexts
+from crosstrace.tracer.cards.file import write_cards, write_layer_logits
+from crosstrace.tracer.cards.log import ContextBatch, Window
+from crosstrace.tracer.cards.run import CardRun, asked_to_stop
+from crosstrace.tracer.defaults import CARD_CONTEXTS, CARD_LOGITS, CONTEXT_LENGTH
+from crosstrace.tracer.progress import CorpusBar, corpus_progress
+
+# Tokens run at a time, padding included: enough to keep the device busy with matrix products.
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+# Of the memory there is, so much may be arrays of top contexts before they move to files.
+_ARRAYS_SHARE = 0.25
+
+
+def build_cards(
+    model: ReplacementModel,
+    corpus: Corpus | Texts | str | os.PathLike[str] | Sequence[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    context_length: int | None = None,
+    top: int = CARD_CONTEXTS,
+    window: Window | None = None,
+    logits: int = CARD_LOGITS,
+    batch_tokens: int | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> FeatureCards:
+    """Stream a corpus through the model and write a card for every feature that fires.
+
+    Memory does not grow with the corpus. Beside the file, the run keeps its state in the folder ``PATH.partial``: on
+    Ctrl-C (one lets the batch finish), on errors, and about every minute. It goes on from there with ``resume``, to the
+    same file, and the folder is deleted at the end.
+
+    Args:
+        corpus: a :class:`Corpus`, the path of one file, or texts.
+        path: the file; None puts it beside the transcoders, where it is found by itself. (The demo keeps the cards it came
+            with: for it, None is ``cards.safetensors`` in the current folder.)
+        context_length: tokens of a context, ``<bos>`` included; default 256, or what the model takes if that is less.
+        top: contexts kept for each feature.
+        window: tokens shown around a context's peak; default 24 before and 8 after it.
+        logits: tokens kept at both ends of the direct logits.
+        batch_tokens: tokens run at a time, padding included. None: 4,096 on a CPU, 32,768 on a GPU; on resuming, as
+            before. Results depend on it as far as rounding does.
+        progress: show a bar on standard error; None shows it on a terminal.
+
+    Returns:
+        the cards, as they are in the file.
+
+    Raises:
+        ValueError: nothing to read, a broken line, settings out of range, a state that belongs to something else.
+        OSError: the corpus cannot be read or the file not be written.
+        CardsInterrupted: Ctrl-C; the state is kept.
+
+    Example:
+        >>> cards = build_cards(ReplacementModel.demo(), ["Dallas is a city in Texas"], "cards.safetensors")
+        >>> cards.contexts(next(iter(cards)))[0].tokens
+        ['<bos>', 'Dallas', 'is', 'a', 'city', 'in', 'Texas']
+    """
+    if isinstance(corpus, str | os.PathLike):
+        corpus = Corpus([corpus])
+    elif not isinstance(corpus, Corpus | Texts):
+        corpus = Texts(corpus)
+    if model.tokenizer is None:
+        raise ValueError(f"model {model.name} has no tokenizer, which a corpus needs")
+    window = window or Window()
+    length = context_length or min(CONTEXT_LENGTH, model.description.max_positions)
+    excluded = model.description.excluded_first
+    _check_settings(model, length, excluded, top, window, logits, batch_tokens)
+    target = Path(path) if path is not None else _usual_path(model.transcoders.name)
+    check_writable(target)
+    identity: dict[str, Any] = {
+        "model": model.name,
+        "transcoders": model.transcoders.name,
+        "fingerprints": fingerprints(model),
+        "corpus": corpus.names,
+        "context length": length,
+        "excluded first positions": excluded,
+        "number of contexts": top,
+        "window": [window.before, window.after],
+        "number of promoted tokens": logits,
+        "dtype": str(model.transcoders.weights_dtype),
+    }
+    usual = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"])
+    memory = int(_ARRAYS_SHARE * (model.transcoders.memory_budget or usable_bytes(torch.device("cpu"))))
+    run = CardRun(Path(f"{target}.partial"), identity, model.transcoders.reader.n_features, top, memory, resume)
+    run.batch_tokens = batch_tokens or run.batch_tokens or usual
+    try:
+        with asked_to_stop() as asked, corpus_progress(corpus.total, progress) as bar:
+            if not run.finished:
+                _read_corpus(model, corpus, run, window, asked, bar)
+
+            def known(count: int) -> None:
+                bar.features(count)
+                if asked():
+                    raise run.interrupted()
+
+            bar.begin_features(sum(layer.used for layer in run.layers))
+            for layer in range(len(run.layers)):
+                write_layer_logits(model, run, layer, logits, known)
+        write_cards(target, model, run, _header(model, corpus, run, logits), length)
+    except BaseException:
+        run.close()
+        raise
+    run.close(delete=True)
+    return FeatureCards(target)
+
+
+def _usual_path(transcoders: str) -> Path:
+    path = cards_path(transcoders)
+    return Path(path.name) if path == CARDS_FILE else path
+
+
+def _check_settings(
+    model: ReplacementModel,
+    length: int,
+    excluded: int,
+    top: int,
+    window: Window,
+    logits: int,
+    batch_tokens: int | None,
+) -> None:
+    longest = model.description.max_positions
+    if not excluded < length <= longest:
+        raise ValueError(
+            f"contexts of {length} tokens do not do for {model.name}: it takes up to {longest:,}, and the first {excluded} "
+            "carry no features"
+        )
+    for name, value, least in (
+        ("contexts of a feature", top, 1),
+        ("tokens before the peak", window.before, 0),
+        ("tokens after the peak", window.after, 0),
+        ("promoted tokens", logits, 1),
+        ("tokens at a time", 1 if batch_tokens is None else batch_tokens, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name}: {value} is too few; at least {least}")
+
+
+def _read_corpus(
+    model: ReplacementModel,
+    corpus: Corpus | Texts,
+    run: CardRun,
+    window: Window,
+    asked: Callable[[], bool],
+    bar: CorpusBar,
+) -> None:
+    excluded = run.identity["excluded first positions"]
+    stream = contexts(corpus, model.tokenizer, run.identity["context length"], excluded + 1, run.cursor)
+    whole = True  # between batches: a state that can be saved
+    try:
+        for batch in batches(stream, run.batch_tokens):
+            whole = False
+            add_batch(model, run, [context.tokens for context in batch], window, excluded)
+            run.cursor = batch[-1].after
+            whole = True
+            bar.reading(batch[-1].read, run.tokens)
+            if asked():
+                raise run.interrupted()
+            run.save_now_and_then()
+    except Exception as error:
+        if whole and run.tokens:
+            with suppress(OSError):  # a full disk has been said already
+                run.save()
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"not enough memory for {run.batch_tokens:,} tokens at a time: give fewer with --batch-tokens"
+                + (" and go on with --resume" if run.saved else "")
+            ) from error
+        raise
+    if not run.tokens:
+        left_out = f" ({corpus.empty:,} empty, {corpus.broken:,} broken)" if corpus.empty or corpus.broken else ""
+        raise ValueError(
+            f"the corpus {', '.join(corpus.names)} holds no text of more than {excluded} tokens{left_out}: nothing to read"
+        )
+    run.finished = True
+    run.save()
+
+
+def batches(stream: Iterator[Context], tokens: int) -> Iterator[list[Context]]:
+    """Contexts in a row, as many as fit within so many tokens once padded to the longest; at least one."""
+    batch: list[Context] = []
+    width = 0
+    for context in stream:
+        width = max(width, len(context.tokens))
+        if batch and width * (len(batch) + 1) > tokens:
+            yield batch
+            batch, width = [], len(context.tokens)
+        batch.append(context)
+    if batch:
+        yield batch
+
+
+def add_batch(
+    model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int]], window: Window, excluded: int
+) -> None:
+    """Run some contexts and take in what fires."""
+    batch = ContextBatch.of(some, run.log.n_contexts, window)
+    wanted_bw = batch.wanted(excluded)
+    run.log.append_contexts(batch)
+
+    def take(layer: int, places: torch.Tensor, features: torch.Tensor, values: torch.Tensor) -> None:
+        run.layers[layer].add(places.cpu().numpy(), features.cpu().numpy(), values.cpu().numpy(), batch, run.log)
+
+    stream_features(model, torch.from_numpy(batch.tokens_bw), torch.from_numpy(wanted_bw), take)
+    run.positions += int(wanted_bw.sum())
+    run.tokens += int(batch.lengths_b.sum())
+
+
+def _header(model: ReplacementModel, corpus: Corpus | Texts, run: CardRun, logits: int) -> dict[str, Any]:
+    before, after = run.identity["window"]
+    return {
+        "model": run.identity["model"],
+        "transcoders": run.identity["transcoders"],
+        "fingerprints": run.identity["fingerprints"],
+        "corpus": {
+            "names": corpus.names,
+            "digest": run.cursor.digest,
+            "texts": run.cursor.texts,
+            "contexts": run.log.n_contexts,
+            "tokens": run.tokens,
+        },
+        "positions": run.positions,
+        "settings": {
+            "context_length": run.identity["context length"],
+            "excluded_first": run.identity["excluded first positions"],
+            "contexts": run.identity["number of contexts"],
+            "before": before,
+            "after": after,
+            "logits": logits,
+        },
+        "n_features": model.transcoders.reader.n_features,
+        "vocabulary_size": model.description.vocab_size,
+    }

@@ -1,0 +1,203 @@
+"""``crosstrace features``: make feature cards from a corpus, and look them up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crosstrace.tracer import defaults
+from crosstrace.tracer.commands.options import (
+    CardsOption,
+    Debug,
+    Device,
+    DeviceMap,
+    Dtype,
+    MemoryBudget,
+    Model,
+    Quiet,
+    TranscodersOption,
+    load_model,
+    one_line_errors,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
+
+_FEATURE = re.compile(r"L?(\d+)/(\d+)")
+_FOUND = 20
+
+
+def features(
+    feature: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FEATURE", help="Cards to show: L3/417, or a word to look for in labels and tokens."),
+    ] = None,
+    model: Model = None,
+    transcoders: TranscodersOption = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "-c", "--corpus", metavar="FILE", help="Make cards from these texts: .txt, .jsonl, .parquet. Repeatable."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The cards' file.", show_default="beside the transcoders"),
+    ] = None,
+    cards: CardsOption = None,
+    text_field: Annotated[str, typer.Option(help="Key or column of the text in .jsonl and .parquet.")] = "text",
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave broken lines out instead of stopping.")
+    ] = False,
+    context_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a context, <bos> included.", show_default=str(defaults.CONTEXT_LENGTH)),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Contexts kept, or shown, of each feature.")] = defaults.CARD_CONTEXTS,
+    logits: Annotated[int, typer.Option(min=1, help="Promoted and suppressed tokens kept.")] = defaults.CARD_LOGITS,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens run at a time.", show_default="4096; on a GPU 32768")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    export_json: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write the cards as JSON that public viewers read: all, or the FEATUREs."),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    memory_budget: MemoryBudget = None,
+    device_map: DeviceMap = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make feature cards from your own texts (--corpus), or look cards up.
+
+    Examples: crosstrace features --corpus texts.jsonl -o cards.safetensors; crosstrace features L3/417; crosstrace features
+    """
+    if corpus and (model is None) != (transcoders is None):
+        raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is used")
+    if corpus and cards is not None:
+        raise typer.BadParameter("--cards names cards to look up; with --corpus, -o says where they are written")
+    for name, value in (
+        ("--model", model),
+        ("-o", output),
+        ("--context-length", context_length),
+        ("--batch-tokens", batch_tokens),
+        ("--skip-broken", skip_broken),
+        ("--resume", resume),
+    ):
+        if value and not corpus:
+            raise typer.BadParameter(f"{name} goes with --corpus; cards are looked up with --transcoders or --cards")
+    with one_line_errors(debug):
+        if corpus:
+            from crosstrace.replacement_model.texts import Corpus
+            from crosstrace.tracer.cards.build import build_cards
+
+            source = Corpus(corpus, text_field, skip_broken)
+            found = build_cards(
+                load_model(model, transcoders, device, dtype, quiet, memory_budget, device_map),
+                source,
+                output,
+                context_length=context_length,
+                top=top,
+                logits=logits,
+                batch_tokens=batch_tokens,
+                resume=resume,
+                progress=False if quiet else None,
+            )
+            _say_left_out(source)
+            typer.echo(f"wrote {found.path}")
+            if not _used_by_itself(found):
+                typer.echo(
+                    f"to use these cards, give --cards {found.path}; without it, those beside the transcoders are used"
+                )
+        else:
+            found = _open(cards, transcoders)
+        chosen = _look_up(found, feature or [], transcoders, top, quiet)
+        if export_json is not None:
+            from crosstrace.graphs.cards.neuronpedia import export_cards
+
+            typer.echo(
+                f"wrote {export_cards(found, export_json, chosen if feature else None):,} features to {export_json}"
+            )
+
+
+def _used_by_itself(cards: FeatureCards) -> bool:
+    """Whether verbs find these cards without being told: they lie where those of their transcoders are looked for."""
+    from crosstrace.replacement_model.dictionaries.card_places import cards_path
+
+    try:
+        return cards_path(cards.transcoders_name).resolve() == cards.path.resolve()
+    except OSError:
+        return False
+
+
+def _say_left_out(corpus) -> None:  # type: ignore[no-untyped-def]
+    if corpus.empty or corpus.broken:
+        examples = "; ".join(corpus.left_out)
+        more = "; …" if corpus.empty + corpus.broken > len(corpus.left_out) else ""
+        typer.echo(f"left out {corpus.empty:,} empty and {corpus.broken:,} broken texts ({examples}{more})", err=True)
+
+
+def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
+    """The cards' file that is meant.
+
+    Raises:
+        OSError: there is none; it says how one is made.
+    """
+    from crosstrace.graphs.cards.feature_cards import FeatureCards
+    from crosstrace.replacement_model import demo
+    from crosstrace.replacement_model.dictionaries.card_places import cards_path
+
+    path = cards or cards_path(transcoders or demo.TRANSCODERS_NAME)
+    if cards is None and not path.is_file():
+        raise FileNotFoundError(
+            f"there are no cards in {path.parent}: make them with crosstrace features --corpus FILE"
+        )
+    return FeatureCards(path)
+
+
+def _look_up(cards: FeatureCards, wanted: Sequence[str], transcoders: str | None, top: int, quiet: bool) -> list[Key]:
+    """Print the cards that are wanted, or what there are; returns the features."""
+    from rich.console import Console
+
+    from crosstrace.replacement_model.dictionaries.readers.base import read_labels
+    from crosstrace.tracer.terminal.card import check_feature, overview, show_card
+
+    labels = read_labels(cards.path.parent)
+    console = Console(quiet=quiet)
+    chosen: list[Key] = []
+    for text in wanted:
+        if match := _FEATURE.fullmatch(text.strip()):
+            key = (int(match[1]), int(match[2]))
+            check_feature(cards, key)
+            show_card(cards, key, console, labels.get(key, ""), top)
+            chosen.append(key)
+        else:
+            chosen += _search(cards, text, labels, console)
+    if not wanted:
+        console.print(overview(cards))
+    return chosen
+
+
+def _search(cards: FeatureCards, text: str, labels: dict[Key, str], console: Console) -> list[Key]:
+    """Features whose label, promoted or strongest token has a word in it, as a table; labels first.
+
+    Raises:
+        ValueError: none has.
+    """
+    from crosstrace.tracer.terminal.card import feature_table
+
+    labelled = [key for key, label in sorted(labels.items()) if text.casefold() in label.casefold() and key in cards]
+    keys = list(dict.fromkeys([*labelled, *cards.search(text, len(cards))]))
+    if not keys:
+        raise ValueError(f"no feature has {text!r} in its label, its most promoted token or its strongest token")
+    title = f"{len(keys):,} features with {text!r}" + (f", the first {_FOUND}" if len(keys) > _FOUND else "")
+    console.print(feature_table(cards, keys[:_FOUND], labels, title))
+    return keys[:_FOUND]

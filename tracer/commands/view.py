@@ -1,0 +1,39 @@
+"""``crosstrace view``: an interactive page of a graph."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crosstrace.tracer.commands.options import PAGES, CardsOption, Debug, OpenIt, note, one_line_errors, open_page
+
+
+def view(
+    file: Annotated[
+        Path, typer.Argument(help="A .safetensors graph, or .json of crosstrace, circuit-tracer or Neuronpedia.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="PAGE", help="The page.", show_default="FILE with .html")
+    ] = None,
+    cards: CardsOption = None,
+    open_it: OpenIt = False,
+    debug: Debug = False,
+) -> None:
+    """Make an interactive page of a graph: one HTML file that opens offline.
+
+    Example: crosstrace view dallas.safetensors --open
+    """
+    with one_line_errors(debug):
+        path = output or file.with_suffix(".html")
+        if path.suffix.lower() not in PAGES:
+            raise ValueError(f"the page must be an .html file, not {str(path)!r}")
+        from crosstrace.graphs import view as write_page
+        from crosstrace.tracer.cards.lookup import find_cards
+
+        write_page(file, path, partial(find_cards, given=cards, note=note))
+        typer.echo(f"wrote {path}")
+        if open_it:
+            open_page(path)

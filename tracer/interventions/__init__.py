@@ -1,0 +1,1 @@
+"""Prompts before and after an intervention, and the names that features go by."""

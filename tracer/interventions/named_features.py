@@ -1,0 +1,118 @@
+"""Features by the names that people see on a graph: groups that its page has saved, automatic labels of its cards."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+from crosstrace.graphs import check_state
+from crosstrace.graphs.cards.labels import MARK
+from crosstrace.graphs.viewer_ids import feature_of_id
+from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
+from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.interventions.references import (
+    find_features,
+    is_feature,
+    parse_positions,
+    split_reference,
+    unknown_label,
+)
+from crosstrace.tracer.cards.lookup import find_cards
+
+
+def by_name(
+    interventions: Sequence[Intervention], model: ReplacementModel, groups: str | os.PathLike[str] | None = None
+) -> list[Intervention]:
+    """The interventions, with groups and automatic labels that they name replaced by their features.
+
+    A group's features are at the positions that they have in the graph; ``"my group"@3:`` takes them to others. Members of
+    groups that are no features (tokens, errors, outputs) are not intervened on. Texts that are neither stay as they are.
+
+    Args:
+        groups: a file that the page saved, or a graph's JSON with groups in it.
+
+    Raises:
+        OSError, ValueError: the file cannot be used, a group has no features, or no feature has the automatic label; one
+            line that names it.
+
+    Example:
+        >>> by_name([Ablate('"states"')], model, "dallas.state.json")[0].where.members
+        (FeatureAt(layer=0, feature=417, positions=5), FeatureAt(layer=3, feature=42, positions=7))
+    """
+    known = {} if groups is None else read_groups(groups, model.description.n_layers)
+    labels = model.transcoders.labels
+    wanted = {name for name, _ in _texts(interventions) if name not in known and name.startswith(MARK)}
+    known |= automatic_labels(model, wanted - set(labels.values()))
+    replaced = []
+    for intervention in interventions:
+        for name, at in _texts([intervention]):
+            if name in known:
+                if not known[name].members:
+                    raise ValueError(f"{groups}: group {name!r} has no features")
+                intervention = dataclasses.replace(intervention, where=_at(known[name], at))
+            elif groups is not None:
+                find_features(str(intervention.where), labels, {*known}, f"in {groups} or the labels")
+        replaced.append(intervention)
+    return replaced
+
+
+def read_groups(path: str | os.PathLike[str], n_layers: int) -> dict[str, Supernode]:
+    """The features of the groups in a file that the page saved, by the groups' names; see :func:`by_name`.
+
+    Groups of one name are one, as all features of one label are.
+
+    Raises:
+        OSError: there is no such file. ValueError: it is no saved state, or one of a model with more layers.
+
+    Example:
+        >>> read_groups("dallas.state.json", model.description.n_layers)["states"]
+    """
+    groups: dict[str, Supernode] = {}
+    for name, *ids in check_state(path)["supernodes"]:
+        before = groups[name].members if name in groups else ()
+        places = (feature_of_id(node_id, n_layers) for node_id in ids)
+        members = dict.fromkeys((*before, *(FeatureAt(*place) for place in places if place is not None)))
+        for member in members:
+            if not member.layer < n_layers:
+                raise ValueError(f"{path}: group {name!r} has {member}; the model has layers 0 to {n_layers - 1}")
+        groups[name] = Supernode(name, tuple(members))
+    return groups
+
+
+def automatic_labels(model: ReplacementModel, wanted: Iterable[str]) -> dict[str, Supernode]:
+    """For each automatic label (``~ Dallas → Texas``) all features that have it, from the cards beside the transcoders.
+
+    Raises:
+        ValueError: there are no cards, or no feature has the label; close ones are suggested.
+    """
+    members: dict[str, list[FeatureAt]] = {label: [] for label in wanted}
+    if not members:
+        return {}
+    problems: list[str] = []
+    cards = find_cards(model.name, model.transcoders.name, fingerprints(model), note=problems.append)
+    if cards is None:
+        why = problems[0] if problems else f"{model.transcoders.name} has no feature cards (see crosstrace features)"
+        raise ValueError(f"label {next(iter(members))!r} is an automatic one, from feature cards; {why}")
+    labels = {key: cards.label(key) for key in cards}
+    for key, label in labels.items():
+        if label in members:
+            members[label].append(FeatureAt(*key))
+    for label, features in members.items():
+        if not features:
+            raise ValueError(unknown_label(label, set(labels.values())))
+    return {label: Supernode(label, tuple(features)) for label, features in members.items()}
+
+
+def _texts(interventions: Iterable[Intervention]) -> Iterator[tuple[str, str | None]]:
+    """The names that interventions were written with, and the positions behind them; features named by number have none."""
+    for intervention in interventions:
+        if isinstance(intervention.where, str) and not is_feature(intervention.where):
+            yield split_reference(intervention.where)
+
+
+def _at(group: Supernode, at: str | None) -> Supernode:
+    if at is None:
+        return group
+    features = dict.fromkeys((member.layer, member.feature) for member in group.members)
+    return Supernode(group.name, tuple(FeatureAt(*feature, parse_positions(at)) for feature in features))

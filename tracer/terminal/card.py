@@ -1,0 +1,165 @@
+"""Feature cards in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
+from crosstrace.graphs.text import short, visible
+from crosstrace.tracer.terminal.graph import add_row, plain_table
+
+_BARS = " ▁▂▃▄▅▆▇█"
+# From a little to all of the largest activation, on a dark and on a light background alike.
+_COLD, _HOT = (64, 60, 48), (214, 110, 0)
+_LEVELS = 5
+
+
+def show_card(
+    cards: FeatureCards, key: Key, console: Console, label: str = "", contexts: int = 10, extra: Sequence[Text] = ()
+) -> None:
+    """Print a feature's card.
+
+    Args:
+        label: its name, where somebody gave it one; else the automatic one is shown.
+        contexts: how many of its top contexts.
+        extra: lines about it from elsewhere, shown before the contexts.
+
+    Raises:
+        ValueError: the feature does not exist, or did not fire in the cards' corpus.
+    """
+    check_feature(cards, key)
+    card = cards[key]
+    name = f"L{key[0]}/{key[1]}"
+    title = Text.assemble((f" {name} ", "bold"), (f"{visible(label or card['label'])} ", "bold cyan"))
+    parts: list[RenderableType] = [
+        Text.assemble(
+            "fires on ",
+            (_percent(card["firing_rate"]), "bold"),
+            f" of {cards.positions:,} tokens, at most ",
+            (f"{card['max_activation']:.4g}", "bold"),
+            *((f"   {short(card['label'], 60)}", "dim") for _ in range(1) if label),
+        ),
+        Text.assemble(
+            "0 ", (_sparkline(card["histogram"]["counts"]), "cyan"), f" {card['histogram']['edges'][-1]:.4g}"
+        ),
+        _tokens("promotes   ", card["promoted"], "green"),
+        _tokens("suppresses ", card["suppressed"], "red"),
+        *extra,
+        Text(),
+        _contexts(card["contexts"][:contexts], card["max_activation"], console.color_system is not None),
+    ]
+    console.print(Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, padding=(0, 1)))
+
+
+def check_feature(cards: FeatureCards, key: Key) -> None:
+    """
+    Raises:
+        ValueError: the feature does not exist, or did not fire in the cards' corpus; one line that says which.
+    """
+    layer, feature = key
+    if layer >= cards.n_layers or feature >= cards.n_features[layer]:
+        wanted = f"layers 0 to {cards.n_layers - 1}"
+        if layer < cards.n_layers:
+            wanted = f"layer {layer} has features 0 to {cards.n_features[layer] - 1}"
+        raise ValueError(f"there is no feature L{layer}/{feature} in {cards.path}: {wanted}")
+    if key not in cards:
+        names = ", ".join(cards.corpus["names"])
+        raise ValueError(
+            f"feature L{layer}/{feature} did not fire in the corpus of {cards.path} ({names}, {cards.positions:,} tokens)"
+        )
+
+
+def overview(cards: FeatureCards) -> RenderableType:
+    """What a file of cards holds."""
+    corpus, settings = cards.corpus, cards.settings
+    names = short(", ".join(corpus["names"]), 60)
+    lines = Text.assemble(
+        (f"{visible(cards.model_name)}  ·  {visible(cards.transcoders_name)}\n", "bold"),
+        f"{names}: {corpus['texts']:,} texts, {corpus['contexts']:,} contexts of up to {settings['context_length']} tokens, "
+        f"{corpus['tokens']:,} tokens; the first {settings['excluded_first']} of each context are left out\n",
+        f"{len(cards):,} of {sum(cards.n_features):,} features fired; up to {settings['contexts']} contexts each",
+    )
+    table = plain_table("")
+    for column in ("layer", "features", "fired", "never fired", "fires on (median)", "active a token"):
+        table.add_column(column, justify="right")
+    for layer, (features, rates) in enumerate(zip(cards.n_features, cards.firing_rates(), strict=True)):
+        median = _percent(sorted(rates)[len(rates) // 2]) if len(rates) else ""
+        cells = (f"{features:,}", f"{len(rates):,}", f"{1 - len(rates) / max(features, 1):.1%}", median)
+        add_row(table, str(layer), *cells, f"{sum(rates):.2f}")
+    return Group(lines, table)
+
+
+def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key, str], title: str) -> Table:
+    """Some features, a line each."""
+    table = plain_table(title)
+    table.add_column("feature", style="bold", no_wrap=True)
+    table.add_column("label")
+    table.add_column("fires on", justify="right")
+    table.add_column("promotes")
+    table.add_column("strongest context")
+    for key in keys:
+        card = cards[key]
+        context = card["contexts"][0]
+        low = max(context["peak"] - 8, 0)
+        tokens, acts = context["tokens"][low : context["peak"] + 4], context["activations"][low : context["peak"] + 4]
+        promoted = ", ".join(short(token, 14) for token, _ in card["promoted"][:3])
+        words = marked(tokens, acts, context["peak"] - low, card["max_activation"], False)
+        label = short(labels.get(key) or card["label"], 32)
+        add_row(table, f"L{key[0]}/{key[1]}", label, _percent(card["firing_rate"]), promoted, words)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%"
+
+
+def _sparkline(counts: Sequence[int]) -> str:
+    """Bars as high as the logarithm of the counts: high activations are rare, and the ones that matter."""
+    most = max(count.bit_length() for count in counts)
+    return "".join(_BARS[-(-count.bit_length() * (len(_BARS) - 1) // most)] for count in counts)
+
+
+def _tokens(title: str, pairs: Sequence[tuple[str, float]], style: str) -> Text:
+    line = Text(title, style="dim")
+    for token, logit in pairs:
+        line.append(f"{short(token, 20)} ", style=style)
+        line.append(f"{logit:+.2g}  ", style="dim")
+    return line
+
+
+def _contexts(contexts: Sequence[Mapping[str, Any]], most: float, colors: bool) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column()
+    for context in contexts:
+        peak = context["peak"]
+        words = marked(context["tokens"], context["activations"], peak, most, colors)
+        table.add_row(f"{context['activations'][peak]:.4g}", words)
+    return table
+
+
+def marked(tokens: Sequence[str], activations: Sequence[float], peak: int, most: float, colors: bool) -> Text:
+    """Tokens with their activation as the background's strength; without colours, in brackets. The peak is underlined."""
+    # A tokenizer of whole words leaves the blanks out.
+    apart = " " if len(tokens) > 1 and not any(token[:1].isspace() or token[-1:].isspace() for token in tokens) else ""
+    line = Text()
+    for i, (token, activation) in enumerate(zip(tokens, activations, strict=True)):
+        shown = visible(token)
+        if i:
+            line.append(apart)
+        if activation <= 0:
+            line.append(shown)
+        elif colors:
+            level = -(-_LEVELS * activation // most) / _LEVELS
+            shade = ",".join(str(round(cold + (hot - cold) * level)) for cold, hot in zip(_COLD, _HOT, strict=True))
+            line.append(shown, style=f"{'bold underline ' if i == peak else ''}white on rgb({shade})")
+        else:
+            line.append(f"[[{shown}]]" if i == peak else f"[{shown}]", style="bold" if i == peak else "")
+    return line

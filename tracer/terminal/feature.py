@@ -1,0 +1,102 @@
+"""One feature of a graph in the terminal: where in the prompt it fires, its strongest edges there, and its card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.text import Text
+
+from crosstrace.graphs import AttributionGraph
+from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
+from crosstrace.graphs.text import short, visible
+from crosstrace.tracer.terminal.card import marked, show_card
+
+_FEATURE = re.compile(r"L?(\d+)/(\d+)(?:@\d+)?")
+_EDGES = 4
+
+
+def show_features(graph: AttributionGraph, texts: Sequence[str], cards: FeatureCards | None) -> None:
+    """Print some features of a graph, by ``L3/417`` or by label.
+
+    Raises:
+        ValueError: one is not in the graph.
+    """
+    labelled = with_card_labels(graph, cards)
+    for key in find_in_graph(labelled, texts):
+        show_feature(labelled, key, cards, Console())
+
+
+def find_in_graph(graph: AttributionGraph, texts: Sequence[str]) -> list[Key]:
+    """The features that people mean, by ``L3/417`` or by label.
+
+    Raises:
+        ValueError: the feature is not active in the prompt, or no feature has the label.
+    """
+    active = {(layer, feature) for layer, _, feature in graph.active_features.tolist()}
+    found: list[Key] = []
+    for text in texts:
+        if match := _FEATURE.fullmatch(text.strip()):
+            key = (int(match[1]), int(match[2]))
+            if key[0] >= graph.n_layers:
+                raise ValueError(f"feature L{key[0]}/{key[1]}: the graph's model has layers 0 to {graph.n_layers - 1}")
+            if key not in active:
+                raise ValueError(
+                    f"feature L{key[0]}/{key[1]} is not active in the graph's prompt {visible(graph.prompt)!r}"
+                )
+            found.append(key)
+            continue
+        label = text.strip().strip('"')
+        keys = [graph.feature_of(node)[::2] for node, name in enumerate(graph.feature_labels) if name == label]
+        if not keys:
+            raise ValueError(f"no feature of the graph has the label {label!r}; write features as L3/417")
+        found += keys
+    return list(dict.fromkeys(found))
+
+
+def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, console: Console) -> None:
+    """Print a feature of a graph."""
+    rows = [i for i, row in enumerate(graph.active_features.tolist()) if (row[0], row[2]) == key]
+    nodes = {int(row): node for node, row in enumerate(graph.selected_features.tolist())}
+    activations = np.zeros(len(graph.tokens))
+    for row in rows:
+        activations[int(graph.active_features[row, 1])] = float(graph.activations[row])
+    peak = int(activations.argmax())
+    lines = [
+        Text("in this prompt", style="dim"),
+        marked(graph.token_strings, activations.tolist(), peak, activations.max(), console.color_system is not None),
+    ]
+    for row in rows:
+        position = int(graph.active_features[row, 1])
+        at = f"{short(graph.token_strings[position])} ({position}): {float(graph.activations[row]):.4g}"
+        if row not in nodes:
+            lines.append(Text(f"  at {at}, not traced", style="dim"))
+            continue
+        node = nodes[row]
+        lines.append(Text.assemble("  at ", (at, "bold")))
+        lines.append(_edges(graph, "    from ", graph.edges[[node]].toarray()[0]))
+        lines.append(_edges(graph, "    to   ", graph.edges[:, [node]].toarray()[:, 0]))
+    label = next((graph.feature_labels[nodes[row]] for row in rows if row in nodes), "")
+    if cards is not None and key in cards:
+        given = "" if label == cards.label(key) else label
+        show_card(cards, key, console, given, extra=[Text(), *lines])
+        return
+    why = "there are no feature cards of these transcoders" if cards is None else "it did not fire in the cards' corpus"
+    title = Text.assemble((f" L{key[0]}/{key[1]} ", "bold"), (f"{visible(label)} ", "bold cyan"))
+    footer = Text(f"\nno card: {why}; crosstrace features --corpus FILE makes them", style="dim")
+    console.print(Panel(Group(*lines, footer), title=title, title_align="left", box=box.ROUNDED, padding=(0, 1)))
+
+
+def _edges(graph: AttributionGraph, title: str, weights: np.ndarray) -> Text:
+    """The strongest edges at one end of a node."""
+    line = Text(title, style="dim")
+    strongest = np.argsort(-np.abs(weights), kind="stable")[:_EDGES]
+    for i, node in enumerate(node for node in strongest.tolist() if weights[node]):
+        line.append("   " if i else "")
+        line.append(graph.describe(node))
+        line.append(f" {weights[node]:+.3f}", style="cyan" if weights[node] > 0 else "red")
+    return line

@@ -1,0 +1,1 @@
+"""A graph against interventions on the model, one check a file."""
