@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, difference, write
 from crosstrace.replacement_model.interventions.kinds import Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
@@ -98,7 +98,7 @@ def token_change(prompts: PaddedPrompts, edits: EditTable) -> Tensor:
     return change_bwd
 
 
-def attend(read_bwd: Tensor, attention_bhqk: Tensor, weights: FrozenLayer, description: Gemma3Description) -> Tensor:
+def attend(read_bwd: Tensor, attention_bhqk: Tensor, weights: FrozenLayer, description: ModelDescription) -> Tensor:
     """(B, Q, D) attention's output for given probabilities (B, H, Q, W): O(A V), linear in what it reads (B, W, D)."""
     groups, width = description.n_kv_heads, description.head_dim
     values_bwgx = (read_bwd @ weights.value_weight.float().T).unflatten(-1, (groups, width))
