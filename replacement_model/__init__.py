@@ -1,6 +1,7 @@
 """Gemma 3 with its MLPs replaced by transcoders: loading, the replacement model, the local replacement model."""
 
-from crosstrace.replacement_model.architectures.gemma3 import SUPPORTED_ARCHITECTURES, Gemma3Description
+from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.architectures.registry import SUPPORTED_ARCHITECTURES
 from crosstrace.replacement_model.dictionaries.readers import TranscoderReader, open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.generation import Generation, generate

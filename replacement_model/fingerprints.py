@@ -7,7 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites, norm_weight
+from crosstrace.replacement_model.architectures.float32 import stored_weight
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
 from crosstrace.replacement_model.model import ReplacementModel
 
@@ -34,14 +35,14 @@ def transcoders_fingerprint(reader: TranscoderReader) -> str:
     return digest.hexdigest()[:_DIGITS]
 
 
-def model_fingerprint(sites: Gemma3Sites) -> str:
+def model_fingerprint(sites: ModelSites) -> str:
     """Of the norms' gains in all layers, rounded to bfloat16: the same for every dtype the weights are used in."""
     digest = hashlib.sha256(f"{sites.description.n_layers} {sites.description.d_model}".encode())
     norms = [sites.final_norm]
     for layer in sites.layers:
         norms += [layer.input_norm, layer.post_attention_norm, layer.pre_feedforward_norm, layer.post_feedforward_norm]
     for norm in norms:
-        digest.update(_bytes(norm_weight(norm), torch.bfloat16))
+        digest.update(_bytes(stored_weight(norm), torch.bfloat16))
     return digest.hexdigest()[:_DIGITS]
 
 

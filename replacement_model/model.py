@@ -7,8 +7,9 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary, N active featu
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description, Gemma3Sites, load_gemma3
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.hooks import hooked
+from crosstrace.replacement_model.architectures.loading import load_model
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.capture import Capture
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.running_model import Localize
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
-from crosstrace.replacement_model.prompts import check_text
+from crosstrace.replacement_model.prompts import Prompt, check_text
 
 if TYPE_CHECKING:
     from crosstrace.replacement_model.interventions.generation import Generation
     from crosstrace.replacement_model.interventions.running import Outcome
-
-Prompt = str | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,11 @@ class ReplacementModel:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, transcoders: Transcoders, description: Gemma3Description, name: str
+        self, model: nn.Module, tokenizer: Any, transcoders: Transcoders, description: ModelDescription, name: str
     ) -> None:
         transcoders.check_fits(description, name)
         self.model, self.tokenizer, self.transcoders, self.name = model, tokenizer, transcoders, name
-        self.description = description
-        self.sites = Gemma3Sites(model, description)
+        self.sites = ModelSites(model, description)
 
     @classmethod
     def from_pretrained(
@@ -99,7 +100,7 @@ class ReplacementModel:
         reader = open_transcoders(transcoders)  # first: a wrong path should not cost the wait for a large model
         if memory_budget is not None:
             parse_bytes(memory_budget)
-        module, tokenizer, description = load_gemma3(str(model), dtype, place, device_map)
+        module, tokenizer, description = load_model(str(model), dtype, place, device_map)
         if excluded_first is not None:
             description = description.excluding(excluded_first)
         return cls(module, tokenizer, Transcoders(reader, place, dtype, memory_budget), description, str(model))
@@ -115,6 +116,21 @@ class ReplacementModel:
 
         model = cls.from_pretrained(demo.MODEL_DIR, demo.TRANSCODERS_DIR, device, **settings)
         model.name, model.transcoders.reader.name = demo.MODEL_NAME, demo.TRANSCODERS_NAME
+        return model
+
+    @property
+    def description(self) -> ModelDescription:
+        """The sizes and conventions of the base model."""
+        return self.sites.description
+
+    def excluding(self, first: int) -> ReplacementModel:
+        """Return the same model with another number of excluded first positions; weights are shared.
+
+        Raises:
+            ValueError: The number is negative.
+        """
+        model = copy.copy(self)
+        model.sites = self.sites.excluding(first)
         return model
 
     @property
@@ -233,6 +249,24 @@ class ReplacementModel:
             final_norm=capture.final_norm,
             folded_budget=self._budget() // 8,
         )
+
+    def localizer(self) -> Localize:
+        """Return a function that gives prompts' local replacement models and runs each prompt once.
+
+        A local replacement model that is given to it stays as it is.
+        """
+        known: dict[tuple[int, ...], LocalReplacementModel] = {}
+
+        def localize(prompt: Prompt | LocalReplacementModel) -> LocalReplacementModel:
+            if isinstance(prompt, LocalReplacementModel):
+                return prompt
+            tokens_p = self.tokenize(prompt)
+            key = tuple(tokens_p.tolist())
+            if key not in known:
+                known[key] = self.local(tokens_p)
+            return known[key]
+
+        return localize
 
     def _budget(self) -> int:
         return self.transcoders.memory_budget or usable_bytes(self.device)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode_layer, encode
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows, Place
 from crosstrace.replacement_model.dictionaries.readers import Encoder, TranscoderReader
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
@@ -75,7 +75,7 @@ class Transcoders:
         """The dtype of encoders and decoders in use."""
         return _usable(self.dtype or self.reader.dtype())
 
-    def check_fits(self, description: Gemma3Description, model_name: str) -> None:
+    def check_fits(self, description: ModelDescription, model_name: str) -> None:
         """
         Raises:
             ValueError: these transcoders are for a model of another shape; both are named.

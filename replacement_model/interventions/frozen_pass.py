@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, difference, write
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.kinds import Freeze
@@ -111,7 +111,7 @@ def token_change(prompts: PaddedPrompts, edits: EditTable) -> Tensor:
     return change_bwd
 
 
-def attend(read_bwd: Tensor, attention_bhqk: Tensor, weights: FrozenLayer, description: Gemma3Description) -> Tensor:
+def attend(read_bwd: Tensor, attention_bhqk: Tensor, weights: FrozenLayer, description: ModelDescription) -> Tensor:
     """Compute attention's output for given probabilities: O(A V), linear in what attention reads.
 
     Args:

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import float32_arithmetic
+from crosstrace.replacement_model.architectures.float32 import float32_arithmetic
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, Window, row_activations
 from crosstrace.replacement_model.interventions.edits import Edits, resolve
 from crosstrace.replacement_model.interventions.hooked_pass import HookedPass
 from crosstrace.replacement_model.interventions.kinds import Errors, Freeze, Intervention
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
-from crosstrace.replacement_model.local.local_model import LocalReplacementModel, localizer
+from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 
 if TYPE_CHECKING:
-    from crosstrace.replacement_model.model import Prompt, ReplacementModel
+    from crosstrace.replacement_model.model import ReplacementModel
+    from crosstrace.replacement_model.prompts import Prompt
 
 
 # Arguments of `generate` that run the model on more than the text so far, and what turns each off.
@@ -98,7 +99,7 @@ def generate(
     """
     freeze = Freeze.parse(freeze)
     _check(model, freeze, errors, max_new_tokens, freeze_prompt_only, return_logits or return_activations, sampling)
-    localize = localizer(model)
+    localize = model.localizer()
     local = localize(prompt)
     total = local.n_positions + max_new_tokens
     if total > model.description.max_positions:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites, gain, inverse_rms
+from crosstrace.replacement_model.architectures.float32 import inverse_rms
 from crosstrace.replacement_model.architectures.hooks import Hook, hooked
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, PassWindow, difference, write
 from crosstrace.replacement_model.interventions.frozen_pass import PassResult, attend, token_change, unchanged_input
@@ -68,7 +69,7 @@ class HookedPass:
         result: What the current pass has computed so far.
     """
 
-    def __init__(self, sites: Gemma3Sites, transcoders: Transcoders, freeze: Freeze, errors: HeldErrors) -> None:
+    def __init__(self, sites: ModelSites, transcoders: Transcoders, freeze: Freeze, errors: HeldErrors) -> None:
         self.sites, self.transcoders, self.freeze, self.errors = sites, transcoders, freeze, errors
         self.reads_mid = transcoders.input_site.endswith(".input")
         self.paused = False
@@ -124,7 +125,7 @@ class HookedPass:
     def _frozen(self, norm: Any, x_bwd: Tensor, output_bwd: Tensor, inverse_bc1: Tensor) -> Tensor:
         """Compute the norm's output with denominators frozen at covered positions."""
         output_bwd = output_bwd.clone()
-        output_bwd[:, : self.covered] = gain(norm) * inverse_bc1 * x_bwd[:, : self.covered].float()
+        output_bwd[:, : self.covered] = self.sites.gain(norm) * inverse_bc1 * x_bwd[:, : self.covered].float()
         return output_bwd
 
     def _norm(self, norm: Any, inverse: _ReadLocal) -> Hook:

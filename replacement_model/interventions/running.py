@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import float32_arithmetic
+from crosstrace.replacement_model.architectures.float32 import float32_arithmetic
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.interventions.edited_features import EditTable, row_activations
 from crosstrace.replacement_model.interventions.edits import Edits, resolve
@@ -27,10 +27,11 @@ from crosstrace.replacement_model.interventions.frozen_pass import PassResult, f
 from crosstrace.replacement_model.interventions.hooked_pass import HookedPass
 from crosstrace.replacement_model.interventions.kinds import Errors, Freeze, Intervention
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts, Side
-from crosstrace.replacement_model.local.local_model import LocalReplacementModel, localizer
+from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 
 if TYPE_CHECKING:
-    from crosstrace.replacement_model.model import Prompt, ReplacementModel
+    from crosstrace.replacement_model.model import ReplacementModel
+    from crosstrace.replacement_model.prompts import Prompt
 
 # Rows of a batch are run so many at a time that the largest tensors of a pass stay within this.
 _BATCH_BYTES = 512 * 2**20
@@ -129,7 +130,7 @@ def intervene_batch(
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     if not runs:
         return []
-    localize = localizer(model)
+    localize = model.localizer()
     locals_b = [localize(prompt) for prompt, _ in runs]
     edits_b = [
         resolve(interventions, local, localize) for local, (_, interventions) in zip(locals_b, runs, strict=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows
 from crosstrace.replacement_model.local.frozen import FrozenLayer
 
@@ -66,7 +66,7 @@ class Adjoint:
 
     def __init__(
         self,
-        description: Gemma3Description,
+        description: ModelDescription,
         layers: Sequence[FrozenLayer],
         activations: SparseActivations,
         active_rows: ActiveRows,
@@ -222,14 +222,14 @@ class Adjoint:
         return self._buffers[name][:size].view(shape)
 
 
-def folded_bytes(description: Gemma3Description, with_skip: bool) -> int:
+def folded_bytes(description: ModelDescription, with_skip: bool) -> int:
     """Memory of all layers' folded matrices."""
     heads = description.n_heads + description.n_kv_heads
     skip = description.d_model if with_skip else 0
     return 4 * description.n_layers * description.d_model * (heads * description.head_dim + skip)
 
 
-def row_bytes(description: Gemma3Description, n_positions: int, n_active: int) -> int:
+def row_bytes(description: ModelDescription, n_positions: int, n_active: int) -> int:
     """Memory that one more row of a batch takes on the way down and when it is done."""
     heads = description.n_heads + 1
     per_position = description.d_model * (description.n_layers + 3) + heads * description.head_dim

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites, gain, inverse_rms
+from crosstrace.replacement_model.architectures.float32 import inverse_rms
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.frozen import FrozenAttention, FrozenLayer, FrozenNorm
 
@@ -24,7 +25,7 @@ class Capture:
 
     def __init__(
         self,
-        sites: Gemma3Sites,
+        sites: ModelSites,
         transcoders: Transcoders,
         store: Callable[[Tensor], Tensor] = lambda block: block,
         swap: Swap | None = None,
@@ -55,7 +56,7 @@ class Capture:
         return wanted
 
     def _freeze(self, norm: nn.Module, input_pd: Tensor) -> FrozenNorm:
-        return FrozenNorm(self._here(gain(norm)), inverse_rms(input_pd, self.sites.description.rms_norm_eps))
+        return FrozenNorm(self._here(self.sites.gain(norm)), inverse_rms(input_pd, self.sites.description.rms_norm_eps))
 
     def _here(self, tensor: Tensor) -> Tensor:
         """On the device of tracing: with a device map each layer has its own."""
@@ -80,8 +81,8 @@ class Capture:
         self.layers.append(
             FrozenLayer(
                 attention=attention,
-                read_value_weight=partial(layer.weight, "v_proj"),
-                read_output_weight=partial(layer.weight, "o_proj"),
+                read_value_weight=layer.value_weight,
+                read_output_weight=layer.output_weight,
                 read_skip=partial(self.transcoders.skip, index),
                 has_skip=self.transcoders.skip(index) is not None,
                 input_norm=self._freeze(layer.input_norm, self.residuals[-1]),

@@ -12,21 +12,18 @@ Letters: L layers, P positions, D d_model, B target rows, N active features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description, Gemma3Sites
+from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.adjoint import Adjoint, Rows, Target
 from crosstrace.replacement_model.local.frozen import FrozenLayer, FrozenNorm
-
-if TYPE_CHECKING:
-    from crosstrace.replacement_model.model import ReplacementModel
 
 
 class LocalReplacementModel:
@@ -46,9 +43,9 @@ class LocalReplacementModel:
     def __init__(
         self,
         *,
-        description: Gemma3Description,
+        description: ModelDescription,
         transcoders: Transcoders,
-        sites: Gemma3Sites,
+        sites: ModelSites,
         tokens_p: Tensor,
         layers: Sequence[FrozenLayer],
         activations: SparseActivations,
@@ -138,19 +135,3 @@ class LocalReplacementModel:
 
 
 __all__ = ["FrozenLayer", "FrozenNorm", "LocalReplacementModel", "Rows", "Target"]
-
-
-def localizer(model: ReplacementModel) -> Callable[[object], LocalReplacementModel]:
-    """Gives prompts' local replacement models, running each prompt once; a model that is given stays as it is."""
-    known: dict[tuple[int, ...], LocalReplacementModel] = {}
-
-    def localize(prompt: object) -> LocalReplacementModel:
-        if isinstance(prompt, LocalReplacementModel):
-            return prompt
-        tokens_p = model.tokenize(prompt)  # type: ignore[arg-type]
-        key = tuple(tokens_p.tolist())
-        if key not in known:
-            known[key] = model.local(tokens_p)
-        return known[key]
-
-    return localize

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crosstrace.graphs import AttributionGraph, NodeLayout
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
 from crosstrace.replacement_model.fingerprints import fingerprints
-from crosstrace.replacement_model.model import Prompt
+from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, fingerprint

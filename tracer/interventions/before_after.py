@@ -31,8 +31,7 @@ from crosstrace.replacement_model import (
     SwapIn,
 )
 from crosstrace.replacement_model.interventions.edits import resolve
-from crosstrace.replacement_model.local.local_model import localizer
-from crosstrace.replacement_model.model import Prompt
+from crosstrace.replacement_model.prompts import Prompt
 
 SHOWN = 3  # active features named for an intervention
 _NUMERIC: dict[str, Callable[[str, float], Intervention]] = {"set": Set, "scale": Scale, "add": Add}
@@ -131,7 +130,7 @@ def compare(
             raise ValueError("direct effects are read with attention frozen; free it under constrained or iterative")
         held = replace(held, attention=False)
     local = model.local(prompt)
-    localize = localizer(model)  # what is swapped in from is run once, and can be told about
+    localize = model.localizer()  # what is swapped in from is run once, and can be told about
     named = list(interventions)
     interventions = [replace(one, source=localize(one.source)) if isinstance(one, SwapIn) else one for one in named]
     settings = {"freeze": held, "errors": errors}
