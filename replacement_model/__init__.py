@@ -19,7 +19,8 @@ from crosstrace.replacement_model.interventions.kinds import (
     SwapIn,
     TokenAt,
 )
-from crosstrace.replacement_model.interventions.running import Outcome, intervene, intervene_batch
+from crosstrace.replacement_model.interventions.outcomes import Outcome
+from crosstrace.replacement_model.interventions.running import intervene, intervene_batch
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel, Rows, Target
 from crosstrace.replacement_model.model import ReplacementModel, ReplacementOutput
 

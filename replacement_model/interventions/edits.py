@@ -6,7 +6,7 @@ Letters: L layers, P positions of the prompt, T positions of prompt and generate
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,7 @@ from crosstrace.replacement_model.interventions.kinds import (
 )
 from crosstrace.replacement_model.interventions.references import find_features
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.running_model import Localize
 
 FeatureIndex = tuple[int, int, int]  # (layer, position, feature), as in a row of `SparseActivations.indices`
 _LARGEST = 1e15  # far beyond any activation, and norms can still square what comes of it in float32
@@ -57,7 +58,7 @@ class Edits:
 def resolve(
     interventions: Sequence[Intervention],
     local: LocalReplacementModel,
-    localize: Callable[[object], LocalReplacementModel],
+    localize: Localize,
     n_generated: int = 0,
 ) -> Edits:
     """Check interventions on a prompt and spell them out.
@@ -87,9 +88,7 @@ def resolve(
 
 
 class _Resolver:
-    def __init__(
-        self, local: LocalReplacementModel, localize: Callable[[object], LocalReplacementModel], n_generated: int
-    ) -> None:
+    def __init__(self, local: LocalReplacementModel, localize: Localize, n_generated: int) -> None:
         self.local, self.localize, self.n_generated = local, localize, n_generated
         self.edits = Edits()
         self._how: dict[FeatureIndex, str] = {}  # places that are set, and to what; or "changed"
@@ -168,7 +167,9 @@ class _Resolver:
 
     def _swap(self, members: Sequence[FeatureAt], swap: SwapIn) -> None:
         source = self.localize(swap.source)
-        if swap.source_position is None:  # open ends stop with the prompt: the source has no generated positions to read
+        if (
+            swap.source_position is None
+        ):  # open ends stop with the prompt: the source has no generated positions to read
             members = [dataclasses.replace(m, positions=self._within_prompt(m.positions)) for m in members]
         factor = _checked(swap.factor, "factor", swap.where)
         places: list[FeatureIndex] = []
@@ -283,7 +284,9 @@ def _factor(intervention: Intervention) -> float:
 
 def _checked(value: float, what: str, where: object) -> float:
     if not abs(value) <= _LARGEST:  # NaN too
-        raise ValueError(f"{named(where)}: {what} must be a number between -{_LARGEST:g} and {_LARGEST:g}, not {value!r}")
+        raise ValueError(
+            f"{named(where)}: {what} must be a number between -{_LARGEST:g} and {_LARGEST:g}, not {value!r}"
+        )
     return float(value)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosstrace.replacement_model.architectures.float32 import inverse_rms
 from crosstrace.replacement_model.architectures.hooks import Hook, hooked
@@ -25,12 +25,13 @@ from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.kinds import Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.running_model import RunningModel
 
 _ReadLocal = Callable[[LocalReplacementModel], Tensor]
 
 
 def hooked_pass(
-    model: ReplacementModel, prompts: PaddedPrompts, edits: EditTable, freeze: Freeze, errors: HeldErrors
+    model: RunningModel, prompts: PaddedPrompts, edits: EditTable, freeze: Freeze, errors: HeldErrors
 ) -> PassResult:
     """Run a batch through the `transformers` model under hooks.
 
@@ -91,14 +92,17 @@ class HookedPass:
         shape = (self.transcoders.n_layers, n_entries, self.transcoders.d_model)
         self._written_lxd = torch.zeros(shape, device=device)
 
-    def hooks(self) -> list[tuple[Any, Hook]]:
+    def hooks(self) -> list[tuple[nn.Module, Hook]]:
         """Return the hooks and their modules, as `crosstrace.replacement_model.architectures.hooks.hooked` takes them."""
-        wanted: list[tuple[Any, Hook]] = [(self.sites.embedding, self._embed), (self.sites.final_norm, self._final)]
+        wanted: list[tuple[nn.Module, Hook]] = [
+            (self.sites.embedding, self._embed),
+            (self.sites.final_norm, self._final),
+        ]
         for index in range(len(self.sites.layers)):
             wanted += self._layer_hooks(index)
         return wanted
 
-    def _layer_hooks(self, index: int) -> list[tuple[Any, Hook]]:
+    def _layer_hooks(self, index: int) -> list[tuple[nn.Module, Hook]]:
         layer, eps = self.sites.layers[index], self.sites.description.rms_norm_eps
         return [
             (layer.input_norm, self._norm(layer.input_norm, lambda m: inverse_rms(m.residuals_lpd[index], eps))),
@@ -122,13 +126,13 @@ class HookedPass:
     def _embed(self, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         return None if self.paused else self.embedded(output)
 
-    def _frozen(self, norm: Any, x_bwd: Tensor, output_bwd: Tensor, inverse_bc1: Tensor) -> Tensor:
+    def _frozen(self, norm: nn.Module, x_bwd: Tensor, output_bwd: Tensor, inverse_bc1: Tensor) -> Tensor:
         """Compute the norm's output with denominators frozen at covered positions."""
         output_bwd = output_bwd.clone()
         output_bwd[:, : self.covered] = self.sites.gain(norm) * inverse_bc1 * x_bwd[:, : self.covered].float()
         return output_bwd
 
-    def _norm(self, norm: Any, inverse: _ReadLocal) -> Hook:
+    def _norm(self, norm: nn.Module, inverse: _ReadLocal) -> Hook:
         """Make a hook that freezes a norm at its 1 / rms in the unchanged prompt."""
 
         def hook(args: Any, kwargs: Any, output: Tensor) -> Tensor | None:

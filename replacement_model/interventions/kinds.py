@@ -11,16 +11,16 @@ Letters: L layers, P positions of the prompt.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from crosstrace.replacement_model.prompts import Prompt
 
+if TYPE_CHECKING:
     from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 
-    SourcePrompt: TypeAlias = str | Sequence[int] | Tensor | LocalReplacementModel
+    SourcePrompt: TypeAlias = Prompt | LocalReplacementModel
 
 # One position, several, a slice (with an open end: generated tokens too), or None: everywhere. Negative ones count from
 # the end of the prompt. The excluded first positions carry no features: open starts begin after them.
@@ -395,7 +395,9 @@ def _positions(positions: Any, name: str) -> Positions:
             None if end is None else _as_integer(end) for end in (positions.start, positions.stop, positions.step)
         )
         if (start, stop, step).count(None) != (positions.start, positions.stop, positions.step).count(None):
-            raise ValueError(f"{name}: {positions!r} is not a range of positions; its ends must be whole numbers or None")
+            raise ValueError(
+                f"{name}: {positions!r} is not a range of positions; its ends must be whole numbers or None"
+            )
         return slice(start, stop, step)
     one = _as_integer(positions)
     if one is not None:
