@@ -14,8 +14,8 @@ from crosstrace.replacement_model.fingerprints import fingerprints
 from crosstrace.replacement_model.interventions.references import (
     find_features,
     is_feature,
+    name_and_positions,
     parse_positions,
-    split_reference,
     unknown_label,
 )
 from crosstrace.tracer.cards.lookup import find_cards
@@ -108,7 +108,7 @@ def _texts(interventions: Iterable[Intervention]) -> Iterator[tuple[str, str | N
     """The names that interventions were written with, and the positions behind them; features named by number have none."""
     for intervention in interventions:
         if isinstance(intervention.where, str) and not is_feature(intervention.where):
-            yield split_reference(intervention.where)
+            yield name_and_positions(intervention.where)
 
 
 def _at(group: Supernode, at: str | None) -> Supernode:
