@@ -20,7 +20,8 @@ from crosstrace.replacement_model.interventions.kinds import (
     TokenAt,
 )
 from crosstrace.replacement_model.interventions.running import Outcome, intervene, intervene_batch
-from crosstrace.replacement_model.local.local_model import LocalReplacementModel, Rows, Target
+from crosstrace.replacement_model.local.adjoint import Rows, Target
+from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 from crosstrace.replacement_model.model import ReplacementModel, ReplacementOutput
 
 __all__ = [
