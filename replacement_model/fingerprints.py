@@ -17,7 +17,7 @@ _VALUES = 4096
 _DIGITS = 16
 
 
-def fingerprints(model: ReplacementModel) -> dict[str, str]:
+def weight_fingerprints(model: ReplacementModel) -> dict[str, str]:
     """Of a model's and its transcoders' weights, under ``model`` and ``transcoders``."""
     return {
         "model": model_fingerprint(model.sites),
