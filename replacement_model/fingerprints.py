@@ -17,7 +17,7 @@ _VALUES = 4096
 _DIGITS = 16
 
 
-def fingerprints(model: ReplacementModel) -> dict[str, str]:
+def weight_fingerprints(model: ReplacementModel) -> dict[str, str]:
     """Of a model's and its transcoders' weights, under ``model`` and ``transcoders``."""
     return {
         "model": model_fingerprint(model.sites),
@@ -27,8 +27,8 @@ def fingerprints(model: ReplacementModel) -> dict[str, str]:
 
 def transcoders_fingerprint(reader: TranscoderReader) -> str:
     """Of sizes, encoder and decoder biases and thresholds: the same for every dtype they are used in."""
-    digest = hashlib.sha256(f"{reader.n_features} {reader.d_model} {reader.cross_layer} {reader.input_site}".encode())
-    for layer in range(reader.n_layers):
+    digest = hashlib.sha256(f"{reader.n_features} {reader.d_model} {reader.cross_layer} {reader.reads.value}".encode())
+    for layer in reader.layers:
         encoder = reader.encoder(layer)
         for tensor in (encoder.b_enc_f, encoder.threshold_f, reader.bias(layer)):
             digest.update(_bytes(tensor, torch.float32))

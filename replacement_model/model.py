@@ -30,6 +30,7 @@ from crosstrace.replacement_model.interventions.outcomes import Outcome
 from crosstrace.replacement_model.interventions.running import intervene
 from crosstrace.replacement_model.local.capture import Capture
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.record import PassRecord
 from crosstrace.replacement_model.local.running_model import Localize
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 from crosstrace.replacement_model.prompts import Prompt, check_text
@@ -234,10 +235,8 @@ class ReplacementModel:
         errors_lpd -= active_rows.decode(activations)
         constants_lpd[:, :first] += errors_lpd[:, :first]  # no features there: what is left is the MLP's own output
         errors_lpd[:, :first] = 0
-        return LocalReplacementModel(
+        record = PassRecord(
             description=self.description,
-            transcoders=self.transcoders,
-            sites=self.sites,
             tokens_p=tokens_p,
             layers=capture.layers,
             activations=activations,
@@ -247,8 +246,8 @@ class ReplacementModel:
             residuals_lpd=torch.stack(capture.residuals),
             mids_lpd=torch.stack(capture.mids),
             final_norm=capture.final_norm,
-            folded_budget=self._budget() // 8,
         )
+        return LocalReplacementModel(record, self.transcoders, self.sites, self._budget() // 8)
 
     def localizer(self) -> Localize:
         """Return a function that gives prompts' local replacement models and runs each prompt once.

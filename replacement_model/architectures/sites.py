@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,29 @@ from crosstrace.replacement_model.architectures.description import ModelDescript
 from crosstrace.replacement_model.architectures.float32 import float32_arithmetic, stored_weight
 
 
+class Site(Enum):
+    """A place that every layer has, where a sparse dictionary reads or writes.
+
+    The value is the name that fingerprints hold. A layer's MLP reads `MLP_INPUT` through a norm, which makes it
+    `MLP_INPUT_NORMED`, and adds `MLP_OUTPUT` to the residual stream.
+    """
+
+    ATTENTION_OUTPUT = "post_attention_layernorm.output"  # what attention adds to the residual stream
+    MLP_INPUT = "pre_feedforward_layernorm.input"  # the residual stream after attention
+    MLP_INPUT_NORMED = "pre_feedforward_layernorm.output"
+    MLP_OUTPUT = "post_feedforward_layernorm.output"  # what the MLP adds to the residual stream
+    RESIDUAL = "output"  # the residual stream after the layer
+
+    def value_in(self, args: tuple[Any, ...], output: Any) -> Tensor:
+        """Return the tensor at the site (B, P, D), given the arguments and the output of `LayerSites.module(site)`."""
+        return args[0] if self is Site.MLP_INPUT else output
+
+
 @dataclass(frozen=True)
 class LayerSites:
     """The parts of one decoder layer."""
 
+    whole: nn.Module
     attention: nn.Module
     input_norm: nn.Module
     post_attention_norm: nn.Module
@@ -36,6 +56,7 @@ class LayerSites:
         """Return the parts of a decoder layer."""
         attention = layer.get_submodule(modules.attention)
         return LayerSites(
+            layer,
             attention,
             layer.get_submodule(modules.input_norm),
             layer.get_submodule(modules.post_attention_norm),
@@ -44,6 +65,18 @@ class LayerSites:
             attention.get_submodule(modules.value),
             attention.get_submodule(modules.output),
         )
+
+    def module(self, site: Site) -> nn.Module:
+        """Return the module whose forward pass has the tensor of a site among its arguments or as its output."""
+        match site:
+            case Site.ATTENTION_OUTPUT:
+                return self.post_attention_norm
+            case Site.MLP_INPUT | Site.MLP_INPUT_NORMED:
+                return self.pre_feedforward_norm
+            case Site.MLP_OUTPUT:
+                return self.post_feedforward_norm
+            case Site.RESIDUAL:
+                return self.whole
 
     def value_weight(self) -> Tensor:
         """Return the value projection (K * head_dim, D) as stored."""

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, difference, write
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.kinds import Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
-from crosstrace.replacement_model.local.local_model import FrozenLayer, FrozenNorm, LocalReplacementModel
+from crosstrace.replacement_model.local.frozen import FrozenLayer, FrozenNorm
+from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 
 
 @dataclass
@@ -89,7 +91,7 @@ def _through_attention(prompts: PaddedPrompts, norms: _Norms, layer: int, change
 
 def _transcoder_input(prompts: PaddedPrompts, norms: _Norms, layer: int, change_bwd: Tensor) -> Tensor:
     """Return the change (B, W, D) of what a layer's transcoder reads: the residual stream, before or after the norm."""
-    if prompts.locals_g[0].transcoders.input_site.endswith(".input"):
+    if prompts.locals_g[0].transcoders.reads is Site.MLP_INPUT:
         return change_bwd
     return norms.change(lambda m: m.layers[layer].mlp_norm, lambda m: m.mids_lpd[layer], change_bwd)
 

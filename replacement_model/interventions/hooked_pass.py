@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from crosstrace.replacement_model.architectures.float32 import inverse_rms
 from crosstrace.replacement_model.architectures.hooks import Hook, hooked
-from crosstrace.replacement_model.architectures.sites import ModelSites
+from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, PassWindow, difference, write
 from crosstrace.replacement_model.interventions.frozen_pass import PassResult, attend, token_change, unchanged_input
@@ -72,7 +72,7 @@ class HookedPass:
 
     def __init__(self, sites: ModelSites, transcoders: Transcoders, freeze: Freeze, errors: HeldErrors) -> None:
         self.sites, self.transcoders, self.freeze, self.errors = sites, transcoders, freeze, errors
-        self.reads_mid = transcoders.input_site.endswith(".input")
+        self.reads_mid = transcoders.reads is Site.MLP_INPUT
         self.paused = False
         self.result = PassResult()
 

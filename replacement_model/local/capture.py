@@ -1,4 +1,4 @@
-"""What passes the sites of the model during one forward pass.
+"""The capture of what passes the sites of the model during one forward pass.
 
 Letters: P positions, D d_model, H heads.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from crosstrace.replacement_model.architectures.float32 import inverse_rms
-from crosstrace.replacement_model.architectures.sites import ModelSites
+from crosstrace.replacement_model.architectures.hooks import Hook
+from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.frozen import FrozenAttention, FrozenLayer, FrozenNorm
 
@@ -21,7 +22,17 @@ Swap = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class Capture:
-    """Reads (and, given ``swap``, replaces) what passes the sites during one forward pass at batch 1."""
+    """Hooks that read, and optionally replace, what passes the sites during one forward pass at batch 1.
+
+    Attributes:
+        residuals: After the pass, the residual stream (P, D) float32 that enters each layer, and what the final norm
+            reads.
+        mids: The residual stream (P, D) after each layer's attention.
+        inputs: What each layer's transcoder reads (P, D).
+        outputs: The output (P, D) of each MLP; empty if they are replaced.
+        layers: Each layer with attention and norms frozen.
+        final_norm: The frozen final norm.
+    """
 
     def __init__(
         self,
@@ -30,10 +41,13 @@ class Capture:
         store: Callable[[Tensor], Tensor] = lambda block: block,
         swap: Swap | None = None,
     ) -> None:
-        """
+        """Prepare a capture.
+
         Args:
-            store: what to do with a layer's attention before it is kept, such as moving it to the host.
-            swap: given layer, transcoder input and MLP output (P, D), returns what takes the output's place.
+            sites: The live modules of the base model.
+            transcoders: The transcoders whose inputs are read.
+            store: What to do with a layer's attention before it is kept, such as moving it to the host.
+            swap: Given layer, transcoder input and MLP output (P, D), returns what replaces the output.
         """
         self.sites, self.transcoders, self.store, self.swap = sites, transcoders, store, swap
         self.device = transcoders.device
@@ -44,8 +58,9 @@ class Capture:
         self.layers: list[FrozenLayer] = []
         self.final_norm: FrozenNorm
 
-    def hooks(self) -> list[Any]:
-        wanted: list[Any] = [(self.sites.final_norm, self._final)]
+    def hooks(self) -> list[tuple[nn.Module, Hook]]:
+        """Return the hooks, as `hooked` takes them."""
+        wanted: list[tuple[nn.Module, Hook]] = [(self.sites.final_norm, self._final)]
         for index, layer in enumerate(self.sites.layers):
             wanted += [
                 (layer.input_norm, lambda args, kwargs, output: self.residuals.append(self._here(args[0][0]))),
@@ -71,7 +86,7 @@ class Capture:
         layer, index = self.sites.layers[len(self.layers)], len(self.layers)
         attended_pd, attention = self._attended
         mid_pd = self._here(args[0][0])
-        if self.transcoders.input_site.endswith(".input"):
+        if self.transcoders.reads is Site.MLP_INPUT:
             mlp_norm = FrozenNorm(torch.ones_like(mid_pd[0]), torch.ones_like(mid_pd[:, :1]))
             self.inputs.append(mid_pd)
         else:

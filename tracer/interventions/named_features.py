@@ -10,7 +10,7 @@ from crosstrace.graphs import check_state
 from crosstrace.graphs.cards.labels import MARK
 from crosstrace.graphs.viewer_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
-from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.interventions.references import (
     find_features,
     is_feature,
@@ -90,7 +90,7 @@ def automatic_labels(model: ReplacementModel, wanted: Iterable[str]) -> dict[str
     if not members:
         return {}
     problems: list[str] = []
-    cards = find_cards(model.name, model.transcoders.name, fingerprints(model), note=problems.append)
+    cards = find_cards(model.name, model.transcoders.name, weight_fingerprints(model), note=problems.append)
     if cards is None:
         why = problems[0] if problems else f"{model.transcoders.name} has no feature cards (see crosstrace features)"
         raise ValueError(f"label {next(iter(members))!r} is an automatic one, from feature cards; {why}")
