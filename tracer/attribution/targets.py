@@ -72,9 +72,12 @@ _TOKEN = re.compile(rf"\s*{_QUOTED}\s*{_AT}\s*", re.DOTALL)
 
 
 def parse_target(text: str) -> Logit | Contrast | Feature:
-    """Read a target as it is written: ``" Austin"``, ``" Austin" - " Dallas"``, ``L3/417`` (or ``3/417``), each with ``@position``.
+    """Read a target as it is written: ``" Austin"``, ``" Austin" - " Dallas"``, ``L3/417``, each with ``@position``.
 
-    Text that is none of these, with or without spaces, is a token string as it stands.
+    Text that is none of these, with or without spaces, is a token string as it stands. ``3/417`` is a feature too.
+
+    Raises:
+        ValueError: A feature's numbers or its position cannot be read, or it names several positions.
 
     Example:
         >>> parse_target('" Austin" - " Dallas" @ -1'.replace(" @ ", "@"))
