@@ -165,7 +165,7 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], transcoders: str | None
     """Print the cards that are wanted, or what there are; returns the features."""
     from rich.console import Console
 
-    from crosstrace.replacement_model.dictionaries.readers.base import read_labels
+    from crosstrace.replacement_model.dictionaries.base import read_labels
     from crosstrace.replacement_model.interventions.references import parse_feature
     from crosstrace.tracer.terminal.card import check_feature, overview, show_card
 
