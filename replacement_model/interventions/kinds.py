@@ -1,6 +1,7 @@
 """Interventions: small named objects that say what a pass changes, and where.
 
-Ameisen et al. 2025, "Circuit Tracing", section "Validating Attribution Graph Hypotheses with Interventions". Every object converts its numbers when it is made: integers and sequences of NumPy and torch become Python's own.
+Ameisen et al. 2025, "Circuit Tracing", section "Validating Attribution Graph Hypotheses with Interventions". Every object
+converts its numbers when it is made: integers and sequences of NumPy and torch become Python's own.
 
 Letters: L layers, P positions of the prompt.
 """
