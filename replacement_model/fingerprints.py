@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crosstrace.replacement_model.architectures.float32 import stored_weight
 from crosstrace.replacement_model.architectures.sites import ModelSites
-from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
+from crosstrace.replacement_model.dictionaries.base import TranscoderReader
 from crosstrace.replacement_model.model import ReplacementModel
 
 # The number of values read from each tensor: training moves all of them, and opening a large transcoder should not cost

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from crosstrace.replacement_model import hub
 from crosstrace.replacement_model.architectures.sites import Site
-from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder
-from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, TranscoderReader, site_of
+from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder, TranscoderReader
+from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, site_of
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
 
 _INPUT_HOOKS = {
