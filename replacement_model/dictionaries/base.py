@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model.architectures.sites import Site
-from crosstrace.replacement_model.hub import read_text
+from crosstrace.replacement_model.hub import check_fetched, read_text
 
 
 class ActivationKind(Enum):
@@ -160,6 +160,7 @@ def read_labels(folder: Path) -> dict[tuple[int, int], str]:
     path = folder / "labels.json"
     if not path.is_file():
         return {}
+    check_fetched(path)
     try:
         content = json.loads(read_text(path))
         if content["format"] != "crosstrace-labels/1":

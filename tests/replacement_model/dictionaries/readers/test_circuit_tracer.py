@@ -12,7 +12,7 @@ from cases import Case, load_case, write_circuit_tracer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crosstrace.replacement_model import ReplacementModel, TranscoderReader, open_transcoders
+from crosstrace.replacement_model import FeatureAt, ReplacementModel, Set, TranscoderReader, open_transcoders
 from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind
 from crosstrace.tracer import trace
 
@@ -112,10 +112,32 @@ class TestTopK:
         n_positions = len(case.input_ids) - model.description.excluded_first
         assert len(graph.active_features) == 4 * n_positions * model.description.n_layers
         assert graph.completeness_error() < 1e-5
-        unchanged = torch.as_tensor(model.local(case.input_ids).logits_v)
+        unchanged = model.model(torch.tensor([case.input_ids])).logits[0, -1]
         for freeze in ("direct", "iterative"):
             outcome = model.intervene(case.input_ids, [], freeze=freeze)
             torch.testing.assert_close(outcome.logits_v, unchanged, rtol=1e-4, atol=1e-4)
+
+    def test_recomputed_features_are_the_k_largest_again(self, both):
+        case, folder = both
+        drop_thresholds(folder)
+        configure(folder, **TOP_4)
+        model = ReplacementModel.from_pretrained(case.model, folder, CPU)
+        first, n_positions = model.description.excluded_first, len(case.input_ids)
+        before = model.local(case.input_ids).activations
+        after = model.intervene(case.input_ids, [Set(FeatureAt(0, n_positions - 2, 0), 100.0)]).activations
+        changed = 0
+        for layer in range(1, before.n_layers):
+            fired, fires = (
+                {tuple(pair) for pair in torch.stack([a.positions[e], a.features[e]], 1).tolist()}
+                for a, e in ((a, a.layer(layer)) for a in (before, after))
+            )
+            positions = torch.tensor([position for position, _ in fires])
+            assert torch.bincount(positions, minlength=n_positions).tolist() == [0] * first + [4] * (
+                n_positions - first
+            )
+            assert {pair for pair in fired if pair[0] < n_positions - 2} == {p for p in fires if p[0] < n_positions - 2}
+            changed += len(fires - fired)
+        assert changed
 
     def test_a_k_saved_with_the_weights_is_read(self, per_layer):
         drop_thresholds(per_layer)
