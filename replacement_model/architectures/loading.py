@@ -18,6 +18,7 @@ from crosstrace.replacement_model.architectures.description import ModelDescript
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
 from crosstrace.replacement_model.architectures.text_part import TextPart, text_part
 from crosstrace.replacement_model.architectures.weight_files import WeightFiles, check_whole, read_json
+from crosstrace.replacement_model.finite import not_finite
 from crosstrace.replacement_model.hub import errors_in_one_line
 
 _TOKENIZER_FILES = (
@@ -127,13 +128,9 @@ def _check_report(report: dict[str, Any], part: TextPart, files: WeightFiles) ->
 def _check_finite(model: nn.Module, files: WeightFiles) -> None:
     """Refuse weights that hold NaN or infinity."""
     for tensor, weight in model.named_parameters():
-        if weight.device.type == "meta" or not weight.numel():
-            continue
-        # A sum that overflows is no proof; it costs one more look.
-        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+        if weight.device.type != "meta" and (what := not_finite(weight)):  # accelerate keeps those on meta elsewhere
             place = files.nearest(tensor)
-            kind = "NaN" if weight.isnan().any() else "infinity"
-            raise ValueError(f"{place + ': ' if place else ''}{tensor} holds {kind}; the file is damaged")
+            raise ValueError(f"{place + ': ' if place else ''}{tensor} holds {what}; the file is damaged")
 
 
 def load_config(source: str) -> tuple[Any, ModelDescription]:

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from crosstrace.replacement_model.finite import not_finite
 from crosstrace.replacement_model.hub import check_fetched
 
 _DTYPES = {
@@ -148,10 +149,8 @@ class TensorFile:
             raise ValueError(f"{self.path}: tensor {min(unknown)} is not known in such a file; expected {expected}")
 
     def _check_finite(self, key: str, tensor: Tensor) -> None:
-        # A sum that overflows is no proof; it costs one more look.
-        if tensor.numel() and not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
-            kind = "NaN" if tensor.isnan().any() else "infinity"
-            raise ValueError(f"{self.path}: {key} holds {kind}; the file is damaged or its training diverged")
+        if what := not_finite(tensor):
+            raise ValueError(f"{self.path}: {key} holds {what}; the file is damaged or its training diverged")
 
     def rows(self, key: str, shape: tuple[int | None, ...], indices_n: Tensor, first_column: int = 0) -> Tensor:
         """Read some rows of a tensor without mapping it.

@@ -124,7 +124,7 @@ class TestTopK:
         model = ReplacementModel.from_pretrained(case.model, folder, CPU)
         first, n_positions = model.description.excluded_first, len(case.input_ids)
         before = model.local(case.input_ids).activations
-        after = model.intervene(case.input_ids, [Set(FeatureAt(0, n_positions - 2, 0), 100.0)]).activations
+        after = model.intervene(case.input_ids, [Set(FeatureAt(0, 0, n_positions - 2), 100.0)]).activations
         changed = 0
         for layer in range(1, before.n_layers):
             fired, fires = (
