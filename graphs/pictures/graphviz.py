@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     import pydot
 
 PICTURES = (".svg", ".pdf", ".png")
-_PURE = "graphviz-pure"
+"""Suffixes of pictures."""
+PROGRAMS = ("dot", "graphviz-pure")
+"""What draws them: the first that is installed and knows the format."""
 _PURE_PICTURES = (".svg", ".png")
 _INSTALL = "apt install graphviz, brew install graphviz, or conda install graphviz"
 
@@ -49,14 +52,18 @@ class GraphvizMissing(RuntimeError):  # noqa: N818 (reads as what it says)
 
     def __init__(self, path: Path, dot_file: Path) -> None:
         self.dot_file = dot_file
+        suffix = path.suffix.lower()
         needed = "Graphviz's `dot` is not installed"
-        if path.suffix.lower() not in _PURE_PICTURES and _find_pure() is not None:
-            needed = f"only Graphviz's own `dot` draws {path.suffix.lower()}, and it is not installed"
+        if suffix not in _PURE_PICTURES:
+            needed = f"{suffix} needs Graphviz's own `dot`, which is not installed"
         super().__init__(f"cannot draw {path}: {needed} ({_INSTALL}); wrote {dot_file} instead")
 
 
 def render(
-    graph: AttributionGraph | pydot.Dot | str, path: str | os.PathLike[str], figure: Figure | None = None
+    graph: AttributionGraph | pydot.Dot | str,
+    path: str | os.PathLike[str],
+    figure: Figure | None = None,
+    programs: Sequence[str] = PROGRAMS,
 ) -> str:
     """Draw a graph, or DOT already made from one, as `.svg`, `.pdf` or `.png`.
 
@@ -64,6 +71,7 @@ def render(
         graph: A graph (what its masks keep is drawn), a `pydot.Dot`, or DOT text.
         path: The picture; its suffix names the format.
         figure: What of a graph to draw, and how; ignored for DOT.
+        programs: Which programs may draw it, best first.
 
     Returns:
         What drew it, such as "dot 2.43.0" or "graphviz-pure 0.2.2".
@@ -84,31 +92,26 @@ def render(
     if isinstance(graph, AttributionGraph):
         graph = to_pydot(graph, figure)
     text = graph if isinstance(graph, str) else graph.to_string()
-    if (program := _find_dot()) is not None:
-        picture = _run(program, text, path)
-    elif (program := _find_pure()) is not None and suffix in _PURE_PICTURES:
-        picture = _run_pure(program, text, path)
-    else:
-        dot_file = path.with_suffix(".dot")
-        write_atomically(dot_file, text.encode("utf-8"))
-        raise GraphvizMissing(path, dot_file)
-    write_atomically(path, picture)
-    return _name_of(program)
+    for name in programs:
+        if (name == "dot" or suffix in _PURE_PICTURES) and (program := _find(name)) is not None:
+            write_atomically(path, (_run if name == "dot" else _run_pure)(program, text, path))
+            return _name_of(program)
+    dot_file = path.with_suffix(".dot")
+    write_atomically(dot_file, text.encode("utf-8"))
+    raise GraphvizMissing(path, dot_file)
 
 
 def graphviz_program() -> str | None:
     """Return what draws pictures on this machine, such as "dot 2.43.0" or "graphviz-pure 0.2.2"; None if nothing does."""
-    program = _find_dot() or _find_pure()
-    return None if program is None else _name_of(program)
+    found = (program for name in PROGRAMS if (program := _find(name)) is not None)
+    return next(map(_name_of, found), None)
 
 
-def _find_dot() -> str | None:
-    return shutil.which("dot")
-
-
-def _find_pure() -> str | None:
+def _find(name: str) -> str | None:
+    if name == "dot":
+        return shutil.which("dot")
     # Installed beside crosstrace, it is on the path only while the environment is activated.
-    return shutil.which(_PURE, path=sysconfig.get_path("scripts")) or shutil.which(_PURE)
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
 @cache
