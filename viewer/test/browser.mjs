@@ -466,11 +466,11 @@ const checks = {
       });
       assert(drawn.length > 10 && drawn.every(Boolean), "a node is not drawn");
       const [id] = await shown(frame, "feature");
-      const element = await frame.frameElement();
-      await element.scrollIntoViewIfNeeded();
-      const { x: left, y: top } = await element.boundingBox();
-      const [x, y] = await place(frame, id);
-      await page.mouse.click(left + x, top + y);
+      const position = await frame.evaluate((node) => {
+        const [x, y] = globalThis.crosstrace.place(node), { left, top } = document.getElementById("graph").getBoundingClientRect();
+        return { x: x - left, y: y - top };
+      }, id);
+      await frame.locator("#graph").click({ position });
       await frame.waitForFunction((node) => globalThis.crosstrace.store.state.clicked === node, id);
       await frame.locator("#panel .title h2").waitFor();
       assert(await frame.locator("#save").isHidden(), "a file cannot be saved from a frame");
