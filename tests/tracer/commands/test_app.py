@@ -156,7 +156,7 @@ def test_debug_shows_the_stack(chosen):
 
 def test_missing_graphviz_is_said_after_the_other_files_are_written(chosen, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    outputs = ("-o", str(tmp_path / "g.svg"), "-o", str(tmp_path / "g.json"))
+    outputs = ("-o", str(tmp_path / "g.pdf"), "-o", str(tmp_path / "g.json"))
     error = run("trace", PROMPT, *chosen, *outputs, "-q")
     assert error.exit_code == 1
     assert "graphviz" in error.stderr.lower()
