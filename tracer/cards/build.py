@@ -20,7 +20,7 @@ from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import CARDS_FILE
-from crosstrace.replacement_model.dictionaries.card_places import cards_path
+from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
 from crosstrace.replacement_model.readouts.feature_stream import stream_features

@@ -53,7 +53,7 @@ def find_cards(
 
 
 def _beside(transcoders_name: str) -> Path | None:
-    from crosstrace.replacement_model.dictionaries.card_places import cards_path
+    from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 
     try:
         path = cards_path(transcoders_name)

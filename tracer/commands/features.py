@@ -128,7 +128,7 @@ def features(
 
 def _used_by_itself(cards: FeatureCards) -> bool:
     """Whether verbs find these cards without being told: they lie where those of their transcoders are looked for."""
-    from crosstrace.replacement_model.dictionaries.card_places import cards_path
+    from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 
     try:
         return cards_path(cards.transcoders_name).resolve() == cards.path.resolve()
@@ -151,7 +151,7 @@ def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
     """
     from crosstrace.graphs.cards.feature_cards import FeatureCards
     from crosstrace.replacement_model import demo
-    from crosstrace.replacement_model.dictionaries.card_places import cards_path
+    from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 
     path = cards or cards_path(transcoders or demo.TRANSCODERS_NAME)
     if cards is None and not path.is_file():
