@@ -11,6 +11,7 @@ one may use a file that an earlier one wrote.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -29,6 +30,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LANGUAGES = ("sh", "python")
 _FENCE = re.compile(r"( *)```(\w*)")
 _NOTE = re.compile(r" *<!-- (skip|needs): (.+?) -->")
+# What *Save* on the page of the Dallas graph writes, for a group of three features of Texas.
+_STATE = "bos-the-capital-of-the-state-containing-dallas-is.state.json"
+_GROUP = ["0_120_7", "0_468_7", "2_183_8"]
 # What the command line alone can do runs in this process: loading torch anew for each of them would take minutes.
 _SHELL_SYNTAX = re.compile(r"[|<>$;&`]|\bsource\b")
 
@@ -94,6 +98,8 @@ def test_the_snippets_of_a_page_run_as_they_are_written(page, tmp_path, monkeypa
     monkeypatch.setenv("BROWSER", "true")  # what --open starts
     for folder in ("examples", "benchmarks", "viewer"):  # pages name files of the repository as seen from its root
         (tmp_path / folder).symlink_to(ROOT / folder)
+    saved = {"qParams": {"pinnedIds": [*_GROUP, "7_455_8"], "supernodes": [["my states", *_GROUP]]}}
+    (tmp_path / _STATE).write_text(json.dumps(saved))
     names: dict[str, object] = {"__name__": "__main__"}
     for snippet in snippets_of(page):
         with subtests.test(snippet.name):
