@@ -19,7 +19,7 @@ from crosstrace.tracer.attribution.tracing import trace
 from crosstrace.tracer.validation.faithfulness import faithfulness_curves
 from crosstrace.tracer.validation.report import check_outputs, write_validation
 from crosstrace.tracer.validation.total_effects import rank_correlation, signed_effects
-from crosstrace.tracer.validation.validate import Validation, validate_graph
+from crosstrace.tracer import Validation, validate_graph
 
 
 @pytest.fixture(scope="module", params=["clt_affine", "skip_transcoder"])
