@@ -256,7 +256,9 @@ def swap_dallas(experiment: Experiment, supernodes: dict[str, Activations], sett
     away, put = of_the_state(supernodes, setting)(swap, experiment.active("Dallas"))
     for name, places in (("Texas out", away), ("California in", put)):
         print(f"{name}:", ", ".join(f"{labels.get((p.layer, p.feature), '?')} ({p})" for p in places))
-    california = before_and_after(experiment.model, PROMPT.format(city="Dallas"), replace(away, put, setting.factor), top=6)
+    california = before_and_after(
+        experiment.model, PROMPT.format(city="Dallas"), replace(away, put, setting.factor), top=6
+    )
     show_before_after(california, Console())
     return california
 

@@ -20,12 +20,12 @@ from crosstrace.replacement_model.dictionaries.readers import download_bytes, op
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.hub import missing_bytes
 from crosstrace.replacement_model.local.adjoint import folded_bytes, row_bytes
-from crosstrace.replacement_model.memory import format_bytes, usable_bytes
+from crosstrace.replacement_model.memory import usable_bytes
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import batch_size_for
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 # Where no config says how many features fire: about what Gemma Scope 2's medium ones do.
 _ACTIVE_A_LAYER_AND_TOKEN = 100.0

@@ -96,9 +96,7 @@ def features(
     ] = None,
     logits: Annotated[
         int,
-        typer.Option(
-            min=1, metavar="N", help="Keep N promoted and N suppressed tokens.", rich_help_panel=_MAKING
-        ),
+        typer.Option(min=1, metavar="N", help="Keep N promoted and N suppressed tokens.", rich_help_panel=_MAKING),
     ] = defaults.CARD_LOGITS,
     batch_tokens: Annotated[
         int | None,

@@ -72,7 +72,7 @@ def trace(
         typer.Option(
             "--target",
             metavar="TARGET",
-            help="Explain this instead of the most probable tokens: a token, '\" Austin\" - \" Dallas\"' or L3/417@7. "
+            help='Explain this instead of the most probable tokens: a token, \'" Austin" - " Dallas"\' or L3/417@7. '
             "Repeatable.",
             rich_help_panel=_TARGETS,
         ),

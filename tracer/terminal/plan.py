@@ -11,7 +11,6 @@ from crosstrace.tracer.attribution.plan import Plan
 
 def show_plan(plan: Plan, console: Console) -> None:
     """Print the plan as a table."""
-    from rich.table import Table
 
     size, used = plan.description, plan.transcoders
     kind = "cross-layer" if used.cross_layer else "per-layer"

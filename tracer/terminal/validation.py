@@ -61,7 +61,9 @@ def _curves(validation: Validation) -> Table:
     table.add_column("pruned graph", justify="right")
     for curve in validation.curves:
         name = "keep only" if curve.kind == "keep" else "remove only"
-        table.add_row(name, curve.fill, f"{curve.area:.3f}", f"{curve.pruned_recovered:.3f} with {curve.pruned_count} features")
+        table.add_row(
+            name, curve.fill, f"{curve.area:.3f}", f"{curve.pruned_recovered:.3f} with {curve.pruned_count} features"
+        )
     return table
 
 

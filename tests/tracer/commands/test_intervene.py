@@ -11,8 +11,8 @@ from cases import load_case
 from typer.testing import CliRunner, Result
 
 from crosstrace.replacement_model import FeatureAt, ReplacementModel, Scale, Set, SwapIn
-from crosstrace.tracer.commands.app import app
 from crosstrace.tracer import before_and_after, parse_intervention
+from crosstrace.tracer.commands.app import app
 
 PROMPT = "w5 w66 w55 w60 w15"
 CASE = load_case("clt_affine")
