@@ -28,7 +28,7 @@ from common import RESULTS, Phases, machine, random_prompt, watched_memory, writ
 from crosstrace.graphs import prune, write_json
 from crosstrace.kernels import SparseActivations
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries import active_rows, transcoders
 from crosstrace.replacement_model.local.adjoint import Adjoint
 from crosstrace.replacement_model.memory import format_bytes
@@ -47,7 +47,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         for owner, function, name in (
-            (Gemma3Sites, "run", "forward"),
+            (ModelSites, "run", "forward"),
             (transcoders, "encode", "encode"),
             (transcoders.Transcoders, "decoder_rows_of", "gather"),
             (active_rows.ActiveRows, "decode", "decode"),

@@ -63,6 +63,30 @@ class SparseActivations:
         start, stop = self.layer_offsets[layer : layer + 2].tolist()
         return slice(start, stop)
 
+    def at(self, indices: Tensor) -> Tensor:
+        """Look up single activations.
+
+        Args:
+            indices: (M, 3) int64 rows (layer, position, feature), in any order.
+
+        Returns:
+            (M,) float32, zero where the feature is not active.
+        """
+        found = torch.zeros(len(indices), device=self.device)
+        if not len(self) or not len(indices):
+            return found
+        indices = indices.to(self.device)
+        n_features = int(torch.maximum(self.features.max(), indices[:, 2].max())) + 1
+        keys_n, keys_m = (
+            (layers * self.n_positions + positions) * n_features + features
+            for layers, positions, features in (
+                (self.layers, self.positions, self.features),
+                indices.unbind(1),
+            )
+        )
+        place_m = torch.searchsorted(keys_n, keys_m).clamp(max=len(self) - 1)
+        return torch.where(keys_n[place_m] == keys_m, self.values[place_m].float(), found)
+
     def by_position(self) -> tuple[Tensor, Tensor]:
         """The entries in ascending order of (position, layer, feature), for what goes token by token.
 

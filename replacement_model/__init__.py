@@ -1,53 +1,9 @@
-"""Gemma 3 with its MLPs replaced by transcoders: loading, the replacement model, the local replacement model."""
+"""Base models with their MLPs replaced by transcoders: loading, the replacement model, the local replacement model.
 
-from crosstrace.replacement_model.architectures.gemma3 import SUPPORTED_ARCHITECTURES, Gemma3Description
-from crosstrace.replacement_model.dictionaries.readers import TranscoderReader, open_transcoders
-from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
-from crosstrace.replacement_model.interventions.generation import Generation, generate
-from crosstrace.replacement_model.interventions.kinds import (
-    Ablate,
-    Add,
-    AllFeatures,
-    ErrorAt,
-    FeatureAt,
-    Freeze,
-    Intervention,
-    Scale,
-    Set,
-    Supernode,
-    SwapIn,
-    TokenAt,
-)
-from crosstrace.replacement_model.interventions.running import Outcome, intervene, intervene_batch
-from crosstrace.replacement_model.local.local_model import LocalReplacementModel, Rows, Target
-from crosstrace.replacement_model.model import ReplacementModel, ReplacementOutput
+The public names are listed in `__init__.pyi`. Each is imported when it is first used, so that what needs no tensors, such
+as `crosstrace.replacement_model.demo`, does not wait for torch.
+"""
 
-__all__ = [
-    "SUPPORTED_ARCHITECTURES",
-    "Ablate",
-    "Add",
-    "AllFeatures",
-    "ErrorAt",
-    "FeatureAt",
-    "Freeze",
-    "Gemma3Description",
-    "Generation",
-    "Intervention",
-    "LocalReplacementModel",
-    "Outcome",
-    "ReplacementModel",
-    "ReplacementOutput",
-    "Rows",
-    "Scale",
-    "Set",
-    "Supernode",
-    "SwapIn",
-    "Target",
-    "TokenAt",
-    "TranscoderReader",
-    "Transcoders",
-    "generate",
-    "intervene",
-    "intervene_batch",
-    "open_transcoders",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,6 +6,7 @@ import errno
 import logging
 import shutil
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -86,6 +87,12 @@ def fetch_headers(
                 at = huggingface_hub.hf_hub_download(repo, file.filename, revision=file.commit_hash)
                 path.symlink_to(Path(at).resolve())
         return Path(folder.name), folder
+
+
+def keep_with(folder: TemporaryDirectory[str] | None, owner: object) -> None:
+    """Keep a temporary folder for as long as an object that reads its files."""
+    if folder is not None:
+        weakref.finalize(owner, folder.cleanup)
 
 
 def missing_bytes(repo: str, revision: str | None = None, patterns: Sequence[str] | None = None) -> int:

@@ -7,30 +7,33 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary, N active featu
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description, Gemma3Sites, load_gemma3
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.hooks import hooked
+from crosstrace.replacement_model.architectures.loading import load_model
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.interventions.generation import Generation, generate
+from crosstrace.replacement_model.interventions.kinds import Errors, Freeze, Intervention
+from crosstrace.replacement_model.interventions.outcomes import Outcome
+from crosstrace.replacement_model.interventions.running import intervene
 from crosstrace.replacement_model.local.capture import Capture
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.record import PassRecord
+from crosstrace.replacement_model.local.running_model import Localize
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
-from crosstrace.replacement_model.prompts import check_text
-
-if TYPE_CHECKING:
-    from crosstrace.replacement_model.interventions.generation import Generation
-    from crosstrace.replacement_model.interventions.running import Outcome
-
-Prompt = str | Sequence[int] | Tensor
+from crosstrace.replacement_model.prompts import Prompt, check_text
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,11 @@ class ReplacementModel:
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, transcoders: Transcoders, description: Gemma3Description, name: str
+        self, model: nn.Module, tokenizer: Any, transcoders: Transcoders, description: ModelDescription, name: str
     ) -> None:
         transcoders.check_fits(description, name)
         self.model, self.tokenizer, self.transcoders, self.name = model, tokenizer, transcoders, name
-        self.description = description
-        self.sites = Gemma3Sites(model, description)
+        self.sites = ModelSites(model, description)
 
     @classmethod
     def from_pretrained(
@@ -99,7 +101,7 @@ class ReplacementModel:
         reader = open_transcoders(transcoders)  # first: a wrong path should not cost the wait for a large model
         if memory_budget is not None:
             parse_bytes(memory_budget)
-        module, tokenizer, description = load_gemma3(str(model), dtype, place, device_map)
+        module, tokenizer, description = load_model(str(model), dtype, place, device_map)
         if excluded_first is not None:
             description = description.excluding(excluded_first)
         return cls(module, tokenizer, Transcoders(reader, place, dtype, memory_budget), description, str(model))
@@ -115,6 +117,21 @@ class ReplacementModel:
 
         model = cls.from_pretrained(demo.MODEL_DIR, demo.TRANSCODERS_DIR, device, **settings)
         model.name, model.transcoders.reader.name = demo.MODEL_NAME, demo.TRANSCODERS_NAME
+        return model
+
+    @property
+    def description(self) -> ModelDescription:
+        """The sizes and conventions of the base model."""
+        return self.sites.description
+
+    def excluding(self, first: int) -> ReplacementModel:
+        """Return the same model with another number of excluded first positions; weights are shared.
+
+        Raises:
+            ValueError: The number is negative.
+        """
+        model = copy.copy(self)
+        model.sites = self.sites.excluding(first)
         return model
 
     @property
@@ -218,10 +235,8 @@ class ReplacementModel:
         errors_lpd -= active_rows.decode(activations)
         constants_lpd[:, :first] += errors_lpd[:, :first]  # no features there: what is left is the MLP's own output
         errors_lpd[:, :first] = 0
-        return LocalReplacementModel(
+        record = PassRecord(
             description=self.description,
-            transcoders=self.transcoders,
-            sites=self.sites,
             tokens_p=tokens_p,
             layers=capture.layers,
             activations=activations,
@@ -231,8 +246,26 @@ class ReplacementModel:
             residuals_lpd=torch.stack(capture.residuals),
             mids_lpd=torch.stack(capture.mids),
             final_norm=capture.final_norm,
-            folded_budget=self._budget() // 8,
         )
+        return LocalReplacementModel(record, self.transcoders, self.sites, self._budget() // 8)
+
+    def localizer(self) -> Localize:
+        """Return a function that gives prompts' local replacement models and runs each prompt once.
+
+        A local replacement model that is given to it stays as it is.
+        """
+        known: dict[tuple[int, ...], LocalReplacementModel] = {}
+
+        def localize(prompt: Prompt | LocalReplacementModel) -> LocalReplacementModel:
+            if isinstance(prompt, LocalReplacementModel):
+                return prompt
+            tokens_p = self.tokenize(prompt)
+            key = tuple(tokens_p.tolist())
+            if key not in known:
+                known[key] = self.local(tokens_p)
+            return known[key]
+
+        return localize
 
     def _budget(self) -> int:
         return self.transcoders.memory_budget or usable_bytes(self.device)
@@ -275,14 +308,87 @@ class ReplacementModel:
         activations = SparseActivations.from_layers(features, len(tokens_p))
         return ReplacementOutput(self.sites.unembed(normed_pd[-1]), activations)
 
-    def intervene(self, prompt: Prompt | LocalReplacementModel, interventions: Any, **settings: Any) -> Outcome:
-        """Run a prompt under interventions; see :func:`crosstrace.replacement_model.intervened.intervene`."""
-        from crosstrace.replacement_model.interventions.running import intervene
+    def intervene(
+        self,
+        prompt: Prompt | LocalReplacementModel,
+        interventions: Sequence[Intervention],
+        freeze: Freeze | str = "iterative",
+        errors: Errors | Tensor = "frozen",
+        positions: Sequence[int] = (-1,),
+        read_features: Tensor | None = None,
+    ) -> Outcome:
+        """Run one prompt under interventions; `crosstrace.replacement_model.intervene_batch` runs many in one pass.
 
-        return intervene(self, prompt, interventions, **settings)
+        Args:
+            prompt: A text, token ids, or the prompt's local replacement model.
+            interventions: What to change; an empty list gives the unchanged model.
+            freeze: What is held at the prompt's own values: `"direct"`, `"constrained:LAYER"`, `"iterative"`, or a
+                `Freeze` with more choices.
+            errors: What becomes of the part of the MLP outputs that transcoders miss: `"frozen"`, `"recomputed"`,
+                `"dropped"`, or vectors (L, P, D) float32 to replace them.
+            positions: Positions whose logits are returned; negative ones count from the prompt's end.
+            read_features: (T, 3) int64 rows (layer, position, feature) whose pre-activations are returned.
 
-    def generate(self, prompt: Prompt | LocalReplacementModel, interventions: Any = (), **settings: Any) -> Generation:
-        """Generate under interventions; see :func:`crosstrace.replacement_model.generation.generate`."""
-        from crosstrace.replacement_model.interventions.generation import generate
+        Returns:
+            The outcome, with logits at the requested positions and pre-activations of the requested features.
 
-        return generate(self, prompt, interventions, **settings)
+        Raises:
+            ValueError: The prompt, an intervention, a setting or a place to read is not valid, or interventions
+                contradict each other; one line that names it.
+
+        Example:
+            >>> outcome = model.intervene("The capital of the state containing Dallas is", [Ablate("Texas")])
+            >>> model.token_strings(outcome.logits_v.topk(3).indices)
+        """
+        return intervene(self, prompt, interventions, freeze, errors, positions, read_features)
+
+    def generate(
+        self,
+        prompt: Prompt | LocalReplacementModel,
+        interventions: Sequence[Intervention] = (),
+        max_new_tokens: int = 20,
+        freeze: Freeze | str = "iterative",
+        errors: Errors = "frozen",
+        freeze_prompt_only: bool = True,
+        return_logits: bool = False,
+        return_activations: bool = False,
+        **sampling: Any,
+    ) -> Generation:
+        """Generate from a prompt under interventions, which act on generated tokens where their positions are open-ended.
+
+        Args:
+            prompt: A text, token ids, or the prompt's local replacement model.
+            interventions: What to change; an empty list generates as the unchanged model does.
+            max_new_tokens: The largest number of tokens to generate.
+            freeze: What is held at the prompt's tokens, as for `intervene`.
+            errors: What becomes of the part of the MLP outputs that transcoders miss: `"frozen"`, `"recomputed"` or
+                `"dropped"`.
+            freeze_prompt_only: Whether generated tokens are computed anew; False holds them at what the unchanged model
+                does on the tokens so far, without a KV cache.
+            return_logits: Whether to return the logits of each step.
+            return_activations: Whether to return the active features.
+            sampling: Arguments of `transformers`' `generate`, such as `do_sample`, `temperature` and
+                `num_return_sequences`. Without `do_sample=True` the most probable token is taken.
+
+        Returns:
+            The generated sequences; see `crosstrace.replacement_model.Generation`.
+
+        Raises:
+            ValueError: The prompt, an intervention or a setting is not valid, or two settings exclude each other; one
+                line that names it.
+
+        Example:
+            >>> model.generate("The capital of the state containing Dallas is", [Ablate("Texas")], max_new_tokens=1).texts
+        """
+        return generate(
+            self,
+            prompt,
+            interventions,
+            max_new_tokens,
+            freeze,
+            errors,
+            freeze_prompt_only,
+            return_logits,
+            return_activations,
+            **sampling,
+        )

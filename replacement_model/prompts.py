@@ -1,13 +1,22 @@
-"""What may be a prompt's text."""
+"""What may be a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+Prompt = str | Sequence[int] | Tensor
+"""A text, or token ids that are taken as they are."""
 
 
 def check_text(prompt: str) -> None:
-    """Tokenizers take text that UTF-8 can say; a terminal may pass on other bytes.
+    """Refuse text that UTF-8 cannot encode, such as other bytes that a terminal passes on; tokenizers take none of it.
 
     Raises:
-        ValueError: it is none; one line that says from where on.
+        ValueError: The text is not valid; one line that says where it stops being.
     """
     try:
         prompt.encode()
     except UnicodeEncodeError as problem:
-        raise ValueError(f"the prompt is no text from character {problem.start} on: not UTF-8") from None
+        raise ValueError(f"the prompt is not valid text: character {problem.start} is not valid UTF-8") from None

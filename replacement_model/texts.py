@@ -32,7 +32,7 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Context:
+class CorpusContext:
     """One piece of a text, ready for the model.
 
     Attributes:
@@ -159,7 +159,9 @@ class Texts:
                 self.empty += 1
 
 
-def contexts(corpus: Corpus | Texts, tokenizer: Any, length: int, shortest: int, start: Cursor) -> Iterator[Context]:
+def contexts(
+    corpus: Corpus | Texts, tokenizer: Any, length: int, shortest: int, start: Cursor
+) -> Iterator[CorpusContext]:
     """The corpus as contexts of at most ``length`` tokens, from ``start`` on.
 
     A text is tokenized whole and cut; every piece gets ``<bos>`` in front, which counts towards the length (a text that
@@ -196,7 +198,7 @@ def contexts(corpus: Corpus | Texts, tokenizer: Any, length: int, shortest: int,
             whole = Cursor(number + 1, 0, _chained(digest, text))
             for i, tokens in enumerate(full[skipped:], skipped):
                 if len(tokens) >= shortest:
-                    yield Context(tokens, whole if i == len(full) - 1 else Cursor(number, i + 1, digest), read)
+                    yield CorpusContext(tokens, whole if i == len(full) - 1 else Cursor(number, i + 1, digest), read)
             number, digest, skipped = whole.texts, whole.digest, 0
     if broken is not None:
         raise broken

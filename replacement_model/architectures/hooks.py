@@ -1,8 +1,8 @@
-"""Temporary hooks on a model's modules, gone again whatever happens."""
+"""Temporary hooks on a model's modules, removed again whatever happens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,12 @@ Hook = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 @contextmanager
-def hooked(hooks: list[tuple[nn.Module, Hook]]) -> Iterator[None]:
-    """Call ``hook(args, kwargs, output)`` after each module; what it returns, unless None, replaces the output."""
+def hooked(hooks: Sequence[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    """Call `hook(args, kwargs, output)` after each module; what it returns, unless None, replaces the output.
+
+    Args:
+        hooks: Pairs of a module and its hook.
+    """
     handles = [
         module.register_forward_hook(
             lambda _module, args, kwargs, output, hook=hook: hook(args, kwargs, output), with_kwargs=True

@@ -15,35 +15,36 @@ from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode, scores
 
-# memory: the distinct rows on the device. entries: a float32 row for each entry, in order (CPU). whole: entire decoders on
-# the device. mapped: in the mapped files (CPU). host: the distinct rows in host memory, a layer at a time on the device.
-Place = Literal["memory", "entries", "whole", "mapped", "host"]
+RowsPlace = Literal["memory", "entries", "whole", "mapped", "host"]
+"""Where rows are held: the distinct ones on the device (`memory`); a float32 row for each entry, in order (`entries`, CPU);
+entire decoders on the device (`whole`); in the mapped files (`mapped`, CPU); or the distinct ones in host memory, of which
+the device gets one layer at a time (`host`)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveRows:
-    """For each layer stored rows (U, J, D) and, for each of its active features, which of them is its own.
+    """The stored rows (U, J, D) of each layer, and which of them belongs to each of its active features.
 
     Attributes:
-        rows_ujd: a tensor a layer, in the dtype of the weights.
-        index_n: (n,) int64 a layer: the stored row of each entry. A feature that fires at many positions is stored once.
-            None: each entry has a row of its own, in order.
-        place: where ``rows_ujd`` are.
-        device: where products are computed.
+        rows_ujd: One tensor per layer, in the dtype of the weights.
+        index_n: (n,) int64 per layer, the stored row of each entry: a feature that fires at many positions is stored
+            once. None: each entry has its own row, in order.
+        place: Where `rows_ujd` are.
+        device: Where products are computed.
     """
 
     rows_ujd: Sequence[Tensor]
     index_n: Sequence[Tensor] | None
-    place: Place
+    place: RowsPlace
     device: torch.device
 
     @property
     def nbytes(self) -> int:
-        """Memory of the rows, or for ``mapped`` the size of the files' part they are in."""
+        """The memory of the rows in bytes; if they are `mapped`, the size of the part of the files that holds them."""
         return sum(rows.numel() * rows.element_size() for rows in self.rows_ujd)
 
     def decode(self, activations: SparseActivations) -> Tensor:
-        """(L, P, D) float32: what the active features write to every layer."""
+        """Return what the active features write to every layer (L, P, D) float32."""
         if self.place != "host":
             return decode(activations, self.rows_ujd, self.index_n)
         d_model = self.rows_ujd[0].shape[-1]
@@ -55,8 +56,13 @@ class ActiveRows:
     def scores(
         self, activations: SparseActivations, gradients_bpld: Tensor, tops: Sequence[int] | None = None
     ) -> Tensor:
-        """(B, N) direct effects on targets with these gradients (B, P', L', D) at the MLP outputs; ``tops``: as for
-        :func:`crosstrace.kernels.scores`."""
+        """Return the direct effects (B, N) of the active features on targets.
+
+        Args:
+            activations: The active features.
+            gradients_bpld: (B, P', L', D) gradients of the targets at the MLP outputs.
+            tops: As for `crosstrace.kernels.scores`.
+        """
         if self.place != "host":
             return scores(activations, self.rows_ujd, gradients_bpld, self.index_n, tops)
         out_bn = torch.zeros(len(gradients_bpld), len(activations), device=self.device)

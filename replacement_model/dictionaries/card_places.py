@@ -9,14 +9,17 @@ from crosstrace.replacement_model.dictionaries.readers.opening import local_plac
 
 
 def cards_path(transcoders: str | Path) -> Path:
-    """``cards.safetensors`` in the transcoders' folder; ``NAME.cards.safetensors`` beside a family of per-layer folders.
+    """Return where the feature cards of transcoders are kept.
+
+    That is `cards.safetensors` in the transcoders' folder, or `NAME.cards.safetensors` beside a family of per-layer
+    folders.
 
     Args:
-        transcoders: as for :func:`crosstrace.replacement_model.open_transcoders`, or as a graph names them; of those on the
+        transcoders: As for `crosstrace.replacement_model.open_transcoders`, or as a graph names them; for those on the
             hub only the local cache is looked at.
 
     Raises:
-        FileNotFoundError: the transcoders are not on this machine.
+        FileNotFoundError: The transcoders are not on this machine.
 
     Example:
         >>> cards_path("org/repo/clt/width_262k_l0_medium").name

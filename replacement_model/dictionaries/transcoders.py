@@ -1,14 +1,14 @@
-"""Transcoders in use: a reader's weights on the device and in the dtype wanted, through the sparse kernels.
+"""Transcoders in use: a reader's weights on the chosen device and in the chosen dtype, through the sparse kernels.
 
-What stays in memory, by the budget (``memory_budget``; without one, 80 % of what is free):
+The budget (`memory_budget`, or 80 % of the free memory) decides what stays in memory:
 
-- Encoders, skip connections: kept once used if together they take at most a quarter of the budget, else read for a
-  layer and dropped again.
-- Decoders: only the rows of active features, read once a prompt. With a budget of the user's own that holds encoders and
-  decoders twice over, whole decoders are kept instead: for many prompts with one model.
-- The active rows themselves are kept for the prompt if they take at most half of the budget. Beyond that a CPU uses them
-  where they lie in the mapped files, and a GPU gets them a layer at a time. On a CPU, where every product needs float32
-  rows in the order of the entries, they are kept as such if that takes at most an eighth of the budget and 1 GB.
+- Encoders and skip connections stay once used if together they take at most a quarter of the budget. Otherwise each is
+  read for its layer and dropped again.
+- Of decoders only the rows of active features are read, once per prompt. If the user sets a budget that holds encoders
+  and decoders twice over, whole decoders stay instead, which is faster for many prompts with one model.
+- The active rows stay for the prompt if they take at most half of the budget. Beyond that a CPU uses them where they lie
+  in the mapped files, and a GPU gets them layer by layer. On a CPU every product needs float32 rows in the order of the
+  entries, so they are kept in that form if it takes at most an eighth of the budget and at most 1 GB.
 
 Letters: L layers, P positions, F features of a layer, D d_model, J layers a feature writes to, N active features,
 U stored rows of a layer.
@@ -22,21 +22,33 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode_layer, encode
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
-from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows, Place
-from crosstrace.replacement_model.dictionaries.readers import Encoder, TranscoderReader
+from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows, RowsPlace
+from crosstrace.replacement_model.dictionaries.base import ActivationKind, Encoder
+from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 
 _ENCODER_SHARE, _ROWS_SHARE, _DECODER_SHARE = 0.25, 0.5, 0.5
 _ENTRIES_SHARE, _ENTRIES_BYTES = 0.125, 10**9
+# Both are a threshold a feature; the k largest of a token cannot be found feature by feature.
+_COMPUTED = (ActivationKind.RELU, ActivationKind.JUMP_RELU)
 
 
 class Transcoders:
     """Cross-layer or per-layer transcoders behind one interface.
 
     Attributes:
-        memory_budget: bytes for weights and rows on the device, or None for what is free.
-        keeps_encoders, keeps_decoders: what stays in memory once used; see the module.
+        reader: The files.
+        device: Where weights are used.
+        dtype: The dtype of encoders, decoders and skip connections; None: as stored.
+        n_layers: L.
+        d_model: D.
+        cross_layer: Whether features write to later layers too.
+        reads: The site that encoders read.
+        labels: The feature names kept beside the weights, by (layer, feature).
+        memory_budget: Bytes for weights and rows on the device; None: what is free.
+        keeps_encoders: Whether encoders stay in memory once used; see the module.
+        keeps_decoders: Whether whole decoders stay in memory; see the module.
     """
 
     def __init__(
@@ -46,14 +58,26 @@ class Transcoders:
         dtype: torch.dtype | None = None,
         memory_budget: int | str | None = None,
     ) -> None:
-        """``dtype``: of encoder, decoder and skip (None: as stored); biases and thresholds are float32 always.
+        """Use a reader's weights.
+
+        Args:
+            reader: The files.
+            device: Where weights are used.
+            dtype: The dtype of encoders, decoders and skip connections; None: as stored. Biases and thresholds are
+                always float32.
+            memory_budget: Bytes, or text such as `"8GB"`; None: 80 % of what is free on the device.
 
         Raises:
-            ValueError: ``memory_budget`` is not a size.
+            ValueError: The budget is not a size, or the activation function is not supported.
         """
+        if reader.activation.kind not in _COMPUTED:
+            raise ValueError(
+                f"transcoders {reader.name}: activation {reader.activation} is not supported; "
+                f"supported: {', '.join(kind.value for kind in _COMPUTED)}"
+            )
         self.reader, self.device, self.dtype = reader, device, dtype
         self.n_layers, self.d_model, self.cross_layer = reader.n_layers, reader.d_model, reader.cross_layer
-        self.input_site = reader.input_site
+        self.reads = reader.reads
         self.labels = reader.labels()
         self.memory_budget = None if memory_budget is None else parse_bytes(memory_budget)
         budget = self.memory_budget or usable_bytes(device)
@@ -68,6 +92,7 @@ class Transcoders:
 
     @property
     def name(self) -> str:
+        """The name of the transcoders in graphs and messages."""
         return self.reader.name
 
     @property
@@ -75,10 +100,15 @@ class Transcoders:
         """The dtype of encoders and decoders in use."""
         return _usable(self.dtype or self.reader.dtype())
 
-    def check_fits(self, description: Gemma3Description, model_name: str) -> None:
-        """
+    def check_fits(self, description: ModelDescription, model_name: str) -> None:
+        """Refuse a model of another shape.
+
+        Args:
+            description: The model.
+            model_name: Its name, for the message.
+
         Raises:
-            ValueError: these transcoders are for a model of another shape; both are named.
+            ValueError: These transcoders are for a model of another shape; both are named.
         """
         for what, of_model, of_transcoders in (
             ("layers", description.n_layers, self.n_layers),
@@ -91,11 +121,11 @@ class Transcoders:
                 )
 
     def encoder_bytes(self) -> int:
-        """Memory of all encoders in use."""
+        """Return the memory of all encoders in use, in bytes."""
         return sum(self.reader.n_features) * (self.d_model * self.weights_dtype.itemsize + 8)
 
     def decoder_bytes(self) -> int:
-        """Memory of all decoders in use."""
+        """Return the memory of all decoders in use, in bytes."""
         rows = sum(count * self.reader.n_written(layer) for layer, count in enumerate(self.reader.n_features))
         return rows * self.d_model * self.weights_dtype.itemsize
 
@@ -103,7 +133,7 @@ class Transcoders:
         return tensor.to(device=self.device, dtype=_usable(self.dtype or tensor.dtype))
 
     def encoder(self, layer: int) -> Encoder:
-        """One layer's encoder: (D, F), (F,), (F,)."""
+        """Return one layer's encoder, on the device."""
         if layer in self._encoders:
             return self._encoders[layer]
         stored = self.reader.encoder(layer)
@@ -115,7 +145,7 @@ class Transcoders:
         return encoder
 
     def skip(self, layer: int) -> Tensor | None:
-        """(D, D) affine skip connection of a layer, ``y += u @ skip``, or None."""
+        """Return a layer's affine skip connection (D, D), `y += u @ skip`, or None."""
         if layer in self._skips:
             return self._skips[layer]
         stored = self.reader.skip(layer)
@@ -125,13 +155,22 @@ class Transcoders:
         return skip_dd
 
     def bias(self, layer: int) -> Tensor:
-        """(D,) float32 decoder bias."""
+        """Return a layer's decoder bias (D,) float32."""
         if layer not in self._biases:
             self._biases[layer] = self.reader.bias(layer).to(self.device)
         return self._biases[layer]
 
     def encode(self, layer: int, input_pd: Tensor, excluded_first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Active features of a layer past the excluded first positions: positions, features, values (n,)."""
+        """Encode a layer's inputs.
+
+        Args:
+            layer: The layer.
+            input_pd: (P, D) at the site that the transcoders read.
+            excluded_first: The number of first positions that carry no features.
+
+        Returns:
+            Positions, features and activations (n,) of the active features, ascending by (position, feature).
+        """
         encoder = self.encoder(layer)
         positions, features, values = encode(
             input_pd[excluded_first:], encoder.w_enc_df, encoder.b_enc_f, encoder.threshold_f
@@ -139,17 +178,18 @@ class Transcoders:
         return positions + excluded_first, features, values
 
     def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
-        """(n, J, D) decoder rows of a layer's features; row j writes to layer + j. A feature may be named repeatedly."""
+        """Return the decoder rows (n, J, D) of a layer's features, which may repeat; row j writes to `layer + j`."""
         if self.keeps_decoders:
             return self._decoder(layer)[features_n]
         distinct, where = torch.unique(features_n, return_inverse=True)
         return self._place(self.reader.decoder_rows(layer, distinct))[where]
 
-    def decoder_rows_of(self, activations: SparseActivations, place: Place | None = None) -> ActiveRows:
-        """The decoder rows of all active features, each stored once.
+    def decoder_rows_of(self, activations: SparseActivations, place: RowsPlace | None = None) -> ActiveRows:
+        """Gather the decoder rows of all active features, each stored once.
 
         Args:
-            place: where they are held; None: by the budget. See :class:`ActiveRows`.
+            activations: The active features.
+            place: Where the rows are held, see `RowsPlace`; None: the budget decides.
         """
         features = [activations.features[activations.layer(layer)] for layer in range(self.n_layers)]
         if place is None and self.keeps_decoders:
@@ -168,11 +208,15 @@ class Transcoders:
             rows.append(in_use[index[layer]].float() if place == "entries" else in_use)
         return ActiveRows(rows, None if place == "entries" else index, place, self.device)
 
-    def rows_place(self, n_distinct: Sequence[float], n_entries: Sequence[float]) -> tuple[Place, int]:
-        """Where the rows of active features are held, and their bytes there (``mapped``: in the files).
+    def rows_place(self, n_distinct: Sequence[float], n_entries: Sequence[float]) -> tuple[RowsPlace, int]:
+        """Decide where the rows of active features are held.
 
         Args:
-            n_distinct, n_entries: for each layer how many distinct features are active, and how many entries there are.
+            n_distinct: For each layer the number of distinct features that are active.
+            n_entries: For each layer the number of active entries.
+
+        Returns:
+            The place, and the bytes that the rows take there (`mapped`: in the files).
         """
         stored, entries = (
             int(self.d_model * sum(count * self.reader.n_written(layer) for layer, count in enumerate(counts)))
@@ -194,14 +238,14 @@ class Transcoders:
         return self._decoders[layer]
 
     def affine(self, layer: int, input_pd: Tensor) -> Tensor:
-        """(P, D) float32: the part of a layer's reconstruction that is not features, ``u @ skip + b_dec``."""
+        """Return the part (P, D) float32 of a layer's reconstruction that is not features, `u @ skip + b_dec`."""
         skip = self.skip(layer)
         if skip is None:
             return self.bias(layer).expand(input_pd.shape[0], -1)
         return input_pd.float() @ skip.float() + self.bias(layer)
 
     def reconstruct(self, activations: SparseActivations, rows: ActiveRows, inputs_lpd: Tensor) -> Tensor:
-        """(L, P, D) float32 reconstructions of every MLP output from active features and transcoder inputs."""
+        """Return reconstructions (L, P, D) float32 of every MLP output from active features and transcoder inputs."""
         out_lpd = rows.decode(activations)
         for layer in range(self.n_layers):
             out_lpd[layer] += self.affine(layer, inputs_lpd[layer])
@@ -219,5 +263,5 @@ class Transcoders:
 
 
 def _usable(dtype: torch.dtype) -> torch.dtype:
-    """Weights stored in float64 are used in float32: no kernel takes wider ones."""
+    """The dtype that weights are used in: float64 becomes float32, since no kernel takes wider ones."""
     return torch.float32 if dtype == torch.float64 else dtype

@@ -1,7 +1,7 @@
-"""Feature activations of a batch as sparse entries, and what edits make of them.
+"""Feature activations of a batch as sparse entries, and edits applied to them.
 
-Letters: B rows of a batch, W positions of a row that a pass looks at, X = B * W of them in one line, L layers, D d_model,
-F features of a layer, J layers a feature writes to, n entries.
+Letters: B rows of a batch, W positions of a row in a pass, X = B * W flattened, L layers, D d_model, F features of a
+layer, J layers a feature writes to, n entries.
 """
 
 from __future__ import annotations
@@ -18,29 +18,35 @@ from crosstrace.kernels import SparseActivations
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.edits import Edits
 
-# Decoder rows gathered at a time.
+# Decoder rows gathered at a time, in bytes.
 _ROW_BYTES = 256 * 2**20
 
 
 class Entries(NamedTuple):
-    """Activations of one layer, ascending by (where, feature), each pair once."""
+    """The activations of one layer, ascending by (where, feature), each pair once.
 
-    where: Tensor  # (n,) int64 index into the X positions
-    features: Tensor  # (n,) int64
-    values: Tensor  # (n,) float32
+    Attributes:
+        where: (n,) int64 index into the X positions.
+        features: (n,) int64 feature within the layer.
+        values: (n,) float32 activation.
+    """
+
+    where: Tensor
+    features: Tensor
+    values: Tensor
 
     def keys(self, n_features: int) -> Tensor:
-        """(n,) one ascending number for each (where, feature)."""
+        """Number every (where, feature): (n,) int64, ascending, for a layer of `n_features`."""
         return self.where * n_features + self.features
 
     @staticmethod
     def from_keys(keys: Tensor, values: Tensor, n_features: int) -> Entries:
-        """Entries of ascending keys."""
+        """Make entries from ascending keys (n,) and their values (n,)."""
         return Entries(keys // n_features, keys % n_features, values)
 
 
 def difference(new: Entries, old: Entries, n_features: int) -> Entries:
-    """``new - old``, without zeros."""
+    """Subtract `old` from `new`, both of a layer with `n_features`, and drop zeros."""
     keys, place = torch.unique(torch.cat([new.keys(n_features), old.keys(n_features)]), return_inverse=True)
     values = torch.zeros(len(keys), device=keys.device)
     values[place[: len(new.where)]] = new.values  # each key is in either part at most once
@@ -58,7 +64,13 @@ def write(transcoders: Transcoders, layer: int, entries: Entries, written_lxd: T
 
 
 def row_activations(layers: Sequence[Entries], start: int, n_positions: int) -> SparseActivations:
-    """The activations of one row, whose ``n_positions`` positions begin at ``start`` of the X."""
+    """Take the activations of one row out of a batch.
+
+    Args:
+        layers: The batch's entries, layer by layer.
+        start: The row's first position among the X.
+        n_positions: The number of its positions.
+    """
     parts = []
     for entries in layers:
         first, stop = torch.searchsorted(
@@ -70,12 +82,12 @@ def row_activations(layers: Sequence[Entries], start: int, n_positions: int) -> 
 
 
 @dataclass(frozen=True)
-class Window:
-    """The positions that a pass looks at.
+class PassWindow:
+    """The positions that a pass covers.
 
     Attributes:
-        shift_b: (B,) index in the row = position in the prompt + shift.
-        live_bw: (B, W) positions that carry features: not padding, not excluded.
+        shift_b: (B,) int64, index in the row minus position in the prompt.
+        live_bw: (B, W) bool, the positions that carry features: neither padding nor excluded.
     """
 
     shift_b: Tensor
@@ -83,25 +95,32 @@ class Window:
 
     @property
     def n_rows(self) -> int:
+        """The number of rows B."""
         return self.live_bw.shape[0]
 
     @property
     def width(self) -> int:
+        """The number of positions W."""
         return self.live_bw.shape[1]
 
     @cached_property
     def live(self) -> Tensor:
-        """Indices of the live ones among the X positions."""
+        """The indices of live positions among the X, int64."""
         return self.live_bw.flatten().nonzero().flatten()
 
     def encode(self, transcoders: Transcoders, layer: int, input_xd: Tensor) -> Entries:
-        """The active features of a layer at live positions."""
+        """Encode the inputs (X, D) of a layer's transcoder at live positions."""
         rows, features, values = transcoders.encode(layer, input_xd[self.live], 0)
         return Entries(self.live[rows], features, values)
 
 
 class EditTable:
-    """The edits of B rows as tensors, one table a layer."""
+    """The edits of B rows as tensors, one table per layer.
+
+    Attributes:
+        edits: The edits of each row.
+        n_features: The number of features in each layer.
+    """
 
     def __init__(self, edits: Sequence[Edits], n_features: Sequence[int], device: torch.device) -> None:
         self.edits = list(edits)
@@ -116,8 +135,17 @@ class EditTable:
         self._places = [torch.tensor(p, dtype=torch.int64, device=device).view(-1, 3) for p in places]
         self._changes = [torch.tensor(c, dtype=torch.float32, device=device).view(-1, 2) for c in changes]
 
-    def apply(self, layer: int, own: Entries, window: Window) -> Entries:
-        """What the edits make of a layer's activations."""
+    def apply(self, layer: int, own: Entries, window: PassWindow) -> Entries:
+        """Apply the edits to a layer's activations.
+
+        Args:
+            layer: The layer.
+            own: Its activations without the edits.
+            window: The positions that the pass covers; edits elsewhere are ignored.
+
+        Returns:
+            The activations with the edits, without zeros.
+        """
         n_features, width = self.n_features[layer], window.width
         row, position, feature = self._places[layer].unbind(1)
         index = position + window.shift_b[row]

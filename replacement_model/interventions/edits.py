@@ -1,4 +1,4 @@
-"""Interventions checked against a prompt and spelled out: one factor and offset for every place they change.
+"""Interventions checked against a prompt and spelled out: one factor and one offset for every place they change.
 
 Letters: L layers, P positions of the prompt, T positions of prompt and generated tokens.
 """
@@ -6,9 +6,10 @@ Letters: L layers, P positions of the prompt, T positions of prompt and generate
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from crosstrace.replacement_model.interventions.kinds import (
     Ablate,
@@ -24,22 +25,31 @@ from crosstrace.replacement_model.interventions.kinds import (
     Supernode,
     SwapIn,
     TokenAt,
+    named,
 )
 from crosstrace.replacement_model.interventions.references import find_features
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.running_model import Localize
 
-Place3 = tuple[int, int, int]
+FeatureIndex = tuple[int, int, int]  # (layer, position, feature), as in a row of `SparseActivations.indices`
 _LARGEST = 1e15  # far beyond any activation, and norms can still square what comes of it in float32
 
 
 @dataclass
 class Edits:
-    """What one row of a batch changes; an activation a becomes ``factor * a + offset``."""
+    """What one row of a batch changes; an activation a becomes `factor * a + offset`.
 
-    features: dict[Place3, tuple[float, float]] = field(default_factory=dict)  # (layer, position, feature)
-    others: float = 1.0  # factor of every feature that is not in `features`
-    errors: dict[tuple[int, int], float] = field(default_factory=dict)  # (layer, position) -> factor
-    tokens: dict[int, float] = field(default_factory=dict)  # position -> factor
+    Attributes:
+        features: Factor and offset by (layer, position, feature).
+        others: The factor of every feature that is not in `features`.
+        errors: Factors by (layer, position).
+        tokens: Factors by position.
+    """
+
+    features: dict[FeatureIndex, tuple[float, float]] = field(default_factory=dict)
+    others: float = 1.0
+    errors: dict[tuple[int, int], float] = field(default_factory=dict)
+    tokens: dict[int, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.features) + len(self.errors) + len(self.tokens) + (self.others != 1.0)
@@ -48,25 +58,29 @@ class Edits:
 def resolve(
     interventions: Sequence[Intervention],
     local: LocalReplacementModel,
-    localize: Callable[[object], LocalReplacementModel],
+    localize: Localize,
     n_generated: int = 0,
 ) -> Edits:
     """Check interventions on a prompt and spell them out.
 
-    Scalings and additions to one place take effect in the order given. Setting a place (ablating and swapping in are
-    ways to set it) leaves no room for anything else there. What is said of single features beats ``AllFeatures``.
+    Scaling and adding at one place take effect in the order given. A place that is set, which includes ablating it and
+    swapping it in, takes no other intervention. An intervention on single features overrides `AllFeatures`.
 
     Args:
-        local: the prompt's local replacement model.
-        localize: gives the local replacement model of another prompt, for swapping in.
-        n_generated: how many tokens follow the prompt, at most.
+        interventions: What to change.
+        local: The prompt's local replacement model.
+        localize: Gives the local replacement model of another prompt, for swapping in.
+        n_generated: The number of tokens that may be generated after the prompt.
+
+    Returns:
+        The edits, with all positions counted from the start.
 
     Raises:
-        ValueError: a feature, layer, position, label or value that cannot be, or interventions that contradict each
-            other; one line that names it and what is valid.
+        ValueError: A feature, layer, position or label does not exist, a value is too large, or two interventions
+            contradict each other. One line names it and what is valid.
     """
     if isinstance(interventions, (Set, Scale, Add, Ablate, SwapIn)):
-        raise ValueError(f"interventions come as a list: [{type(interventions).__name__}(…)]")
+        raise ValueError(f"interventions must be a list: [{type(interventions).__name__}(…)]")
     resolver = _Resolver(local, localize, n_generated)
     for intervention in interventions:
         resolver.add(intervention)
@@ -74,12 +88,10 @@ def resolve(
 
 
 class _Resolver:
-    def __init__(
-        self, local: LocalReplacementModel, localize: Callable[[object], LocalReplacementModel], n_generated: int
-    ) -> None:
+    def __init__(self, local: LocalReplacementModel, localize: Localize, n_generated: int) -> None:
         self.local, self.localize, self.n_generated = local, localize, n_generated
         self.edits = Edits()
-        self._how: dict[Place3, str] = {}  # places that are set, and to what; or "changed"
+        self._how: dict[FeatureIndex, str] = {}  # places that are set, and to what; or "changed"
 
     def add(self, intervention: Intervention) -> None:
         if not isinstance(intervention, (Set, Scale, Add, Ablate, SwapIn)):
@@ -104,14 +116,14 @@ class _Resolver:
             case Set(value=value):
                 values = value if isinstance(value, tuple) else (value,) * len(members)
                 if len(values) != len(members):
-                    raise ValueError(f"{_name(where)} has {len(members)} members, but {len(values)} values are set")
+                    raise ValueError(f"{named(where)} has {len(members)} members, but {len(values)} values were given")
                 self._set_each(members, values)
             case Ablate():
                 self._set_each(members, [0.0] * len(members))
             case Scale(factor=factor):
-                self._change(members, _finite(factor, "factor", where), 0.0)
+                self._change(members, _checked(factor, "factor", where), 0.0)
             case Add(amount=amount):
-                self._change(members, 1.0, _finite(amount, "amount", where))
+                self._change(members, 1.0, _checked(amount, "amount", where))
             case SwapIn():
                 self._swap(members, intervention)
 
@@ -130,9 +142,9 @@ class _Resolver:
     def _set_each(self, members: Sequence[FeatureAt], values: Sequence[float]) -> None:
         for member, value in zip(members, values, strict=True):
             for place in self._places(member):
-                self._set(place, _finite(value, "value", member))
+                self._set(place, _checked(value, "value", member))
 
-    def _set(self, place: Place3, value: float) -> None:
+    def _set(self, place: FeatureIndex, value: float) -> None:
         how = f"set to {value:g}"
         if self._how.get(place, how) != how:
             raise ValueError(f"contradictory interventions on {_at(place)}: {self._how[place]}, and {how}")
@@ -149,39 +161,45 @@ class _Resolver:
             self._how[place] = "changed"
             before_factor, before_offset = self.edits.features.get(place, (1.0, 0.0))
             self.edits.features[place] = (
-                _finite(factor * before_factor, "factor of all interventions", _at(place)),
-                _finite(factor * before_offset + offset, "amount of all interventions", _at(place)),
+                _checked(factor * before_factor, "factor of all interventions", _at(place)),
+                _checked(factor * before_offset + offset, "amount of all interventions", _at(place)),
             )
 
     def _swap(self, members: Sequence[FeatureAt], swap: SwapIn) -> None:
         source = self.localize(swap.source)
-        if swap.source_position is None:  # an open end is the prompt's: generated positions have nothing to read from
+        if (
+            swap.source_position is None
+        ):  # open ends stop with the prompt: the source has no generated positions to read
             members = [dataclasses.replace(m, positions=self._within_prompt(m.positions)) for m in members]
-        factor = _finite(swap.factor, "factor", swap.where)
-        active = source.activations
-        values = dict(zip(map(tuple, active.indices.tolist()), active.values.tolist(), strict=True))
+        factor = _checked(swap.factor, "factor", swap.where)
+        places: list[FeatureIndex] = []
+        reads: list[FeatureIndex] = []
         for member in members:
-            for layer, position, feature in self._places(member):
+            for place in self._places(member):
+                layer, position, feature = place
                 read = position if swap.source_position is None else swap.source_position
                 if not -source.n_positions <= read < source.n_positions:
                     raise ValueError(
-                        f"{member}: the prompt it is swapped in from has {source.n_positions} tokens, "
-                        f"so positions 0 to {source.n_positions - 1}; there is no {read}"
+                        f"{member}: the prompt to swap in from has {source.n_positions} tokens, "
+                        f"at positions 0 to {source.n_positions - 1}; position {read} does not exist"
                     )
-                value = values.get((layer, read % source.n_positions, feature), 0.0)
-                self._set((layer, position, feature), factor * value)
+                places.append(place)
+                reads.append((layer, read % source.n_positions, feature))
+        values = source.activations.at(torch.tensor(reads, dtype=torch.int64).view(-1, 3))
+        for place, value in zip(places, values.tolist(), strict=True):
+            self._set(place, factor * value)
 
     def _all(self, where: AllFeatures, factor: float) -> None:
         if self.edits.others != 1.0:
-            raise ValueError("all features are intervened on twice; give their factor once")
+            raise ValueError("two interventions act on all features; give one factor")
         self.edits.others = factor
         for kept in where.but:
             for member in self._members(kept):
                 for place in self._places(member):
                     self.edits.features.setdefault(place, (1.0, 0.0))
 
-    def _places(self, member: FeatureAt) -> Iterator[Place3]:
-        """The (layer, position, feature) of a feature, one for each of its positions."""
+    def _places(self, member: FeatureAt) -> Iterator[FeatureIndex]:
+        """Spell out a feature, one entry per position."""
         n_layers, n_features = self.local.description.n_layers, self.local.transcoders.reader.n_features
         if not 0 <= member.layer < n_layers:
             raise ValueError(f"{member}: the model has layers 0 to {n_layers - 1}")
@@ -202,30 +220,26 @@ class _Resolver:
         if positions is None:
             positions = slice(None)
         if isinstance(positions, slice):
-            if any(_whole_numbers(end) is None for end in (positions.start, positions.stop) if end is not None):
-                raise ValueError(
-                    f"{_named(member)}: {positions!r} is no range of positions; its ends are whole numbers, or None"
-                )
             if positions.step not in (None, 1):
-                raise ValueError(f"{member}: positions in steps of {positions.step}; a slice takes every position")
+                raise ValueError(f"{member}: a slice takes every position, not steps of {positions.step}")
             start = first if positions.start is None else self._position(positions.start, member)
             stop = total if positions.stop is None else self._position(positions.stop, member, stops=True)
             if start >= stop:
-                raise ValueError(f"{member}: no position is left; positions {self._valid()}")
+                raise ValueError(f"{member}: the slice contains no position; positions {self._valid()}")
             yield from range(start, stop)
             return
-        several = _whole_numbers(positions)
-        if several is None:
-            raise ValueError(
-                f"{_named(member)}: {positions!r} is no position; give a whole number, several, a slice, or None"
-            )
+        several = positions if isinstance(positions, tuple) else (positions,)
         if not several:
-            raise ValueError(f"{member}: no position is given; positions {self._valid()}")
+            raise ValueError(f"{member}: no position was given; positions {self._valid()}")
         for position in several:
             yield self._position(position, member)
 
     def _position(self, position: int, where: FeatureAt, stops: bool = False) -> int:
-        """A position counted from the start; ``stops``: the end of a slice, one past the last position at most."""
+        """Count a position from the start.
+
+        Args:
+            stops: The position ends a slice, so that one past the last is allowed.
+        """
         n_positions = self.local.n_positions
         place = position + n_positions if position < 0 else position
         if not 0 <= place < n_positions + self.n_generated + stops:
@@ -264,39 +278,18 @@ def _factor(intervention: Intervention) -> float:
     if isinstance(intervention, Ablate):
         return 0.0
     if isinstance(intervention, Scale):
-        return _finite(intervention.factor, "factor", intervention.where)
+        return _checked(intervention.factor, "factor", intervention.where)
     raise ValueError(f"{intervention.where} can be scaled or ablated, not {type(intervention).__name__}")
 
 
-def _named(member: FeatureAt) -> FeatureAt:
-    """The feature alone, where its positions cannot be written."""
-    return dataclasses.replace(member, positions=None)
-
-
-def _whole_numbers(positions: object) -> tuple[int, ...] | None:
-    """One position or several, NumPy's and torch's whole numbers too; None where it is neither."""
-    if isinstance(positions, (bool, str)):
-        return None
-    try:
-        return (operator.index(positions),)  # type: ignore[arg-type]
-    except (TypeError, RuntimeError):
-        pass
-    try:
-        return tuple(operator.index(position) for position in positions)  # type: ignore[attr-defined]
-    except (TypeError, RuntimeError):
-        return None
-
-
-def _finite(value: float, what: str, where: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
-        raise ValueError(f"{_name(where)}: {what} must be a number of at most {_LARGEST:g} in size, not {value!r}")
+def _checked(value: float, what: str, where: object) -> float:
+    if not abs(value) <= _LARGEST:  # NaN too
+        raise ValueError(
+            f"{named(where)}: {what} must be a number between -{_LARGEST:g} and {_LARGEST:g}, not {value!r}"
+        )
     return float(value)
 
 
-def _name(where: object) -> str:
-    return repr(where) if isinstance(where, str) else str(where)
-
-
-def _at(place: Place3) -> str:
+def _at(place: FeatureIndex) -> str:
     layer, position, feature = place
     return f"L{layer}/{feature}@{position}"

@@ -1,10 +1,11 @@
-"""A pass through local replacement models with attention patterns frozen, on the change that interventions make.
+"""A pass through local replacement models with frozen attention patterns, on the change that interventions make.
 
-Ameisen et al. 2025, "Circuit Tracing", on interventions. The pass carries the difference from the unchanged prompt rather
-than the residual stream itself: where the model is frozen into a linear one, the change is then exact to rounding however
-small it is beside the stream, and no change is exactly no change.
+Ameisen et al. 2025, "Circuit Tracing", section "Validating Attribution Graph Hypotheses with Interventions". The pass
+carries the difference from the unchanged prompt rather than the residual stream itself. Where the model is frozen into a
+linear one, the change is then exact to rounding, however small it is beside the stream, and no change stays exactly zero.
 
-Letters: B rows, W positions of a row, X = B * W, P positions of a prompt, L layers, D d_model, H heads, K kv heads.
+Letters: B rows, W positions of a row, Q of them as queries, X = B * W, P positions of a prompt, L layers, D d_model,
+H heads, K kv heads.
 """
 
 from __future__ import annotations
@@ -15,30 +16,44 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, difference, write
+from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.kinds import Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
-from crosstrace.replacement_model.local.local_model import FrozenLayer, FrozenNorm, LocalReplacementModel
+from crosstrace.replacement_model.local.frozen import FrozenLayer, FrozenNorm
+from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 
 
 @dataclass
 class PassResult:
-    """What passed through a batch; changes are against the unchanged prompts."""
+    """What a pass computed; changes are relative to the unchanged prompts.
 
-    input_changes: list[Tensor] = field(default_factory=list)  # (B, W, D) a layer: of the transcoder inputs
-    features: list[Entries] = field(default_factory=list)  # a layer: activations, edits included
-    normed_bwd: Tensor | None = None  # the final norm's output, or
-    normed_change_bwd: Tensor | None = None  # its change
+    Attributes:
+        input_changes: For each layer (B, W, D) float32, the change of the transcoder's input.
+        features: For each layer the activations, edits included.
+        normed_bwd: (B, W, D) the final norm's output, from a pass that carries the residual stream.
+        normed_change_bwd: (B, W, D) the change of that output, from a pass that carries the change.
+    """
+
+    input_changes: list[Tensor] = field(default_factory=list)
+    features: list[Entries] = field(default_factory=list)
+    normed_bwd: Tensor | None = None
+    normed_change_bwd: Tensor | None = None
 
 
-def frozen_pass(
-    prompts: PaddedPrompts, edits: EditTable, freeze: Freeze, error_change: Callable[[int], Tensor]
-) -> PassResult:
+def frozen_pass(prompts: PaddedPrompts, edits: EditTable, freeze: Freeze, errors: HeldErrors) -> PassResult:
     """Run a batch with frozen attention.
 
     Args:
-        error_change: gives for a layer what is added to its errors (B, W, D).
+        prompts: The B rows.
+        edits: Their edits.
+        freeze: What is held; its attention must be frozen.
+        errors: How errors are treated; they cannot be recomputed here, as no MLP runs.
+
+    Returns:
+        The result, with the change of the final norm's output.
     """
     some = prompts.locals_g[0]
     n_layers, d_model = some.description.n_layers, some.description.d_model
@@ -55,7 +70,7 @@ def frozen_pass(
             own = prompts.window.encode(some.transcoders, layer, inputs_xd)
         features = edits.apply(layer, own, prompts.window)
         write(some.transcoders, layer, difference(features, held, edits.n_features[layer]), written_lxd)
-        change_bwd = change_bwd + written_lxd[layer].view_as(change_bwd) + error_change(layer)
+        change_bwd = change_bwd + written_lxd[layer].view_as(change_bwd) + errors.change(prompts, edits, layer)
         skip_dd = some.layers[layer].skip_dd
         if skip_dd is not None:
             change_bwd = change_bwd + input_bwd @ skip_dd.float()
@@ -66,7 +81,7 @@ def frozen_pass(
 
 
 def _through_attention(prompts: PaddedPrompts, norms: _Norms, layer: int, change_bwd: Tensor) -> Tensor:
-    """(B, W, D) the change of the residual stream after a layer's attention."""
+    """Return the change (B, W, D) of the residual stream after a layer's attention."""
     some = prompts.locals_g[0]
     read_bwd = norms.change(lambda m: m.layers[layer].input_norm, lambda m: m.residuals_lpd[layer], change_bwd)
     attention_bhqk = prompts.stack(lambda m: m.layers[layer].attention_hqk, (1, 2))
@@ -75,19 +90,19 @@ def _through_attention(prompts: PaddedPrompts, norms: _Norms, layer: int, change
 
 
 def _transcoder_input(prompts: PaddedPrompts, norms: _Norms, layer: int, change_bwd: Tensor) -> Tensor:
-    """(B, W, D) the change of what a layer's transcoder reads: the residual stream, before or after the norm."""
-    if prompts.locals_g[0].transcoders.input_site.endswith(".input"):
+    """Return the change (B, W, D) of what a layer's transcoder reads: the residual stream, before or after the norm."""
+    if prompts.locals_g[0].transcoders.reads is Site.MLP_INPUT:
         return change_bwd
     return norms.change(lambda m: m.layers[layer].mlp_norm, lambda m: m.mids_lpd[layer], change_bwd)
 
 
 def unchanged_input(prompts: PaddedPrompts, layer: int) -> Tensor:
-    """(B, W, D) what a layer's transcoder reads in the unchanged prompts."""
+    """Return what a layer's transcoder reads in the unchanged prompts: (B, W, D) float32."""
     return prompts.stack(lambda m: m.layers[layer].mlp_norm[:] * m.mids_lpd[layer])
 
 
 def token_change(prompts: PaddedPrompts, edits: EditTable) -> Tensor:
-    """(B, W, D) what interventions add to the token vectors."""
+    """Return what interventions add to the token vectors: (B, W, D) float32."""
     some = prompts.locals_g[0].residuals_lpd
     change_bwd = torch.zeros(prompts.n_rows, prompts.width, some.shape[-1], device=some.device)
     for row, edit in enumerate(edits.edits):
@@ -98,8 +113,18 @@ def token_change(prompts: PaddedPrompts, edits: EditTable) -> Tensor:
     return change_bwd
 
 
-def attend(read_bwd: Tensor, attention_bhqk: Tensor, weights: FrozenLayer, description: Gemma3Description) -> Tensor:
-    """(B, Q, D) attention's output for given probabilities (B, H, Q, W): O(A V), linear in what it reads (B, W, D)."""
+def attend(read_bwd: Tensor, attention_bhqk: Tensor, weights: FrozenLayer, description: ModelDescription) -> Tensor:
+    """Compute attention's output for given probabilities: O(A V), linear in what attention reads.
+
+    Args:
+        read_bwd: (B, W, D) what attention reads, after its norm.
+        attention_bhqk: (B, H, Q, W) attention probabilities.
+        weights: The layer's value and output weights.
+        description: Number and width of the kv heads.
+
+    Returns:
+        (B, Q, D) float32.
+    """
     groups, width = description.n_kv_heads, description.head_dim
     values_bwgx = (read_bwd @ weights.value_weight.float().T).unflatten(-1, (groups, width))
     attention_bghqk = attention_bhqk.unflatten(1, (groups, -1))  # heads that share a kv head are neighbours
@@ -108,14 +133,14 @@ def attend(read_bwd: Tensor, attention_bhqk: Tensor, weights: FrozenLayer, descr
 
 
 def _attended(local: LocalReplacementModel, layer: int) -> Tensor:
-    """(P, D) attention's output in the unchanged prompt, before its norm."""
+    """Return attention's output (P, D) in the unchanged prompt, before its norm."""
     weights = local.layers[layer]
     read_pd = weights.input_norm[:] * local.residuals_lpd[layer]
     return attend(read_pd[None], weights.attention_hqk[None].float(), weights, local.description)[0]
 
 
 class _Norms:
-    """How a change passes the norms, their denominators frozen or not."""
+    """How a change passes the norms, with frozen or free denominators."""
 
     def __init__(self, prompts: PaddedPrompts, frozen: bool, eps: float) -> None:
         self.prompts, self.frozen, self.eps = prompts, frozen, eps
@@ -126,7 +151,7 @@ class _Norms:
         unchanged: Callable[[LocalReplacementModel], Tensor],
         change_bwd: Tensor,
     ) -> Tensor:
-        """(B, W, D) the change of a norm's output when its input ``unchanged`` (P, D) changes."""
+        """Return the change (B, W, D) of a norm's output when its input, (P, D) in the unchanged prompt, changes."""
         gain_d = norm(self.prompts.locals_g[0]).gain_d
         inverse_bw1 = self.prompts.stack(lambda m: norm(m).inverse_rms_p1)
         if self.frozen:

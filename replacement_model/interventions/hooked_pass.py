@@ -1,7 +1,7 @@
-"""A pass through the transformers model itself, with hooks that apply interventions and hold what is frozen.
+"""A pass through the `transformers` model itself, with hooks that apply interventions and hold what is frozen.
 
-Used where attention is free, where the model's own MLPs run, and for generation; with attention frozen and errors
-fixed it gives what :mod:`crosstrace.replacement_model.interventions.frozen_pass` gives.
+It serves free attention, the model's own MLPs and generation. With frozen attention, and errors that are not recomputed,
+it gives what `frozen_pass` gives.
 
 Letters: B rows, W positions of the pass, C of them covered by the base (the unchanged prompts), X = B * W, L layers,
 D d_model.
@@ -13,61 +13,96 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites, gain, inverse_rms
-from crosstrace.replacement_model.architectures.hooks import Hook
+from crosstrace.replacement_model.architectures.float32 import inverse_rms
+from crosstrace.replacement_model.architectures.hooks import Hook, hooked
+from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
-from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, Window, difference, write
+from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, PassWindow, difference, write
 from crosstrace.replacement_model.interventions.frozen_pass import PassResult, attend, token_change, unchanged_input
-from crosstrace.replacement_model.interventions.kinds import Errors, Freeze
+from crosstrace.replacement_model.interventions.held_errors import HeldErrors
+from crosstrace.replacement_model.interventions.kinds import Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.running_model import RunningModel
 
-ReadLocal = Callable[[LocalReplacementModel], Tensor]
+_ReadLocal = Callable[[LocalReplacementModel], Tensor]
+
+
+def hooked_pass(
+    model: RunningModel, prompts: PaddedPrompts, edits: EditTable, freeze: Freeze, errors: HeldErrors
+) -> PassResult:
+    """Run a batch through the `transformers` model under hooks.
+
+    Args:
+        model: The replacement model.
+        prompts: The B rows.
+        edits: Their edits.
+        freeze: What is held.
+        errors: How errors are treated.
+
+    Returns:
+        The result, with the final norm's output.
+    """
+    passing = HookedPass(model.sites, model.transcoders, freeze, errors)
+    passing.begin(edits, prompts.window, prompts)
+    embedded_bwd = passing.embedded(prompts.stack(lambda m: m.residuals_lpd[0]))
+    positions_bw = torch.arange(prompts.width, device=embedded_bwd.device) - prompts.shift_b[:, None]
+    with hooked(passing.hooks()):
+        model.sites.text_model(
+            inputs_embeds=embedded_bwd,
+            attention_mask=prompts.real_bw.long(),
+            position_ids=positions_bw.clamp(min=0),
+            use_cache=False,
+        )
+    return passing.result
 
 
 class HookedPass:
-    """The hooks of one forward pass, or of one after the other in generation.
+    """The hooks of one forward pass, or of consecutive ones in generation.
 
-    Call :meth:`begin` before each forward pass; positions of the base come first in it.
+    Call `begin` before each forward pass; the positions of the base come first in it.
+
+    Attributes:
+        window: The positions that the current pass covers.
+        paused: Whether the hooks leave the model alone.
+        result: What the current pass has computed so far.
     """
 
-    def __init__(self, sites: Gemma3Sites, transcoders: Transcoders, freeze: Freeze, errors: Errors) -> None:
+    def __init__(self, sites: ModelSites, transcoders: Transcoders, freeze: Freeze, errors: HeldErrors) -> None:
         self.sites, self.transcoders, self.freeze, self.errors = sites, transcoders, freeze, errors
-        self.reads_mid = transcoders.input_site.endswith(".input")
+        self.reads_mid = transcoders.reads is Site.MLP_INPUT
         self.paused = False
         self.result = PassResult()
 
-    def begin(
-        self,
-        edits: EditTable,
-        window: Window,
-        base: PaddedPrompts | None,
-        error_change: Callable[[int], Tensor] | None,
-    ) -> None:
-        """Say what the next forward pass looks at.
+    def begin(self, edits: EditTable, window: PassWindow, base: PaddedPrompts | None) -> None:
+        """Prepare for the next forward pass.
 
         Args:
-            base: covers the first positions of the window; None: nothing is frozen, as for newly generated tokens.
-            error_change: gives for a layer what is added to the base's errors (B, C, D).
+            edits: The edits of its rows.
+            window: The positions that it covers.
+            base: The unchanged prompts at the first positions of the window, which are held; None holds nothing, as for
+                newly generated tokens.
         """
         self.edits, self.window, self.base = edits, window, base
-        self.error_change = error_change
         self.covered = 0 if base is None else base.width
         self.result = PassResult()
         device, n_entries = self.sites.unembedding.device, window.n_rows * window.width
         shape = (self.transcoders.n_layers, n_entries, self.transcoders.d_model)
         self._written_lxd = torch.zeros(shape, device=device)
 
-    def hooks(self) -> list[tuple[Any, Hook]]:
-        """What :func:`crosstrace.replacement_model.hooks.hooked` takes."""
-        wanted: list[tuple[Any, Hook]] = [(self.sites.embedding, self._embed), (self.sites.final_norm, self._final)]
+    def hooks(self) -> list[tuple[nn.Module, Hook]]:
+        """Return the hooks and their modules, as `crosstrace.replacement_model.architectures.hooks.hooked` takes them."""
+        wanted: list[tuple[nn.Module, Hook]] = [
+            (self.sites.embedding, self._embed),
+            (self.sites.final_norm, self._final),
+        ]
         for index in range(len(self.sites.layers)):
             wanted += self._layer_hooks(index)
         return wanted
 
-    def _layer_hooks(self, index: int) -> list[tuple[Any, Hook]]:
+    def _layer_hooks(self, index: int) -> list[tuple[nn.Module, Hook]]:
         layer, eps = self.sites.layers[index], self.sites.description.rms_norm_eps
         return [
             (layer.input_norm, self._norm(layer.input_norm, lambda m: inverse_rms(m.residuals_lpd[index], eps))),
@@ -81,7 +116,7 @@ class HookedPass:
         ]
 
     def embedded(self, embedded_bwd: Tensor) -> Tensor:
-        """Token vectors (B, W, D) in float32, tokens intervened on."""
+        """Apply the edits of tokens to token vectors (B, W, D); the result is float32."""
         embedded_bwd = embedded_bwd.float()
         if self.base is not None and any(edit.tokens for edit in self.edits.edits):
             embedded_bwd = embedded_bwd.clone()
@@ -91,14 +126,14 @@ class HookedPass:
     def _embed(self, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         return None if self.paused else self.embedded(output)
 
-    def _frozen(self, norm: Any, x_bwd: Tensor, output_bwd: Tensor, inverse_bc1: Tensor) -> Tensor:
-        """The norm's output, its denominators frozen at covered positions."""
+    def _frozen(self, norm: nn.Module, x_bwd: Tensor, output_bwd: Tensor, inverse_bc1: Tensor) -> Tensor:
+        """Compute the norm's output with denominators frozen at covered positions."""
         output_bwd = output_bwd.clone()
-        output_bwd[:, : self.covered] = gain(norm) * inverse_bc1 * x_bwd[:, : self.covered].float()
+        output_bwd[:, : self.covered] = self.sites.gain(norm) * inverse_bc1 * x_bwd[:, : self.covered].float()
         return output_bwd
 
-    def _norm(self, norm: Any, inverse: ReadLocal) -> Hook:
-        """Freezes a norm at its 1 / rms in the unchanged prompt."""
+    def _norm(self, norm: nn.Module, inverse: _ReadLocal) -> Hook:
+        """Make a hook that freezes a norm at its 1 / rms in the unchanged prompt."""
 
         def hook(args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
             if self.paused or not self.freeze.norms or self.base is None:
@@ -131,26 +166,26 @@ class HookedPass:
         return output
 
     def _mlp_output(self, layer: int, output_bwd: Tensor) -> Tensor | None:
-        """The MLP's output: what features, edits, skip connection and errors make of it."""
+        """Compute the MLP's output from features, edits, skip connection and errors."""
         if self.paused:
             return None
         input_bwd, width, n_features = self._input_bwd, self.window.width, self.edits.n_features[layer]
-        runs_mlp = self.errors == "recomputed" and not self.freeze.holds_features(layer)
+        runs_mlp = self.errors.kind == "recomputed" and not self.freeze.holds_features(layer)
         own = self.window.encode(self.transcoders, layer, input_bwd.flatten(0, 1))
         held = self._held(layer)
         if self.freeze.holds_features(layer):
             own = self._instead(own, held, n_features)
         features = self.edits.apply(layer, own, self.window)
-        # What the MLP's output is taken to hold already: the prompt's features, the recomputed ones, or none.
-        reference = own if self.errors == "recomputed" else self._instead(own, held, n_features)
-        if self.errors == "dropped":
+        # What the MLP's output already contains: the prompt's features, the recomputed ones, or none.
+        reference = own if self.errors.kind == "recomputed" else self._instead(own, held, n_features)
+        if self.errors.kind == "dropped":
             reference = _part(reference, reference.where % width < self.covered)
         write(self.transcoders, layer, difference(features, reference, n_features), self._written_lxd)
         written_bwd = self._written_lxd[layer].view_as(output_bwd)
         self.result.features.append(features)
 
         out_bwd = output_bwd.float()
-        if self.errors == "dropped":
+        if self.errors.kind == "dropped":
             affine_bwd = self.transcoders.affine(layer, input_bwd.flatten(0, 1)).view_as(out_bwd)
             out_bwd = torch.where(self.window.live_bw[..., None], affine_bwd, out_bwd)  # elsewhere no MLP is replaced
         out_bwd = out_bwd + written_bwd
@@ -164,20 +199,19 @@ class HookedPass:
                 skip_dd = self.transcoders.skip(layer)
                 if skip_dd is not None:
                     base_bcd = base_bcd + input_change_bcd @ skip_dd.float()
-                if self.error_change is not None:
-                    base_bcd = base_bcd + self.error_change(layer)
+                base_bcd = base_bcd + self.errors.change(self.base, self.edits, layer)
                 out_bwd = torch.cat([base_bcd, out_bwd[:, c:]], dim=1)
         return out_bwd
 
     def _held(self, layer: int) -> Entries | None:
-        """The unchanged prompts' activations, indexed as the window is."""
+        """Return the unchanged prompts' activations, indexed like the window."""
         if self.base is None:
             return None
         held, width = self.base.held(layer), self.window.width
         return held._replace(where=held.where // self.covered * width + held.where % self.covered)
 
     def _instead(self, own: Entries, held: Entries | None, n_features: int) -> Entries:
-        """``held`` at covered positions, ``own`` elsewhere."""
+        """Take `held` at covered positions and `own` elsewhere."""
         if held is None:
             return own
         rest = _part(own, own.where % self.window.width >= self.covered)

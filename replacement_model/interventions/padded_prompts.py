@@ -1,7 +1,7 @@
-"""Local replacement models of several prompts side by side, padded to one length, one or more rows for each.
+"""Local replacement models of several prompts side by side, padded to one length, with one or more rows per prompt.
 
-Letters: B rows of a batch, G prompts, W positions of the longest prompt, X = B * W of them in one line, P positions of
-a prompt, D d_model, n entries.
+Letters: B rows of a batch, G prompts, W positions of the longest prompt, X = B * W flattened, P positions of a prompt,
+D d_model, n entries.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.interventions.edited_features import Entries, Window
+from crosstrace.replacement_model.interventions.edited_features import Entries, PassWindow
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 
 Side = Literal["left", "right"]
 
 
 class PaddedPrompts:
-    """B rows, each of them one of G prompts.
+    """B rows, each holding one of G prompts.
 
     Attributes:
-        locals_g: the prompts. prompt_of_b: (B,) which one each row is.
-        shift_b: (B,) index of the row's first token; 0 when padded on the right.
-        window: where features can be.
+        locals_g: The G prompts.
+        prompt_of_b: (B,) int64, the prompt of each row.
+        width: The number of positions W.
+        shift_b: (B,) int64, the index of the row's first token; 0 with padding on the right.
+        real_bw: (B, W) bool, the positions that are not padding.
+        window: The positions where features can be.
     """
 
     def __init__(self, locals_g: Sequence[LocalReplacementModel], prompt_of_b: Sequence[int], side: Side) -> None:
@@ -38,19 +41,28 @@ class PaddedPrompts:
         position_bw = torch.arange(self.width, device=device) - self.shift_b[:, None]
         self.real_bw = (position_bw >= 0) & (position_bw < lengths_g[self.prompt_of_b][:, None])
         first = locals_g[0].description.excluded_first
-        self.window = Window(self.shift_b, self.real_bw & (position_bw >= first))
+        self.window = PassWindow(self.shift_b, self.real_bw & (position_bw >= first))
 
     @property
     def n_rows(self) -> int:
+        """The number of rows B."""
         return len(self.prompt_of_b)
 
     def slots(self, prompt: int) -> slice:
-        """Where a prompt's positions lie in its rows."""
+        """Return where the positions of a prompt lie within its rows."""
         start = int(self._shift_g[prompt])
         return slice(start, start + self.locals_g[prompt].n_positions)
 
     def stack(self, read: Callable[[LocalReplacementModel], Tensor], axes: tuple[int, ...] = (0,)) -> Tensor:
-        """(B, ...) one tensor of each row's prompt, its position axes padded with zeros to W; float32."""
+        """Stack one tensor per row, padded with zeros.
+
+        Args:
+            read: Takes the tensor from a prompt's local replacement model.
+            axes: Its axes that run over positions; they are padded to W.
+
+        Returns:
+            (B, ...) float32.
+        """
         parts = [read(local) for local in self.locals_g]
         if len(parts) == 1:
             return parts[0].float()[None].expand(self.n_rows, *parts[0].shape)
@@ -62,7 +74,7 @@ class PaddedPrompts:
         return stacked[self.prompt_of_b]
 
     def held(self, layer: int) -> Entries:
-        """A layer's activations in the unchanged prompts, for every row."""
+        """Return a layer's activations in the unchanged prompts, for every row."""
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for row, prompt in enumerate(self.prompt_of_b.tolist()):
             active = self.locals_g[prompt].activations

@@ -1,4 +1,7 @@
-"""Features as people write them: ``L3/417@7``, or a label such as ``"Texas"`` where labels are known."""
+"""Features as people write them: by number, `L3/417@7`, or by a label such as `"Texas"` where labels are known.
+
+This is the one reader of that notation; interventions, targets of a trace and the commands all use it.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,46 @@ from crosstrace.replacement_model.interventions.kinds import FeatureAt, Position
 
 _NUMBER = r"-?\d+"
 _POSITIONS = rf"(?:{_NUMBER})?:(?:{_NUMBER})?|{_NUMBER}(?:,{_NUMBER})*"
-_REFERENCE = re.compile(rf"(?P<what>.*?)(?:@(?P<at>{_POSITIONS}))?", re.DOTALL)
-_FEATURE = re.compile(r"L(\d+)/(\d+)")
-_MEANT_AS_FEATURE = re.compile(r"[Ll]?-?\d+/.*", re.DOTALL)
+_REFERENCE = re.compile(rf"(?P<name>.*?)(?:@(?P<at>{_POSITIONS}))?", re.DOTALL)
+_FEATURE = re.compile(r"L?(\d+)/(\d+)")
+_MEANT_AS_FEATURE = re.compile(r"[Ll]-?\d+/.*|-?\d+/-?\d+(?:@.*)?", re.DOTALL)
+
+
+def parse_feature(text: str, labels: Collection[str] = ()) -> FeatureAt | None:
+    """Read a feature that is written by number: `L3/417` or `3/417`, with or without `@` and positions.
+
+    Args:
+        text: What somebody wrote.
+        labels: Known labels. A text that is one of them is not taken for a mistyped feature.
+
+    Returns:
+        The feature, or None if the text names something else, such as a label or a token.
+
+    Raises:
+        ValueError: The text is written like a feature, but its numbers or its positions cannot be read.
+
+    Example:
+        >>> parse_feature("L3/417@7")
+        FeatureAt(layer=3, feature=417, positions=7)
+        >>> parse_feature("Texas") is None
+        True
+    """
+    name, at = _split(text)
+    if feature := _FEATURE.fullmatch(name):
+        return FeatureAt(int(feature[1]), int(feature[2]), None if at is None else parse_positions(at))
+    if _unquoted(name) in labels or not _MEANT_AS_FEATURE.fullmatch(name):
+        return None
+    before, _, after = name.rpartition("@")
+    if _FEATURE.fullmatch(before):
+        parse_positions(after)  # raises
+    raise ValueError(f"feature {text.strip()!r} cannot be read; write L3/417 or L3/417@7 (layer 3, feature 417)")
 
 
 def parse_positions(text: str) -> Positions:
-    """Positions as they are written: ``7``, ``-1``, ``2,5``, ``3:6``, ``3:`` (generated tokens too).
+    """Read positions: `7`, `-1`, `2,5`, `3:6`, or `3:`, which reaches generated tokens too.
 
     Raises:
-        ValueError: none of these.
+        ValueError: The text is none of these.
     """
     if not re.fullmatch(_POSITIONS, text):
         raise ValueError(f"positions {text!r} cannot be read; write 7, -1, 2,5, 3:6 or 3: (generated tokens too)")
@@ -33,15 +66,19 @@ def parse_positions(text: str) -> Positions:
 def find_features(
     text: str, labels: Mapping[tuple[int, int], str], also_known: Collection[str] = (), where: str = ""
 ) -> FeatureAt | Supernode:
-    """The feature that a text names, or all features with that label as one supernode.
+    """Find the feature that a text names, or all features with that label as one supernode.
 
     Args:
-        text: ``L3/417``, ``Texas`` or ``"Texas"``, each with or without ``@`` and positions; without, everywhere.
-        labels: the known labels by (layer, feature), as ``Transcoders.labels``.
-        also_known: other names that may have been meant, to be suggested; ``where``: says where names were looked for.
+        text: `L3/417`, `Texas` or `"Texas"`, each with or without `@` and positions; without, everywhere.
+        labels: The known labels by (layer, feature), as in `Transcoders.labels`.
+        also_known: Other names to suggest if the label is unknown.
+        where: Where names were looked up, for the message.
+
+    Returns:
+        A feature written by number, or a supernode named after the label.
 
     Raises:
-        ValueError: no feature has the label (close labels are suggested), or feature or positions cannot be read.
+        ValueError: No feature has the label (close labels are suggested), or feature or positions cannot be read.
 
     Example:
         >>> find_features("L3/417@7", {})
@@ -49,53 +86,45 @@ def find_features(
         >>> find_features('"Texas"@5:', {(2, 4): "Texas", (3, 1): "Utah"}).members
         (FeatureAt(layer=2, feature=4, positions=slice(5, None, None)),)
     """
-    what, at = _split(text)
+    if feature := parse_feature(text, labels.values()):
+        return feature
+    name, at = _split(text)
+    label = _unquoted(name)
     positions = None if at is None else parse_positions(at)
-    if feature := _FEATURE.fullmatch(what):
-        return FeatureAt(int(feature[1]), int(feature[2]), positions)
-    label = _unquoted(what)
-    members = [FeatureAt(*place, positions) for place, name in sorted(labels.items()) if name == label]
-    if not members:
-        known = {*labels.values(), *also_known}
-        before, _, after = what.rpartition("@")
-        if before and (_FEATURE.fullmatch(before) or before.strip('"') in known):
-            parse_positions(after)  # raises
-        if _MEANT_AS_FEATURE.fullmatch(what):
-            raise ValueError(
-                f"feature {text.strip()!r} cannot be read; write L3/417 or L3/417@7 (layer 3, feature 417)"
-            )
-        raise ValueError(unknown_label(label, known, where))
-    return Supernode(label, tuple(members))
+    members = tuple(FeatureAt(*key, positions) for key, given in sorted(labels.items()) if given == label)
+    if members:
+        return Supernode(label, members)
+    known = {*labels.values(), *also_known}
+    before, _, after = name.rpartition("@")
+    if before and before.strip('"') in known:
+        parse_positions(after)  # raises
+    raise ValueError(unknown_label(label, known, where))
 
 
-def split_reference(text: str) -> tuple[str, str | None]:
-    """What a reference names, without quotation marks, and the positions behind ``@``, both as written.
+def name_and_positions(text: str) -> tuple[str, str | None]:
+    """Split a reference into its name, without quotation marks, and the positions after `@`, both as written.
 
     Example:
-        >>> split_reference('"Texas"@5:')
+        >>> name_and_positions('"Texas"@5:')
         ('Texas', '5:')
     """
-    what, at = _split(text)
-    return _unquoted(what), at
+    name, at = _split(text)
+    return _unquoted(name), at
 
 
 def is_feature(text: str) -> bool:
-    """Whether a text names one feature: ``L3/417``, with positions or without, and not in quotation marks."""
+    """Say whether a text names one feature by number, with or without positions, and is not in quotation marks."""
     return _FEATURE.fullmatch(_split(text)[0]) is not None
 
 
-def _split(text: str) -> tuple[str, str | None]:
-    match = _REFERENCE.fullmatch(text.strip())
-    assert match is not None  # the pattern takes any text
-    return match["what"].strip(), match["at"]
+def unknown_label(label: str, known: Collection[str], where: str = "") -> str:
+    """Word the error for a label that no feature has, with the known labels closest to it.
 
-
-def _unquoted(text: str) -> str:
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def unknown_label(label: str, known: set[str], where: str = "") -> str:
-    """What to say of a label that no feature has: the known ones that are close to it."""
+    Args:
+        label: The label that was asked for.
+        known: All labels and other names that would have been understood.
+        where: Where they were looked up.
+    """
     if not known:
         return f"unknown feature {label!r}: these transcoders have no labels; write features as L3/417@7"
     folded = {name.casefold(): name for name in sorted(known)}
@@ -103,3 +132,13 @@ def unknown_label(label: str, known: set[str], where: str = "") -> str:
     close += sorted(name for name in known if label and label.casefold() in name.casefold() and name not in close)
     suggestion = f"close labels: {', '.join(map(repr, close[:5]))}" if close else "no label is close"
     return f"unknown feature label {label!r}{where and ' ' + where}; {suggestion} (or write features as L3/417@7)"
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    match = _REFERENCE.fullmatch(text.strip())
+    assert match is not None  # the pattern matches any text
+    return match["name"].strip(), match["at"]
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text

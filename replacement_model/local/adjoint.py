@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
-from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.local.frozen import FrozenLayer
+from crosstrace.replacement_model.local.record import PassRecord
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,12 @@ class Target:
     """A direction in the residual stream whose value a row explains.
 
     Attributes:
-        layer: the row is ``<gradient, r_layer>``, with r_layer the residual stream that enters layer ``layer`` (``L``:
-            what the final norm reads), or the residual after that layer's attention if ``after_attention``.
-        position: where in the prompt.
+        layer: The row is `<gradient, r>`, with r the residual stream that enters this layer (L: what the final norm
+            reads).
+        position: Where in the prompt.
         gradient_d: (D,) float32.
-        value: the row's left-hand side, from the forward pass.
+        value: The row's left-hand side, from the forward pass.
+        after_attention: Whether r is the residual stream after the layer's attention instead.
     """
 
     layer: int
@@ -44,12 +44,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Rows:
-    """Direct effects on a batch of B targets."""
+    """Direct effects on a batch of B targets.
 
-    features_bn: Tensor  # (B, N) of every active feature
-    errors_blp: Tensor  # (B, L, P)
-    tokens_bp: Tensor  # (B, P)
-    unattributed_b: Tensor  # (B,) decoder biases and excluded positions
+    Attributes:
+        features_bn: (B, N) float32, of every active feature.
+        errors_blp: (B, L, P) float32, of every error.
+        tokens_bp: (B, P) float32, of every token.
+        unattributed_b: (B,) float32, of decoder biases and excluded positions.
+    """
+
+    features_bn: Tensor
+    errors_blp: Tensor
+    tokens_bp: Tensor
+    unattributed_b: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,24 +69,22 @@ class _FoldedLayer:
 
 
 class Adjoint:
-    """The adjoint of one prompt's local replacement model, with buffers that batches share."""
+    """The adjoint of one prompt's local replacement model, with buffers that batches share.
 
-    def __init__(
-        self,
-        description: Gemma3Description,
-        layers: Sequence[FrozenLayer],
-        activations: SparseActivations,
-        active_rows: ActiveRows,
-        errors_lpd: Tensor,
-        constants_lpd: Tensor,
-        tokens_pd: Tensor,
-        folded_budget: int,
-    ) -> None:
-        """``folded_budget``: bytes that folded layers may take to be kept; beyond it they are made anew for each batch."""
-        self.description, self.layers = description, layers
-        self.activations, self.active_rows = activations, active_rows
-        self.errors_lpd, self.constants_lpd, self.tokens_pd = errors_lpd, constants_lpd, tokens_pd
-        self._keeps_folded = folded_bytes(description, any(layer.has_skip for layer in layers)) <= folded_budget
+    Attributes:
+        record: The forward pass that it is the adjoint of.
+    """
+
+    def __init__(self, record: PassRecord, folded_budget: int) -> None:
+        """Take the adjoint of a forward pass.
+
+        Args:
+            record: What the forward pass left behind.
+            folded_budget: Bytes that folded layers may take to be kept; if they take more, each batch makes them anew.
+        """
+        self.record = record
+        with_skip = any(layer.has_skip for layer in record.layers)
+        self._keeps_folded = folded_bytes(record.description, with_skip) <= folded_budget
         self._folded: dict[int, _FoldedLayer] = {}
         self._buffers: dict[str, Tensor] = {}
 
@@ -90,8 +95,8 @@ class Adjoint:
 
     @torch.no_grad()
     def rows(self, targets: Sequence[Target]) -> Rows:
-        """Direct effects of every source on targets in any order."""
-        # Highest first: the rows that a layer concerns are then the first so many, and no others are touched.
+        """Return the direct effects of every source on targets in any order."""
+        # Highest first: the rows that a layer concerns are then the leading ones, and no others are touched.
         order = sorted(range(len(targets)), key=lambda row: (-targets[row].layer, not targets[row].after_attention))
         rows = self._descend([targets[row] for row in order])
         if order == sorted(order):
@@ -104,8 +109,9 @@ class Adjoint:
     def _descend(self, targets: Sequence[Target]) -> Rows:
         n_rows, top = len(targets), targets[0].layer
         n_positions = max(target.position for target in targets) + 1
-        n_layers, n_all, d_model = self.errors_lpd.shape
-        device = self.errors_lpd.device
+        record = self.record
+        n_layers, n_all, d_model = record.errors_lpd.shape
+        device = record.errors_lpd.device
         outputs_pbld = self._buffer("outputs", n_positions, n_rows, top, d_model)
         errors_blp = torch.zeros(n_rows, n_layers, n_all, device=device)
         tokens_bp = torch.zeros(n_rows, n_all, device=device)
@@ -122,20 +128,20 @@ class Adjoint:
             outputs_pbld[:, started:, layer] = 0
             met_ps2 = torch.bmm(
                 gradient_psd,
-                torch.stack([self.errors_lpd[layer, :n_positions], self.constants_lpd[layer, :n_positions]], -1),
+                torch.stack([record.errors_lpd[layer, :n_positions], record.constants_lpd[layer, :n_positions]], -1),
             )
             errors_blp[:started, layer, :n_positions] = met_ps2[..., 0].T
             unattributed_b[:started] += met_ps2[..., 1].sum(0)
             skip_dd = self._fold(layer).skip_dd
             if skip_dd is not None:
                 skipped_psd = (gradient_psd.view(-1, d_model) @ skip_dd).view_as(gradient_psd)
-                gradient_psd.addcmul_(self.layers[layer].mlp_norm.inverse_rms_p1[:n_positions, None], skipped_psd)
+                gradient_psd.addcmul_(record.layers[layer].mlp_norm.inverse_rms_p1[:n_positions, None], skipped_psd)
             gradient_psd = self._start(targets, gradient_psd, layer, after_attention=True)
             self._through_attention(layer, gradient_psd)
             gradient_psd = self._start(targets, gradient_psd, layer, after_attention=False)
-        tokens_bp[:, :n_positions] = torch.bmm(gradient_psd, self.tokens_pd[:n_positions, :, None])[..., 0].T
-        features_bn = self.active_rows.scores(
-            self.activations, outputs_pbld.transpose(0, 1), [target.layer for target in targets]
+        tokens_bp[:, :n_positions] = torch.bmm(gradient_psd, record.residuals_lpd[0, :n_positions, :, None])[..., 0].T
+        features_bn = record.active_rows.scores(
+            record.activations, outputs_pbld.transpose(0, 1), [target.layer for target in targets]
         )
         return Rows(features_bn, errors_blp, tokens_bp, unattributed_b)
 
@@ -147,7 +153,7 @@ class Adjoint:
             stop += 1
         if stop == started:
             return gradient_psd
-        # Two buffers take turns: rows of a position are neighbours, so that more rows mean other places.
+        # Two buffers take turns: rows of a position are neighbours, so adding rows moves all of them.
         spare = "spare" if gradient_psd.data_ptr() == self._buffers["gradient"].data_ptr() else "gradient"
         grown_psd = self._buffer(spare, n_positions, len(targets), d_model).view(-1)
         grown_psd = grown_psd[: n_positions * stop * d_model].view(n_positions, stop, d_model)
@@ -160,11 +166,12 @@ class Adjoint:
         return grown_psd
 
     def _through_attention(self, layer: int, gradient_psd: Tensor) -> None:
-        """Add to a gradient after attention (P', S, D) what it means before: V^T A^T O^T, between the norms' scales."""
+        """Carry a gradient (P', S, D) through attention, in place: add V^T A^T O^T of it, between the norms' scales."""
         n_positions, started, d_model = gradient_psd.shape
-        width, kv_heads, n_heads = self.description.head_dim, self.description.n_kv_heads, self.description.n_heads
+        size = self.record.description
+        width, kv_heads, n_heads = size.head_dim, size.n_kv_heads, size.n_heads
         shared = n_heads // kv_heads  # heads that read one kv head
-        frozen, folded = self.layers[layer], self._fold(layer)
+        frozen, folded = self.record.layers[layer], self._fold(layer)
         flat_xd = gradient_psd.view(-1, d_model)
         mixed_hqx = self._buffer("mixed", n_heads, n_positions, started * width)
         for head in range(n_heads):
@@ -185,7 +192,7 @@ class Adjoint:
             flat_xd.addmm_(values_cx.view(-1, width), folded.value_xd[kv_head * width : (kv_head + 1) * width])
 
     def _patterns(self, frozen: FrozenLayer, n_positions: int) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Keys, queries and attention (H, Q', C) between them, 1 / rms of both norms folded in."""
+        """The keys, queries and attention (H, Q', C) of each block, with 1 / rms of both norms folded in."""
         after_q = frozen.attention_norm.inverse_rms_p1[:, 0]
         before_c = frozen.input_norm.inverse_rms_p1[:, 0]
         for block in frozen.attention.blocks:
@@ -200,7 +207,7 @@ class Adjoint:
     def _fold(self, layer: int) -> _FoldedLayer:
         if layer in self._folded:
             return self._folded[layer]
-        frozen = self.layers[layer]
+        frozen = self.record.layers[layer]
         skip_dd = frozen.skip_dd
         folded = _FoldedLayer(
             frozen.output_weight.float() * frozen.attention_norm.gain_d[:, None],
@@ -212,25 +219,25 @@ class Adjoint:
         return folded
 
     def _buffer(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor (…) on memory that the next call of this name gets again."""
+        """An uninitialised tensor; the next call with this name gets the same memory."""
         size = 1
         for length in shape:
             size *= length
         if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers.pop(name, None)  # the old one first, so that both are never there
-            self._buffers[name] = torch.empty(size, device=self.errors_lpd.device)
+            self._buffers.pop(name, None)  # before the new one is made, so that both never exist at once
+            self._buffers[name] = torch.empty(size, device=self.record.errors_lpd.device)
         return self._buffers[name][:size].view(shape)
 
 
-def folded_bytes(description: Gemma3Description, with_skip: bool) -> int:
-    """Memory of all layers' folded matrices."""
+def folded_bytes(description: ModelDescription, with_skip: bool) -> int:
+    """Return the memory of all layers' folded matrices, in bytes."""
     heads = description.n_heads + description.n_kv_heads
     skip = description.d_model if with_skip else 0
     return 4 * description.n_layers * description.d_model * (heads * description.head_dim + skip)
 
 
-def row_bytes(description: Gemma3Description, n_positions: int, n_active: int) -> int:
-    """Memory that one more row of a batch takes on the way down and when it is done."""
+def row_bytes(description: ModelDescription, n_positions: int, n_active: int) -> int:
+    """Return the memory in bytes that one more row of a batch takes, on the way down and once it is done."""
     heads = description.n_heads + 1
     per_position = description.d_model * (description.n_layers + 3) + heads * description.head_dim
     return 4 * (n_positions * per_position + description.d_model * description.n_layers + 2 * n_active)

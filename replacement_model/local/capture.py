@@ -1,4 +1,4 @@
-"""What passes the sites of the model during one forward pass.
+"""The capture of what passes the sites of the model during one forward pass.
 
 Letters: P positions, D d_model, H heads.
 """
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Sites, gain, inverse_rms
+from crosstrace.replacement_model.architectures.float32 import inverse_rms
+from crosstrace.replacement_model.architectures.hooks import Hook
+from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.frozen import FrozenAttention, FrozenLayer, FrozenNorm
 
@@ -20,19 +22,32 @@ Swap = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class Capture:
-    """Reads (and, given ``swap``, replaces) what passes the sites during one forward pass at batch 1."""
+    """Hooks that read, and optionally replace, what passes the sites during one forward pass at batch 1.
+
+    Attributes:
+        residuals: After the pass, the residual stream (P, D) float32 that enters each layer, and what the final norm
+            reads.
+        mids: The residual stream (P, D) after each layer's attention.
+        inputs: What each layer's transcoder reads (P, D).
+        outputs: The output (P, D) of each MLP; empty if they are replaced.
+        layers: Each layer with attention and norms frozen.
+        final_norm: The frozen final norm.
+    """
 
     def __init__(
         self,
-        sites: Gemma3Sites,
+        sites: ModelSites,
         transcoders: Transcoders,
         store: Callable[[Tensor], Tensor] = lambda block: block,
         swap: Swap | None = None,
     ) -> None:
-        """
+        """Prepare a capture.
+
         Args:
-            store: what to do with a layer's attention before it is kept, such as moving it to the host.
-            swap: given layer, transcoder input and MLP output (P, D), returns what takes the output's place.
+            sites: The live modules of the base model.
+            transcoders: The transcoders whose inputs are read.
+            store: What to do with a layer's attention before it is kept, such as moving it to the host.
+            swap: Given layer, transcoder input and MLP output (P, D), returns what replaces the output.
         """
         self.sites, self.transcoders, self.store, self.swap = sites, transcoders, store, swap
         self.device = transcoders.device
@@ -43,8 +58,9 @@ class Capture:
         self.layers: list[FrozenLayer] = []
         self.final_norm: FrozenNorm
 
-    def hooks(self) -> list[Any]:
-        wanted: list[Any] = [(self.sites.final_norm, self._final)]
+    def hooks(self) -> list[tuple[nn.Module, Hook]]:
+        """Return the hooks, as `hooked` takes them."""
+        wanted: list[tuple[nn.Module, Hook]] = [(self.sites.final_norm, self._final)]
         for index, layer in enumerate(self.sites.layers):
             wanted += [
                 (layer.input_norm, lambda args, kwargs, output: self.residuals.append(self._here(args[0][0]))),
@@ -55,7 +71,7 @@ class Capture:
         return wanted
 
     def _freeze(self, norm: nn.Module, input_pd: Tensor) -> FrozenNorm:
-        return FrozenNorm(self._here(gain(norm)), inverse_rms(input_pd, self.sites.description.rms_norm_eps))
+        return FrozenNorm(self._here(self.sites.gain(norm)), inverse_rms(input_pd, self.sites.description.rms_norm_eps))
 
     def _here(self, tensor: Tensor) -> Tensor:
         """On the device of tracing: with a device map each layer has its own."""
@@ -70,7 +86,7 @@ class Capture:
         layer, index = self.sites.layers[len(self.layers)], len(self.layers)
         attended_pd, attention = self._attended
         mid_pd = self._here(args[0][0])
-        if self.transcoders.input_site.endswith(".input"):
+        if self.transcoders.reads is Site.MLP_INPUT:
             mlp_norm = FrozenNorm(torch.ones_like(mid_pd[0]), torch.ones_like(mid_pd[:, :1]))
             self.inputs.append(mid_pd)
         else:
@@ -80,8 +96,8 @@ class Capture:
         self.layers.append(
             FrozenLayer(
                 attention=attention,
-                read_value_weight=partial(layer.weight, "v_proj"),
-                read_output_weight=partial(layer.weight, "o_proj"),
+                read_value_weight=layer.value_weight,
+                read_output_weight=layer.output_weight,
                 read_skip=partial(self.transcoders.skip, index),
                 has_skip=self.transcoders.skip(index) is not None,
                 input_norm=self._freeze(layer.input_norm, self.residuals[-1]),

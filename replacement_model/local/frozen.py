@@ -11,37 +11,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Keys of a block: smaller ones skip more of what causality makes zero, larger ones make larger products.
-_BLOCK_KEYS = 256
+# Keys of a block: small blocks skip more of what causality makes zero, large ones make large products.
+BLOCK_KEYS = 256
 
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """An RMSNorm whose denominator is frozen: a factor for every position and dimension, kept as its two parts."""
+    """An RMSNorm whose denominator is frozen: one factor per position and dimension, kept as its two parts.
 
-    gain_d: Tensor  # (D,) 1 + weight
-    inverse_rms_p1: Tensor  # (P, 1)
+    Attributes:
+        gain_d: (D,) float32 factor of each dimension.
+        inverse_rms_p1: (P, 1) float32 factor of each position.
+    """
+
+    gain_d: Tensor
+    inverse_rms_p1: Tensor
 
     def __getitem__(self, positions: int | slice | Tensor) -> Tensor:
-        """(..., D) float32 factors at some positions."""
+        """Return the factors (..., D) float32 at some positions."""
         return self.gain_d * self.inverse_rms_p1[positions]
 
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Some neighbouring keys and the queries that can see any of them."""
+    """Neighbouring keys and the queries that can see any of them.
+
+    Attributes:
+        keys: The positions of the C keys.
+        queries: The positions of the Q queries.
+        probabilities_hqc: (H, Q, C) float32.
+    """
 
     keys: slice
     queries: slice
-    probabilities_hqc: Tensor  # (H, Q, C) float32
+    probabilities_hqc: Tensor
 
 
 @dataclass(frozen=True)
 class FrozenAttention:
-    """The attention probabilities of one layer, without what the mask makes zero: later keys, and outside the window.
+    """The attention probabilities of one layer, without those that the mask makes zero (later keys, outside the window).
 
-    They stay float32 whatever the weights are: rounded to bfloat16, edges would be off by 1e-3. Blocks may lie in host
-    memory while the rest is on a GPU.
+    They are float32 whatever the weights are: rounding them to bfloat16 would put edges off by 1e-3. Blocks may lie in
+    host memory while the rest is on a GPU.
+
+    Attributes:
+        blocks: The blocks, by ascending keys.
+        n_positions: P.
     """
 
     blocks: tuple[AttentionBlock, ...]
@@ -51,16 +66,17 @@ class FrozenAttention:
     def from_dense(
         attention_hqk: Tensor, window: int | None, store: Callable[[Tensor], Tensor] = lambda block: block
     ) -> FrozenAttention:
-        """Cut (H, P, P) probabilities [head, query, key] into blocks.
+        """Cut probabilities into blocks.
 
         Args:
-            window: a query sees so many last keys, itself included; None: all before it.
-            store: what to do with a block before it is kept, such as moving it to the host.
+            attention_hqk: (H, P, P) float32 [head, query, key].
+            window: How many last keys a query sees, its own included; None: all up to its own.
+            store: What to do with a block before it is kept, such as moving it to the host.
         """
         n_positions = attention_hqk.shape[-1]
         blocks = []
-        for first in range(0, n_positions, _BLOCK_KEYS):
-            last = min(first + _BLOCK_KEYS, n_positions)
+        for first in range(0, n_positions, BLOCK_KEYS):
+            last = min(first + BLOCK_KEYS, n_positions)
             end = n_positions if window is None else min(n_positions, last - 1 + window)
             part_hqc = attention_hqk[:, first:end, first:last]
             whole = part_hqc.shape == attention_hqk.shape
@@ -71,10 +87,11 @@ class FrozenAttention:
 
     @property
     def nbytes(self) -> int:
+        """The memory of the blocks, in bytes."""
         return sum(block.probabilities_hqc.numel() * block.probabilities_hqc.element_size() for block in self.blocks)
 
     def dense(self, device: torch.device | None = None) -> Tensor:
-        """(H, P, P) float32 [head, query, key]."""
+        """Return the probabilities (H, P, P) float32 [head, query, key]."""
         some = self.blocks[0].probabilities_hqc
         if len(self.blocks) == 1:
             return some.to(device or some.device)
@@ -86,10 +103,18 @@ class FrozenAttention:
 
 @dataclass(frozen=True)
 class FrozenLayer:
-    """One layer with attention and norms frozen: everything its adjoint needs.
+    """One layer with attention and norms frozen: everything that its adjoint needs.
 
-    ``read_value_weight`` and ``read_output_weight`` give the model's own projections: weights that accelerate keeps
-    elsewhere are only fetched when they are used.
+    Attributes:
+        attention: The frozen attention probabilities.
+        read_value_weight: Gives the model's own value projection: weights that accelerate keeps elsewhere are fetched
+            only when they are used.
+        read_output_weight: Gives the model's own output projection.
+        read_skip: Gives the skip connection of the layer's transcoder, or None.
+        has_skip: Whether there is a skip connection.
+        input_norm: The norm before attention.
+        attention_norm: The norm after attention.
+        mlp_norm: The norm before the MLP; all ones if transcoders read the residual stream before that norm.
     """
 
     attention: FrozenAttention
@@ -98,25 +123,25 @@ class FrozenLayer:
     read_skip: Callable[[], Tensor | None]
     has_skip: bool
     input_norm: FrozenNorm
-    attention_norm: FrozenNorm  # after attention
-    mlp_norm: FrozenNorm  # before the MLP; all ones where transcoders read the residual before that norm
+    attention_norm: FrozenNorm
+    mlp_norm: FrozenNorm
 
     @property
     def attention_hqk(self) -> Tensor:
-        """(H, P, P) attention probabilities [head, query, key], on the device of the norms."""
+        """The attention probabilities (H, P, P) [head, query, key], on the device of the norms."""
         return self.attention.dense(self.input_norm.gain_d.device)
 
     @property
     def value_weight(self) -> Tensor:
-        """(K * head_dim, D), on the device of the norms"""
+        """The value projection (K * head_dim, D), on the device of the norms."""
         return self.read_value_weight().to(self.input_norm.gain_d.device)
 
     @property
     def output_weight(self) -> Tensor:
-        """(D, H * head_dim), on the device of the norms"""
+        """The output projection (D, H * head_dim), on the device of the norms."""
         return self.read_output_weight().to(self.input_norm.gain_d.device)
 
     @property
     def skip_dd(self) -> Tensor | None:
-        """(D, D) affine skip connection of the layer's transcoder, or None."""
+        """The affine skip connection (D, D) of the layer's transcoder, or None."""
         return self.read_skip()

@@ -3,8 +3,8 @@
 Implements Ameisen et al. 2025, "Circuit Tracing", section "Constructing an Attribution Graph for a Prompt": attention
 patterns and norm denominators are frozen at the prompt's values, MLPs are replaced by transcoders plus fixed errors, and
 what is left between feature activations is linear. Deviations: skip connections of affine transcoders are part of the
-linear model, gradients are products (:mod:`crosstrace.replacement_model.local.adjoint`) rather than autograd, and what flows in
-from decoder biases and excluded positions is kept apart (``unattributed``) so that every row can be checked for
+linear model; gradients are products (`crosstrace.replacement_model.local.adjoint`) rather than autograd; and what flows
+in from decoder biases and excluded positions is kept apart (`unattributed`), so that every row can be checked for
 completeness.
 
 Letters: L layers, P positions, D d_model, B target rows, N active features.
@@ -12,69 +12,64 @@ Letters: L layers, P positions, D d_model, B target rows, N active features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description, Gemma3Sites
-from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.adjoint import Adjoint, Rows, Target
-from crosstrace.replacement_model.local.frozen import FrozenLayer, FrozenNorm
-
-if TYPE_CHECKING:
-    from crosstrace.replacement_model.model import ReplacementModel
+from crosstrace.replacement_model.local.record import PassRecord
 
 
 class LocalReplacementModel:
     """One prompt's replacement model, linear between feature activations.
 
     Attributes:
-        tokens_p: (P,) the prompt.
-        activations: N active features; active_rows: their decoder rows.
-        errors_lpd: (L, P, D) MLP output minus reconstruction; zero at excluded positions.
-        constants_lpd: (L, P, D) what is written without a source: decoder biases, and at excluded positions the
-            MLP's own output but for the skip connection, which is live at every position.
-        residuals_lpd: (L + 1, P, D) residual stream that enters each layer: the token vectors first, last what the
-            final norm reads. mids_lpd: (L, P, D) the residual after each layer's attention.
-        final_norm: the final norm, frozen.
+        transcoders: The transcoders in use.
+        sites: The live modules of the base model.
+        adjoint: The adjoint of the linear model.
+        description: As in `PassRecord`, like all that follow.
+        tokens_p: (P,) int64.
+        layers: L frozen layers.
+        final_norm: The frozen final norm.
+        activations: N active features.
+        active_rows: Their decoder rows.
+        errors_lpd: (L, P, D) float32.
+        constants_lpd: (L, P, D) float32.
+        residuals_lpd: (L + 1, P, D) float32.
+        mids_lpd: (L, P, D) float32.
     """
 
-    def __init__(
-        self,
-        *,
-        description: Gemma3Description,
-        transcoders: Transcoders,
-        sites: Gemma3Sites,
-        tokens_p: Tensor,
-        layers: Sequence[FrozenLayer],
-        activations: SparseActivations,
-        active_rows: ActiveRows,
-        errors_lpd: Tensor,
-        constants_lpd: Tensor,
-        residuals_lpd: Tensor,
-        mids_lpd: Tensor,
-        final_norm: FrozenNorm,
-        folded_budget: int = 0,
-    ) -> None:
-        self.description, self.transcoders, self.sites = description, transcoders, sites
-        self.tokens_p, self.layers = tokens_p, layers
-        self.activations, self.active_rows = activations, active_rows
-        self.errors_lpd, self.constants_lpd = errors_lpd, constants_lpd
-        self.residuals_lpd, self.mids_lpd, self.final_norm = residuals_lpd, mids_lpd, final_norm
-        self.adjoint = Adjoint(
-            description, layers, activations, active_rows, errors_lpd, constants_lpd, residuals_lpd[0], folded_budget
-        )
+    def __init__(self, record: PassRecord, transcoders: Transcoders, sites: ModelSites, folded_budget: int = 0) -> None:
+        """Make the linear model of a forward pass.
+
+        Args:
+            record: What the forward pass left behind.
+            transcoders: The transcoders in use.
+            sites: The live modules of the base model.
+            folded_budget: Bytes that the adjoint's folded layers may take to be kept; see `Adjoint`.
+        """
+        self.transcoders, self.sites = transcoders, sites
+        self.adjoint = Adjoint(record, folded_budget)
+        self.description, self.tokens_p = record.description, record.tokens_p
+        self.layers, self.final_norm = record.layers, record.final_norm
+        self.activations, self.active_rows = record.activations, record.active_rows
+        self.errors_lpd, self.constants_lpd = record.errors_lpd, record.constants_lpd
+        self.residuals_lpd, self.mids_lpd = record.residuals_lpd, record.mids_lpd
 
     @property
     def n_positions(self) -> int:
+        """P."""
         return int(self.tokens_p.numel())
 
     def feature_targets(self, entries_b: Tensor) -> list[Target]:
-        """The pre-activations of some active features (ascending indices into ``activations``) as targets."""
+        """Return the pre-activations of some active features as targets.
+
+        Args:
+            entries_b: (B,) int64 ascending indices into `activations`.
+        """
         targets: list[Target] = []
         entries_b = entries_b.to(self.activations.device)
         positions, features, values = (
@@ -90,7 +85,7 @@ class LocalReplacementModel:
         return targets
 
     def feature_target(self, layer: int, position: int, feature: int) -> Target:
-        """The pre-activation of any feature, active or not, as a target."""
+        """Return the pre-activation of any feature, active or not, as a target."""
         positions, features = (torch.tensor([i], device=self.residuals_lpd.device) for i in (position, feature))
         encoder = self.transcoders.encoder(layer)
         u_d = self.layers[layer].mlp_norm[position] * self.mids_lpd[layer, position]
@@ -106,9 +101,13 @@ class LocalReplacementModel:
         ]
 
     def logit_target(self, weights: dict[int, float], position: int) -> Target:
-        """A weighted sum of logits as a target, each less the mean over the vocabulary.
+        """Return a weighted sum of logits as a target, each minus the mean over the vocabulary.
 
-        The mean changes no probability, and without it a logit's row mostly explains what all logits share.
+        The mean changes no probability; a row that included it would mostly explain what all logits share.
+
+        Args:
+            weights: The weight of each token in the sum.
+            position: Where in the prompt the logits are read.
         """
         unembedding_vd = self.sites.unembedding
         mean_d = self.sites.mean_unembedding
@@ -118,39 +117,26 @@ class LocalReplacementModel:
         return Target(self.description.n_layers, position, gradient_d, value)
 
     def residual_target(self, vector_d: Tensor, layer: int, position: int) -> Target:
-        """The residual stream entering a layer (``L``: the final norm), projected on a vector (D,), as a target."""
+        """Return the residual stream's component along a vector as a target.
+
+        Args:
+            vector_d: (D,).
+            layer: The layer that the stream enters; L: the final norm.
+            position: Where in the prompt.
+        """
         vector_d = vector_d.to(self.residuals_lpd)
         return Target(layer, position, vector_d, torch.dot(vector_d, self.residuals_lpd[layer, position]).item())
 
     def logits(self, position: int = -1) -> Tensor:
-        """(V,) float32 logits at one position."""
+        """Return the logits (V,) float32 at one position."""
         return self.sites.unembed(self.final_norm[position] * self.residuals_lpd[-1, position])
 
     def rows(self, targets: Sequence[Target]) -> Rows:
-        """The direct effects of every source on some targets, by one pass down the layers.
+        """Return the direct effects of every source on some targets, by one pass down the layers.
 
-        The gradient ``G`` of the targets with respect to the residual stream starts at each target and passes a layer
-        as ``G += mlp_scale * (G skip^T)`` (the MLP's skip connection), then
-        ``G += input_scale * V^T A^T O^T (attention_scale * G)``; at each MLP output on the way it meets what features,
+        The gradient `G` of the targets with respect to the residual stream starts at each target and passes a layer
+        as `G += mlp_scale * (G skip^T)` (the MLP's skip connection), then
+        `G += input_scale * V^T A^T O^T (attention_scale * G)`. At each MLP output on the way it meets what features,
         errors and biases write there, and at the bottom the tokens.
         """
         return self.adjoint.rows(targets)
-
-
-__all__ = ["FrozenLayer", "FrozenNorm", "LocalReplacementModel", "Rows", "Target"]
-
-
-def localizer(model: ReplacementModel) -> Callable[[object], LocalReplacementModel]:
-    """Gives prompts' local replacement models, running each prompt once; a model that is given stays as it is."""
-    known: dict[tuple[int, ...], LocalReplacementModel] = {}
-
-    def localize(prompt: object) -> LocalReplacementModel:
-        if isinstance(prompt, LocalReplacementModel):
-            return prompt
-        tokens_p = model.tokenize(prompt)  # type: ignore[arg-type]
-        key = tuple(tokens_p.tolist())
-        if key not in known:
-            known[key] = model.local(tokens_p)
-        return known[key]
-
-    return localize

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.gemma3 import gain
 from crosstrace.replacement_model.model import ReplacementModel
 
 # Logits held at a time: 256 MB of float32.
@@ -58,7 +57,7 @@ def direct_logits(
     """
     count = min(count, model.description.vocab_size)
     block = max(1, _LOGITS_AT_A_TIME // model.description.vocab_size)
-    final_gain = gain(model.sites.final_norm).to(model.device)
+    final_gain = model.sites.gain(model.sites.final_norm).to(model.device)
     mean = model.sites.mean_unembedding.to(model.device)
     parts = []
     for some in features_n.split(block):

@@ -31,11 +31,11 @@ def stream_features(model: ReplacementModel, tokens_bw: Tensor, wanted_bw: Tenso
     """
     transcoders, device = model.transcoders, model.device
     places_x = wanted_bw.flatten().nonzero().flatten().to(device)
-    reads_input = transcoders.input_site.endswith(".input")
+    site = transcoders.reads
 
     def encoder_of(layer: int) -> Any:
         def encode(args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
-            input_bwd = args[0] if reads_input else output
+            input_bwd = site.value_in(args, output)
             input_xd = input_bwd.flatten(0, 1).to(device)[places_x]
             positions_n, features_n, values_n = transcoders.encode(layer, input_xd, excluded_first=0)
             order_n = torch.argsort(features_n, stable=True)  # positions ascend within each feature
@@ -43,6 +43,6 @@ def stream_features(model: ReplacementModel, tokens_bw: Tensor, wanted_bw: Tenso
 
         return encode
 
-    hooks = [(layer.pre_feedforward_norm, encoder_of(index)) for index, layer in enumerate(model.sites.layers)]
+    hooks = [(layer.module(site), encoder_of(index)) for index, layer in enumerate(model.sites.layers)]
     with hooked(hooks):
         model.sites.run(model.sites.embed(tokens_bw))

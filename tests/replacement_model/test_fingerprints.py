@@ -9,7 +9,7 @@ from cases import load_case, rounded_copy
 from safetensors.torch import load_file, save_file
 
 from crosstrace.replacement_model import ReplacementModel, open_transcoders
-from crosstrace.replacement_model.fingerprints import fingerprints, transcoders_fingerprint
+from crosstrace.replacement_model.fingerprints import transcoders_fingerprint, weight_fingerprints
 
 
 def test_the_same_weights_under_another_name_and_dtype(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_the_same_weights_under_another_name_and_dtype(tmp_path: Path) -> None:
     copy = ReplacementModel.from_pretrained(
         case.model, rounded_copy(case, tmp_path / "copy", torch.float32), "cpu", torch.bfloat16
     )
-    assert fingerprints(copy) == fingerprints(model)
+    assert weight_fingerprints(copy) == weight_fingerprints(model)
 
 
 def test_other_weights() -> None:
@@ -26,7 +26,7 @@ def test_other_weights() -> None:
     for name in ("clt_affine", "clt_plain_gqa", "skip_transcoder"):
         case = load_case(name)
         model = ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu")
-        found |= set(fingerprints(model).values())
+        found |= set(weight_fingerprints(model).values())
     assert len(found) == 6
 
 

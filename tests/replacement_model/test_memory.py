@@ -32,7 +32,9 @@ def test_streamed_and_resident_give_the_same_edges(case, budget):
     assert transcoders.keeps_encoders == transcoders.keeps_decoders == (budget != 1)
     local = model.local(case.input_ids)
     assert local.active_rows.place == ("mapped" if budget == 1 else "whole")
-    assert bool(transcoders._encoders) == bool(transcoders._decoders) == (budget != 1)
+    rows = transcoders.decoder_rows_of(local.activations)
+    assert (transcoders.encoder(0) is transcoders.encoder(0)) == (budget != 1)
+    assert (rows.rows_ujd[0] is local.active_rows.rows_ujd[0]) == (budget != 1)
     again = trace(model, case.input_ids, batch_size=64)  # such a budget by itself allows one row at a time
     assert torch.equal(again.active_features, usual.active_features)
     assert relative_error(again.adjacency, usual.adjacency) < 1e-6
@@ -88,7 +90,7 @@ def test_rounded_rows_are_not_read_where_they_lie():
 
 @pytest.mark.parametrize(("window", "blocks"), [(None, 3), (4, 3), (1, 1), (5, 100)])
 def test_attention_is_kept_without_what_the_mask_makes_zero(window, blocks, monkeypatch):
-    monkeypatch.setattr(frozen, "_BLOCK_KEYS", blocks)
+    monkeypatch.setattr(frozen, "BLOCK_KEYS", blocks)
     n = 11
     seen = torch.ones(n, n).tril()
     if window is not None:
@@ -104,12 +106,12 @@ def test_attention_is_kept_without_what_the_mask_makes_zero(window, blocks, monk
 @pytest.mark.parametrize("blocks", [1, 4, 5])
 def test_blocks_of_attention_do_not_change_edges(case, blocks, monkeypatch):
     whole = trace(load(case), case.input_ids)
-    monkeypatch.setattr(frozen, "_BLOCK_KEYS", blocks)
+    monkeypatch.setattr(frozen, "BLOCK_KEYS", blocks)
     assert relative_error(trace(load(case), case.input_ids).adjacency, whole.adjacency) < 1e-6
 
 
 def test_prompt_longer_than_the_window_is_exact(case, monkeypatch):
-    monkeypatch.setattr(frozen, "_BLOCK_KEYS", 16)
+    monkeypatch.setattr(frozen, "BLOCK_KEYS", 16)
     model = load(case)
     windows = [window for window in model.description.windows if window is not None]
     generator = torch.Generator().manual_seed(1)

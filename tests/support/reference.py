@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, Gemma3ForCausalLM
 
+from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
 
 
@@ -57,7 +58,7 @@ class LinearModel:
             scale(layer.post_attention_layernorm, x) for layer, x in zip(layers, seen["attended"], strict=True)
         ]
         self.mlp_in = [scale(layer.pre_feedforward_layernorm, x) for layer, x in zip(layers, seen["mid"], strict=True)]
-        if reader.input_site.endswith(".input"):
+        if reader.reads is Site.MLP_INPUT:
             self.mlp_in = [torch.ones_like(x) for x in self.mlp_in]
         self.final_scale, self.final = scale(gemma.model.norm, seen["final"][0]), seen["final"][0]
         self.patterns = seen["pattern"]

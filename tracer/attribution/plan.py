@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crosstrace.replacement_model.architectures.gemma3 import Gemma3Description
+from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.dictionaries.readers import download_bytes, open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.hub import missing_bytes
@@ -51,7 +51,7 @@ class Plan:
         download_bytes: of files on the hub that are not in its cache yet.
     """
 
-    description: Gemma3Description
+    description: ModelDescription
     transcoders: Transcoders
     n_positions: int
     active_per_layer: float
@@ -124,7 +124,7 @@ def _download_bytes(model: str) -> int:
 def _parts(
     model: str,
     config: Any,
-    description: Gemma3Description,
+    description: ModelDescription,
     used: Transcoders,
     per_layer: list[float],
     n_positions: int,
@@ -169,15 +169,15 @@ def _parts(
     ]
 
 
-def _describe(model: str) -> tuple[Gemma3Description, Any]:
-    from crosstrace.replacement_model.architectures.gemma3 import load_config
+def _describe(model: str) -> tuple[ModelDescription, Any]:
+    from crosstrace.replacement_model.architectures.loading import load_config
 
     config, description = load_config(model)
     return description, getattr(config, "text_config", config)
 
 
 def _count_tokens(model: str, prompt: str) -> int:
-    from crosstrace.replacement_model.architectures.gemma3 import load_tokenizer
+    from crosstrace.replacement_model.architectures.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     if tokenizer is None:

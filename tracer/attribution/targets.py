@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target
+from crosstrace.replacement_model.interventions.references import parse_feature
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,10 @@ _QUOTED = r'"((?:[^"\\]|\\.)*)"'
 _AT = r"(?:@(-?\d+))?"
 _CONTRAST = re.compile(rf"\s*{_QUOTED}\s*-\s*{_QUOTED}\s*{_AT}\s*", re.DOTALL)
 _TOKEN = re.compile(rf"\s*{_QUOTED}\s*{_AT}\s*", re.DOTALL)
-_FEATURE = re.compile(rf"\s*L(\d+)/(\d+)\s*{_AT}\s*")
 
 
 def parse_target(text: str) -> Logit | Contrast | Feature:
-    """Read a target as it is written: ``" Austin"``, ``" Austin" - " Dallas"``, ``L3/417``, each with ``@position``.
+    """Read a target as it is written: ``" Austin"``, ``" Austin" - " Dallas"``, ``L3/417`` (or ``3/417``), each with ``@position``.
 
     Text that is none of these, with or without spaces, is a token string as it stands.
 
@@ -88,8 +88,10 @@ def parse_target(text: str) -> Logit | Contrast | Feature:
         return Contrast(_unescape(match[1]), _unescape(match[2]), place(match[3]))
     if match := _TOKEN.fullmatch(text):
         return Logit(_unescape(match[1]), place(match[2]))
-    if match := _FEATURE.fullmatch(text):
-        return Feature(int(match[1]), int(match[2]), place(match[3]))
+    if feature := parse_feature(text):
+        if feature.positions is not None and not isinstance(feature.positions, int):
+            raise ValueError(f"target {text.strip()!r} must name one position, as in L3/417@7")
+        return Feature(feature.layer, feature.feature, feature.positions)
     return Logit(text)
 
 

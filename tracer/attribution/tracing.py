@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs import AttributionGraph, NodeLayout
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
-from crosstrace.replacement_model.fingerprints import fingerprints
-from crosstrace.replacement_model.model import Prompt
+from crosstrace.replacement_model.fingerprints import weight_fingerprints
+from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
@@ -106,7 +106,7 @@ def trace(
         "excluded_first": model.description.excluded_first,
         "weights_dtype": model.weights_dtype,
         "device": model.device.type,
-        "fingerprints": fingerprints(model),
+        "fingerprints": weight_fingerprints(model),
         "versions": _versions(),
     }
     saved.keep(store)

@@ -21,10 +21,10 @@ from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import CARDS_FILE
 from crosstrace.replacement_model.dictionaries.card_places import cards_path
-from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
-from crosstrace.replacement_model.texts import Context, Corpus, Texts, contexts
+from crosstrace.replacement_model.texts import Corpus, CorpusContext, Texts, contexts
 from crosstrace.tracer.cards.file import write_cards, write_layer_logits
 from crosstrace.tracer.cards.log import ContextBatch, Window
 from crosstrace.tracer.cards.run import CardRun, asked_to_stop
@@ -96,7 +96,7 @@ def build_cards(
     identity: dict[str, Any] = {
         "model": model.name,
         "transcoders": model.transcoders.name,
-        "fingerprints": fingerprints(model),
+        "fingerprints": weight_fingerprints(model),
         "corpus": corpus.names,
         "context length": length,
         "excluded first positions": excluded,
@@ -201,9 +201,9 @@ def _read_corpus(
     run.save()
 
 
-def batches(stream: Iterator[Context], tokens: int) -> Iterator[list[Context]]:
+def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[CorpusContext]]:
     """Contexts in a row, as many as fit within so many tokens once padded to the longest; at least one."""
-    batch: list[Context] = []
+    batch: list[CorpusContext] = []
     width = 0
     for context in stream:
         width = max(width, len(context.tokens))

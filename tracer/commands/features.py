@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
     from crosstrace.replacement_model.texts import Corpus
 
-_FEATURE = re.compile(r"L?(\d+)/(\d+)")
 _FOUND = 20
 _MAKING = "Making cards"
 
@@ -207,14 +205,15 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) 
     from rich.console import Console
 
     from crosstrace.replacement_model.dictionaries.readers.base import read_labels
+    from crosstrace.replacement_model.interventions.references import parse_feature
     from crosstrace.tracer.terminal.card import check_feature, overview, show_card
 
     labels = read_labels(cards.path.parent)
     console = Console(quiet=quiet)
     chosen: list[Key] = []
     for text in wanted:
-        if match := _FEATURE.fullmatch(text.strip()):
-            key = (int(match[1]), int(match[2]))
+        if feature := parse_feature(text, labels.values()):
+            key = (feature.layer, feature.feature)
             check_feature(cards, key)
             show_card(cards, key, console, labels.get(key, ""), top)
             chosen.append(key)

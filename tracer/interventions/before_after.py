@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -26,8 +27,8 @@ from crosstrace.replacement_model import (
     SwapIn,
 )
 from crosstrace.replacement_model.interventions.edits import resolve
-from crosstrace.replacement_model.local.local_model import localizer
-from crosstrace.replacement_model.model import Prompt
+from crosstrace.replacement_model.interventions.kinds import Errors
+from crosstrace.replacement_model.prompts import Prompt
 
 SHOWN = 3  # active features named for an intervention
 _NUMERIC: dict[str, Callable[[str, float], Intervention]] = {"set": Set, "scale": Scale, "add": Add}
@@ -150,17 +151,17 @@ def before_and_after(
             raise ValueError("direct effects are read with attention frozen; free it under constrained or iterative")
         held = replace(held, attention=False)
     local = model.local(prompt)
-    localize = localizer(model)  # other prompts are run once, so that their activations can be reported too
+    localize = model.localizer()  # other prompts are run once, so that their activations can be reported too
     named = list(interventions)
     interventions = [replace(one, source=localize(one.source)) if isinstance(one, SwapIn) else one for one in named]
-    settings = {"freeze": held, "errors": errors}
+    treatment = cast(Errors, errors)  # checked by the passes
     if max_new_tokens:  # an open end means generated tokens too, and interventions may name them
-        after = model.generate(local, interventions, max_new_tokens=max_new_tokens, return_logits=True, **settings)
+        after = model.generate(local, interventions, max_new_tokens, held, treatment, return_logits=True)
         before = model.generate(local, (), max_new_tokens=max_new_tokens)
         assert after.logits_rtv is not None
         logits_v, texts = after.logits_rtv[0, 0], [before.texts[0], after.texts[0]]
     else:
-        logits_v, texts = model.intervene(local, interventions, **settings).logits_v, []
+        logits_v, texts = model.intervene(local, interventions, held, treatment).logits_v, []
     if not bool(logits_v.isfinite().all()):
         raise ValueError("the logits are no longer finite: these values are too large for float32 arithmetic")
     tops = _changes(model, local.logits(), logits_v, top)

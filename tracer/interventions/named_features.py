@@ -10,12 +10,12 @@ from crosstrace.graphs import check_state
 from crosstrace.graphs.cards.labels import MARK
 from crosstrace.graphs.viewer_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
-from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.interventions.references import (
     find_features,
     is_feature,
+    name_and_positions,
     parse_positions,
-    split_reference,
     unknown_label,
 )
 from crosstrace.tracer.cards.lookup import find_cards
@@ -107,7 +107,7 @@ def automatic_labels(model: ReplacementModel, wanted: Iterable[str]) -> dict[str
     if not members:
         return {}
     problems: list[str] = []
-    cards = find_cards(model.name, model.transcoders.name, fingerprints(model), note=problems.append)
+    cards = find_cards(model.name, model.transcoders.name, weight_fingerprints(model), note=problems.append)
     if cards is None:
         why = problems[0] if problems else f"{model.transcoders.name} has no feature cards (see crosstrace features)"
         raise ValueError(f"label {next(iter(members))!r} comes from feature cards; {why}")
@@ -125,7 +125,7 @@ def _texts(interventions: Iterable[Intervention]) -> Iterator[tuple[str, str | N
     """Yield the names in interventions with the positions written after them; features named by number are skipped."""
     for intervention in interventions:
         if isinstance(intervention.where, str) and not is_feature(intervention.where):
-            yield split_reference(intervention.where)
+            yield name_and_positions(intervention.where)
 
 
 def _at(group: Supernode, at: str | None) -> Supernode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,9 +13,9 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
 from crosstrace.graphs.text import short, visible
+from crosstrace.replacement_model.interventions.references import parse_feature
 from crosstrace.tracer.terminal.card import marked, show_card
 
-_FEATURE = re.compile(r"L?(\d+)/(\d+)(?:@\d+)?")
 _EDGES = 4
 
 
@@ -40,8 +39,8 @@ def find_in_graph(graph: AttributionGraph, texts: Sequence[str]) -> list[Key]:
     active = {(layer, feature) for layer, _, feature in graph.active_features.tolist()}
     found: list[Key] = []
     for text in texts:
-        if match := _FEATURE.fullmatch(text.strip()):
-            key = (int(match[1]), int(match[2]))
+        if feature := parse_feature(text, graph.feature_labels):
+            key = (feature.layer, feature.feature)
             if key[0] >= graph.n_layers:
                 raise ValueError(f"feature L{key[0]}/{key[1]}: the graph's model has layers 0 to {graph.n_layers - 1}")
             if key not in active:

@@ -1,6 +1,14 @@
-"""Readers of public transcoder formats; the model never knows which one it was."""
+"""Readers of the public file formats of dictionaries; the model never knows which one it was."""
 
-from crosstrace.replacement_model.dictionaries.readers.base import Encoder, TranscoderReader
+from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, TranscoderReader
 from crosstrace.replacement_model.dictionaries.readers.opening import download_bytes, open_transcoders
+from crosstrace.replacement_model.dictionaries.readers.registry import known_formats, register_reader
 
-__all__ = ["Encoder", "TranscoderReader", "download_bytes", "open_transcoders"]
+__all__ = [
+    "FileFormat",
+    "TranscoderReader",
+    "download_bytes",
+    "known_formats",
+    "open_transcoders",
+    "register_reader",
+]

@@ -1,120 +1,82 @@
-"""What every transcoder file format is read into.
+"""What a file format gives for transcoders, and the checks that formats share.
 
 Letters: L layers, F features of a layer, D d_model, J layers a feature writes to.
 """
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-# Where a transcoder reads the residual stream, as a site of DESIGN's linear model: before or after the norm.
-INPUT_SITES = ("pre_feedforward_layernorm.input", "pre_feedforward_layernorm.output")
-OUTPUT_SITE = "post_feedforward_layernorm.output"
+from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.dictionaries.base import SparseDictionary
 
 # Decoder weight towards earlier layers: below this share of a layer's norm it is storage noise and dropped.
 NEGLIGIBLE_SHARE = 1e-3
 # The check reads all rows of a layer up to this size, evenly spaced ones beyond: opening a real transcoder should not
-# cost reading it. So are rows that are used, when they are read.
-_CHECKED_BYTES = 4 * 2**20
+# cost reading it. The same goes for rows that are used, when they are read.
+CHECKED_BYTES = 4 * 2**20
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """One layer's encoder: ``h = x W_enc + b_enc``, active where ``h > threshold`` (a ReLU has threshold 0)."""
-
-    w_enc_df: Tensor  # (D, F), stored dtype
-    b_enc_f: Tensor  # (F,) float32
-    threshold_f: Tensor  # (F,) float32
-
-
-class TranscoderReader(ABC):
-    """A folder of transcoder files, read piece by piece: tensors are memory-mapped, nothing is held.
-
-    Opening reads headers and a few rows; :meth:`decoder_rows` reads just the rows asked for.
+class TranscoderReader(SparseDictionary):
+    """Transcoders as their files hold them: a dictionary that reads the MLPs' inputs and writes their outputs.
 
     Attributes:
-        name: how to name these transcoders in graphs and messages.
-        folder: where the files are; labels.json is looked for here.
-        n_layers: L. d_model: D. n_features: features of each layer.
-        cross_layer: features of layer l write to layers l .. L - 1 (J = L - l) rather than to l alone (J = 1).
-        input_site: one of :data:`INPUT_SITES`.
-        l0: how many features of a layer fire at a token, as the files' config has it; None where it does not say.
+        n_layers: L; transcoders cover every layer of the model.
+        cross_layer: Whether features of layer l write to layers l .. L - 1 (J = L - l) rather than to l alone (J = 1).
     """
 
-    name: str
-    folder: Path
     n_layers: int
-    d_model: int
-    n_features: list[int]
     cross_layer: bool
-    input_site: str
-    l0: float | None = None
+    writes = Site.MLP_OUTPUT
+
+    @property
+    def layers(self) -> range:
+        """All layers of the model."""
+        return range(self.n_layers)
 
     def n_written(self, layer: int) -> int:
-        """J: how many layers a feature of this layer writes to."""
+        """Return J, how many layers a feature of this layer writes to."""
         return self.n_layers - layer if self.cross_layer else 1
 
     @abstractmethod
-    def encoder(self, layer: int) -> Encoder:
-        """One layer's encoder."""
-
-    @abstractmethod
-    def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
-        """(n, J, D) decoder rows of some features, in the stored dtype, read from the file; row j writes to layer + j."""
-
-    @abstractmethod
-    def decoder(self, layer: int) -> Tensor:
-        """(F, J, D) a layer's whole decoder as a view of the mapped file: nothing is read until it is used."""
-
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """The dtype that decoders are stored in, from a header."""
-
-    @abstractmethod
     def skip(self, layer: int) -> Tensor | None:
-        """(D, D) affine skip connection, ``y += u @ skip``, or None."""
-
-    @abstractmethod
-    def bias(self, layer: int) -> Tensor:
-        """(D,) float32 decoder bias of the layer's reconstruction."""
-
-    def labels(self) -> dict[tuple[int, int], str]:
-        """Feature names kept beside the weights; see :func:`read_labels`."""
-        return read_labels(self.folder)
+        """Return the affine skip connection (D, D), `y += u @ skip`, or None."""
 
 
-def read_labels(folder: Path) -> dict[tuple[int, int], str]:
-    """The feature names in a folder's ``labels.json``, by (layer, feature); empty where there is none.
+def _folder_alone(inner: str) -> list[str]:
+    return [f"{inner}/*"]
 
-    Raises:
-        ValueError: the file is there but is not a label file; it is named.
+
+@dataclass(frozen=True)
+class FileFormat:
+    """A file format of dictionaries.
+
+    Attributes:
+        name: How messages name it.
+        files: What its folders hold, for messages.
+        matches: Whether a path names files of this format. The path need not be a folder: a format may give names to
+            groups of folders.
+        open: Opens them, given the path, the name to show and whether to check a sample of the weights. Without that
+            check only headers are read. Raises `ValueError` and `FileNotFoundError` in one line each.
+        patterns: Which files of a hub repository a reference's path stands for, as `huggingface_hub` takes patterns.
     """
-    path = folder / "labels.json"
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != "crosstrace-labels/1":
-            raise ValueError(f"format {content['format']!r}")
-        return {
-            (layer, int(feature)): entry["label"]
-            for layer, entries in enumerate(content["layers"])
-            for feature, entry in entries.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a label file (expected format crosstrace-labels/1): {error}") from error
+
+    name: str
+    files: str
+    matches: Callable[[Path], bool]
+    open: Callable[[Path, str, bool], SparseDictionary]
+    patterns: Callable[[str], list[str]] = _folder_alone
 
 
 def checked_rows(n_rows: int, row_bytes: int) -> Tensor:
-    """(n,) int64: which of so many decoder rows :func:`check_causal` is given: all of a small file, else evenly spaced."""
-    step = max(1, -(-n_rows * row_bytes // _CHECKED_BYTES))
+    """Return which decoder rows (n,) int64 are checked: all of a small file, evenly spaced ones of a large one."""
+    step = max(1, -(-n_rows * row_bytes // CHECKED_BYTES))
     return torch.arange(0, n_rows, step)
 
 
@@ -122,7 +84,7 @@ def check_causal(w_dec_nld: Tensor, layer: int, path: Path, rows: str = "its dec
     """Refuse decoder rows (n, L, D) of a layer that write to earlier layers with more than negligible weight.
 
     Raises:
-        ValueError: names the file and the share of the norm that points backwards.
+        ValueError: Names the file and the share of the norm that points backwards.
     """
     if layer == 0 or not len(w_dec_nld):
         return
@@ -136,11 +98,11 @@ def check_causal(w_dec_nld: Tensor, layer: int, path: Path, rows: str = "its dec
         )
 
 
-def site_of(hook: str, path: Path, known: Mapping[str, str], role: str) -> str:
-    """Translate a file's hook name into a site of the linear model.
+def site_of(hook: str, path: Path, known: Mapping[str, Site], role: str) -> Site:
+    """Translate a file's hook name into a site.
 
     Raises:
-        ValueError: a hook that the linear model has no place for; the file, the hook and the known ones are named.
+        ValueError: The linear model has no place for the hook; the file, the hook and the known ones are named.
     """
     if hook not in known:
         raise ValueError(f"{path}: {role} hook {hook!r} is not supported; supported: {', '.join(known)}")

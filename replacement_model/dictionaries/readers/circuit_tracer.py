@@ -6,25 +6,27 @@ Letters: L layers, F features of a layer, D d_model.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from crosstrace.replacement_model.dictionaries.readers.base import (
-    Encoder,
-    TranscoderReader,
-    site_of,
-)
+from crosstrace.replacement_model import hub
+from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder
+from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, TranscoderReader, site_of
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
 
 _INPUT_HOOKS = {
-    "hook_resid_mid": "pre_feedforward_layernorm.input",
-    "mlp.hook_in": "pre_feedforward_layernorm.output",
+    "hook_resid_mid": Site.MLP_INPUT,
+    "mlp.hook_in": Site.MLP_INPUT_NORMED,
 }
-_OUTPUT_HOOKS = {"hook_mlp_out": "post_feedforward_layernorm.output"}
+_THRESHOLD = "activation_function.threshold"  # in a per-layer file
+_OUTPUT_HOOKS = {"hook_mlp_out": Site.MLP_OUTPUT}
 
 
 class CircuitTracerCrossLayerReader(TranscoderReader):
@@ -32,8 +34,8 @@ class CircuitTracerCrossLayerReader(TranscoderReader):
 
     cross_layer = True
 
-    def __init__(self, folder: Path, name: str, input_site: str) -> None:
-        self.folder, self.name, self.input_site = folder, name, input_site
+    def __init__(self, folder: Path, name: str, reads: Site) -> None:
+        self.folder, self.name, self.reads = folder, name, reads
         self.n_layers = _count_layers(folder, "W_enc")
         self._encoders = [TensorFile(folder / f"W_enc_{layer}.safetensors") for layer in range(self.n_layers)]
         self._decoders = [TensorFile(folder / f"W_dec_{layer}.safetensors") for layer in range(self.n_layers)]
@@ -46,6 +48,7 @@ class CircuitTracerCrossLayerReader(TranscoderReader):
             known = {f"{key}_{layer}" for key in ("W_enc", "b_enc", "b_dec", "threshold")}
             if unknown := file.keys - known:  # such as a skip connection: left out, every edge would be wrong
                 raise ValueError(f"{file.path}: unknown tensor {min(unknown)}; expected {', '.join(sorted(known))}")
+        self.activation = _activation(f"threshold_{layer}" in file.keys for layer, file in enumerate(self._encoders))
 
     def _decoder_shape(self, layer: int) -> tuple[int, int, int]:
         return self.n_features[layer], self.n_layers - layer, self.d_model
@@ -79,21 +82,22 @@ class CircuitTracerPerLayerReader(TranscoderReader):
 
     cross_layer = False
 
-    def __init__(self, files: list[Path], folder: Path, name: str, input_site: str) -> None:
-        self.folder, self.name, self.input_site = folder, name, input_site
+    def __init__(self, files: list[Path], folder: Path, name: str, reads: Site) -> None:
+        self.folder, self.name, self.reads = folder, name, reads
         self._files = [TensorFile(path) for path in files]
         self.n_layers = len(files)
         self.d_model = self._files[0].shape("W_enc")[1]
         self.n_features = [file.check("W_enc", (None, self.d_model))[0] for file in self._files]
         for file, n_features in zip(self._files, self.n_features, strict=True):
             file.check("W_dec", (n_features, self.d_model))
+        self.activation = _activation(_THRESHOLD in file.keys for file in self._files)
 
     def encoder(self, layer: int) -> Encoder:
         file, n_features = self._files[layer], self.n_features[layer]
         return Encoder(
             file.get("W_enc", (n_features, self.d_model)).T,
             file.get("b_enc", (n_features,)).float(),
-            _threshold(file, "activation_function.threshold", n_features),
+            _threshold(file, _THRESHOLD, n_features),
         )
 
     def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
@@ -113,6 +117,10 @@ class CircuitTracerPerLayerReader(TranscoderReader):
 
     def bias(self, layer: int) -> Tensor:
         return self._files[layer].get("b_dec", (self.d_model,)).float()
+
+
+def _activation(with_thresholds: Iterable[bool]) -> Activation:
+    return Activation(ActivationKind.JUMP_RELU if any(with_thresholds) else ActivationKind.RELU)
 
 
 def _threshold(file: TensorFile, key: str, n_features: int) -> Tensor:
@@ -140,7 +148,7 @@ def _count_layers(folder: Path, prefix: str) -> int:
     return len(numbers)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     """``config.yaml`` as a mapping.
 
     Raises:
@@ -157,26 +165,67 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_circuit_tracer(folder: Path, name: str, listed_files: list[Path] | None = None) -> TranscoderReader:
-    """A folder with ``config.yaml``.
-
-    Args:
-        listed_files: the local copies of the files that its ``transcoders:`` list names, if it has one.
-
-    Raises:
-        ValueError, FileNotFoundError: a file is missing, listed twice, damaged, of another shape or site.
-    """
-    config, path = read_config(folder), folder / "config.yaml"
+def _open(folder: Path, name: str, check: bool) -> TranscoderReader:
+    config, path = _read_config(folder), folder / "config.yaml"
     site = site_of(str(config.get("feature_input_hook")), path, _INPUT_HOOKS, "feature_input_hook")
     site_of(str(config.get("feature_output_hook")), path, _OUTPUT_HOOKS, "feature_output_hook")
-    if config["model_kind"] == "cross_layer_transcoder":
+    files, temporary = _listed_files(folder, config, whole=check)
+    reader = _open_files(folder, name, config["model_kind"], site, files)
+    for part in temporary:
+        hub.keep_with(part, reader)
+    return reader
+
+
+def _open_files(folder: Path, name: str, kind: str, site: Site, files: list[Path] | None) -> TranscoderReader:
+    if kind == "cross_layer_transcoder":
         return CircuitTracerCrossLayerReader(folder, name, site)
-    if listed_files is None:
-        count = _count_layers(folder, "layer")
-        listed_files = [folder / f"layer_{layer}.safetensors" for layer in range(count)]
-    seen: dict[Path, int] = {}
-    for layer, file in enumerate(listed_files):
-        if file in seen:
-            raise ValueError(f"{path}: transcoders: lists {file.name} twice, for layers {seen[file]} and {layer}")
-        seen[file] = layer
-    return CircuitTracerPerLayerReader(listed_files, folder, name, site)
+    if files is None:
+        files = [folder / f"layer_{layer}.safetensors" for layer in range(_count_layers(folder, "layer"))]
+    if repeated := _repeated(files):
+        file, first, again = repeated
+        raise ValueError(
+            f"{folder / 'config.yaml'}: transcoders: lists {file.name} twice, for layers {first} and {again}"
+        )
+    return CircuitTracerPerLayerReader(files, folder, name, site)
+
+
+def _listed_files(
+    folder: Path, config: dict[str, Any], whole: bool
+) -> tuple[list[Path] | None, list[TemporaryDirectory[str] | None]]:
+    """The files that `transcoders:` of a config lists: beside it, or `hf://org/repo/path[@revision]`.
+
+    Without `whole` only the headers of files that are on the hub alone are fetched, into temporary folders.
+    """
+    entries = config.get("transcoders")
+    if not entries:
+        return None, []
+    if repeated := _repeated(entries):  # known from the wild; caught before anything is fetched
+        entry, first, again = repeated
+        raise ValueError(f"{folder / 'config.yaml'}: transcoders: lists {entry} twice, for layers {first} and {again}")
+    files: list[Path] = []
+    temporary: list[TemporaryDirectory[str] | None] = []
+    for entry in entries:
+        if not entry.startswith("hf://"):
+            files.append(folder / entry)
+            continue
+        repo, inner, revision = hub.split_reference(entry.removeprefix("hf://"))
+        if whole:
+            files.append(hub.fetch(repo, revision, [inner], entry) / inner)
+        else:
+            snapshot, kept = hub.fetch_headers(repo, revision, [inner], entry)
+            files.append(snapshot / inner)
+            temporary.append(kept)
+    return files, temporary
+
+
+def _repeated(entries: Sequence[Any]) -> tuple[Any, int, int] | None:
+    """The first entry that stands twice, with both of its places."""
+    seen: dict[Any, int] = {}
+    for place, entry in enumerate(entries):
+        if entry in seen:
+            return entry, seen[entry], place
+        seen[entry] = place
+    return None
+
+
+FORMAT = FileFormat("circuit-tracer", "config.yaml", lambda path: (path / "config.yaml").is_file(), _open)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder
 from crosstrace.replacement_model.dictionaries.readers.base import (
-    INPUT_SITES,
-    OUTPUT_SITE,
-    Encoder,
+    FileFormat,
     TranscoderReader,
     check_causal,
     checked_rows,
@@ -24,11 +24,19 @@ from crosstrace.replacement_model.dictionaries.readers.base import (
 )
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
 
+_INPUT_HOOKS = {
+    "pre_feedforward_layernorm.input": Site.MLP_INPUT,
+    "pre_feedforward_layernorm.output": Site.MLP_INPUT_NORMED,
+}
+_OUTPUT_HOOKS = {"post_feedforward_layernorm.output": Site.MLP_OUTPUT}
+_LAYER_FOLDER = re.compile(r"layer_(\d+)_(.+)")
 _HOOK = re.compile(r"(?:language_)?model\.(?:language_model\.)?layers\.(\d+)\.(.+)")
 
 
 class GemmaScopeReader(TranscoderReader):
     """A cross-layer or per-layer transcoder set in Gemma Scope 2's layout."""
+
+    activation = Activation(ActivationKind.JUMP_RELU)
 
     def __init__(
         self,
@@ -36,13 +44,27 @@ class GemmaScopeReader(TranscoderReader):
         folder: Path,
         name: str,
         cross_layer: bool,
-        input_site: str,
+        reads: Site,
         l0: float | None = None,
         check: bool = True,
     ) -> None:
-        """``files`` holds each layer's tensor file, layer 0 first; ``check``: read a sample of rows for causality."""
+        """Open the files.
+
+        Args:
+            files: Each layer's tensor file, layer 0 first.
+            folder: Where labels are looked for.
+            name: How graphs and messages name the transcoders.
+            cross_layer: Whether features write to later layers too.
+            reads: The site that encoders read.
+            l0: The number of features of a layer that fire at a token, if the config says.
+            check: Whether to read a sample of rows and refuse weight towards earlier layers.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged or of another shape.
+        """
         self.l0 = l0
-        self.folder, self.name, self.cross_layer, self.input_site = folder, name, cross_layer, input_site
+        self.folder, self.name, self.cross_layer, self.reads = folder, name, cross_layer, reads
         self._files = [TensorFile(path) for path in files]
         self.n_layers = len(files)
         self.d_model = self._files[0].shape("w_enc")[0]
@@ -95,12 +117,7 @@ class GemmaScopeReader(TranscoderReader):
         return self._files[layer].get("b_dec", (self.d_model,)).float()
 
 
-def read_cross_layer(folder: Path, name: str, check: bool = True) -> GemmaScopeReader:
-    """A ``clt/width_…`` folder: ``config.json`` and ``params_layer_{0..L-1}.safetensors``.
-
-    Raises:
-        ValueError, FileNotFoundError: config or a layer file is missing, damaged, or of another shape.
-    """
+def _open_cross_layer(folder: Path, name: str, check: bool) -> GemmaScopeReader:
     config_path, config = _read_config(folder)
     n_files = len(list(folder.glob("params_layer_*.safetensors")))
     n_layers = len(_hooks(config, "hf_hook_point_in")) or n_files
@@ -110,17 +127,23 @@ def read_cross_layer(folder: Path, name: str, check: bool = True) -> GemmaScopeR
             raise FileNotFoundError(f"{path}: layer file is missing; expected layers 0 to {max(n_layers, n_files) - 1}")
     if n_files != n_layers:
         raise ValueError(f"{config_path}: names {n_layers} layers, but the folder has {n_files} layer files")
-    input_site = _check_sites(config_path, config, list(range(n_layers)))
+    reads = _check_sites(config_path, config, list(range(n_layers)))
     files = [folder / f"params_layer_{layer}.safetensors" for layer in range(n_layers)]
-    return GemmaScopeReader(files, folder, name, True, input_site, _l0(config), check)
+    return GemmaScopeReader(files, folder, name, True, reads, _l0(config), check)
 
 
-def read_per_layer(folders: list[Path], parent: Path, name: str) -> GemmaScopeReader:
-    """A family of ``layer_{L}_…`` folders, each with ``config.json`` and ``params.safetensors``, layer 0 first.
+def _open_per_layer(path: Path, name: str, check: bool) -> GemmaScopeReader:
+    """A family of `layer_{L}_…` folders, by its short name or by the folder that holds no other."""
+    if family := _named_family(path):
+        return _open_family(family, path.parent, name)
+    families = _families_in(path)
+    if len(families) > 1:
+        names = sorted(families)
+        raise ValueError(f"{path}: holds several families; name one, e.g. {path}/{names[0]} (of {', '.join(names)})")
+    return _open_family(next(iter(families.values())), path, name)
 
-    Raises:
-        ValueError, FileNotFoundError: a layer is missing or twice there, damaged, or of another shape.
-    """
+
+def _open_family(folders: list[Path], parent: Path, name: str) -> GemmaScopeReader:
     numbers = [int(folder.name.split("_")[1]) for folder in folders]
     for expected in range(len(numbers)):
         if expected not in numbers:
@@ -131,9 +154,28 @@ def read_per_layer(folders: list[Path], parent: Path, name: str) -> GemmaScopeRe
     configs = [_read_config(folder) for folder in ordered]
     sites = {_check_sites(path, config, [layer]) for layer, (path, config) in enumerate(configs)}
     if len(sites) > 1:
-        raise ValueError(f"{parent}: layers of {name} read different sites: {', '.join(sorted(sites))}")
+        raise ValueError(f"{parent}: layers of {name} read different sites: {_names(sites)}")
     files = [folder / "params.safetensors" for folder in ordered]
     return GemmaScopeReader(files, parent, name, False, sites.pop(), _l0(configs[0][1]))
+
+
+def _families_in(folder: Path) -> dict[str, list[Path]]:
+    """The per-layer folders in a folder, by the name of their family."""
+    families: dict[str, list[Path]] = {}
+    for sub in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if sub.is_dir() and (match := _LAYER_FOLDER.fullmatch(sub.name)):
+            families.setdefault(match[2], []).append(sub)
+    return families
+
+
+def _named_family(path: Path) -> list[Path]:
+    """The per-layer folders that a family's short name stands for."""
+    return [] if path.is_dir() else _families_in(path.parent).get(path.name, [])
+
+
+def _family_patterns(inner: str) -> list[str]:
+    parent, _, last = inner.rpartition("/")
+    return [f"{inner}/*", f"{parent}/layer_*_{last}/*" if parent else f"layer_*_{last}/*"]
 
 
 def _read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -159,10 +201,10 @@ def _hooks(config: dict[str, Any], key: str) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> str:
+def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> Site:
     """The common input site of the given layers' hooks; the layer in each hook's name must be the file's own."""
-    found: dict[str, set[str]] = {}
-    for key, known in (("hf_hook_point_in", INPUT_SITES), ("hf_hook_point_out", (OUTPUT_SITE,))):
+    found: dict[str, set[Site]] = {}
+    for key, known in (("hf_hook_point_in", _INPUT_HOOKS), ("hf_hook_point_out", _OUTPUT_HOOKS)):
         hooks = _hooks(config, key)
         if len(hooks) != len(layers):
             raise ValueError(f"{path}: {key} names {len(hooks)} sites; expected one for each of {len(layers)} layers")
@@ -170,8 +212,27 @@ def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> str:
             match = _HOOK.fullmatch(hook)
             if match is None or int(match[1]) != layer:
                 raise ValueError(f"{path}: {key} names {hook!r}; expected a site of model.layers.{layer}")
-            found.setdefault(key, set()).add(site_of(match[2], path, {site: site for site in known}, key))
+            found.setdefault(key, set()).add(site_of(match[2], path, known, key))
     sites = found["hf_hook_point_in"]
     if len(sites) > 1:
-        raise ValueError(f"{path}: layers read different sites: {', '.join(sorted(sites))}")
+        raise ValueError(f"{path}: layers read different sites: {_names(sites)}")
     return sites.pop()
+
+
+def _names(sites: set[Site]) -> str:
+    return ", ".join(sorted(site.value for site in sites))
+
+
+CROSS_LAYER = FileFormat(
+    "Gemma Scope 2, cross-layer",
+    "params_layer_0.safetensors",
+    lambda path: any(path.glob("params_layer_*.safetensors")),
+    _open_cross_layer,
+)
+PER_LAYER = FileFormat(
+    "Gemma Scope 2, per layer",
+    "layer_0_…/params.safetensors",
+    lambda path: bool(_named_family(path) or _families_in(path)),
+    _open_per_layer,
+    _family_patterns,
+)

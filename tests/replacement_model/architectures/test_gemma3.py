@@ -15,12 +15,10 @@ from cases import Case, load_case
 from reference import relative_error
 
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.architectures.gemma3 import (
-    Gemma3Description,
-    Gemma3Sites,
-    float32_arithmetic,
-    load_gemma3,
-)
+from crosstrace.replacement_model.architectures.float32 import float32_arithmetic
+from crosstrace.replacement_model.architectures.loading import load_model
+from crosstrace.replacement_model.architectures.registry import describe
+from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.tracer import trace
 
 CPU = torch.device("cpu")
@@ -60,7 +58,7 @@ def test_text_part_of_a_multimodal_checkpoint_gives_the_same_graph(multimodal):
     case, folder = multimodal
     alone = trace(ReplacementModel.from_pretrained(case.model, case.transcoders, CPU), case.input_ids)
     model = ReplacementModel.from_pretrained(folder, case.transcoders, CPU)
-    assert model.description.text_model == "model.language_model"
+    assert model.description.modules.text_model == "model.language_model"
     again = trace(model, case.input_ids)
     assert torch.equal(again.active_features, alone.active_features)
     assert relative_error(again.adjacency, alone.adjacency) < 1e-6
@@ -70,11 +68,11 @@ def test_text_part_of_a_multimodal_checkpoint_gives_the_same_graph(multimodal):
 def test_arithmetic_is_float32_for_narrow_weights(dtype):
     # The same rounded weights, stored narrow or wide, must give the same numbers.
     case = load_case("clt_plain_gqa")
-    narrow, _, description = load_gemma3(str(case.model), dtype, CPU)
-    wide, _, _ = load_gemma3(str(case.model), dtype, CPU)
+    narrow, _, description = load_model(str(case.model), dtype, CPU)
+    wide, _, _ = load_model(str(case.model), dtype, CPU)
     wide = wide.float()
     ids = torch.tensor(case.input_ids)
-    narrow_sites, wide_sites = Gemma3Sites(narrow, description), Gemma3Sites(wide, description)
+    narrow_sites, wide_sites = ModelSites(narrow, description), ModelSites(wide, description)
     embedded = narrow_sites.embed(ids)[None]
     assert torch.equal(narrow_sites.run(embedded), wide_sites.run(embedded))
     assert torch.equal(narrow_sites.unembed(embedded), wide_sites.unembed(embedded))
@@ -102,22 +100,22 @@ def test_float32_arithmetic_ends_with_its_block():
 
 def test_forward_is_that_of_transformers():
     case = load_case("clt_affine")
-    model, _, description = load_gemma3(str(case.model), None, CPU)
-    sites, ids = Gemma3Sites(model, description), torch.tensor(case.input_ids)
+    model, _, description = load_model(str(case.model), None, CPU)
+    sites, ids = ModelSites(model, description), torch.tensor(case.input_ids)
     with torch.no_grad():
         expected = model(ids[None]).logits[0]
     torch.testing.assert_close(sites.unembed(sites.run(sites.embed(ids)[None]))[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_chat_template_excludes_the_turn_header(model_copy):
-    assert load_gemma3(str(model_copy), None, CPU)[2].excluded_first == 1
+    assert load_model(str(model_copy), None, CPU)[2].excluded_first == 1
     path = model_copy / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ messages }}"}))
-    assert load_gemma3(str(model_copy), None, CPU)[2].excluded_first == 4
+    assert load_model(str(model_copy), None, CPU)[2].excluded_first == 4
 
 
 def test_excluded_first_can_be_changed_but_not_below_zero():
-    description = load_gemma3(str(load_case("clt_affine").model), None, CPU)[2]
+    description = load_model(str(load_case("clt_affine").model), None, CPU)[2]
     assert description.excluding(3).excluded_first == 3
     with pytest.raises(ValueError, match="-1"):
         description.excluding(-1)
@@ -126,14 +124,14 @@ def test_excluded_first_can_be_changed_but_not_below_zero():
 def test_unsupported_architecture_lists_the_supported_ones():
     config = transformers.LlamaConfig(architectures=["LlamaForCausalLM"])
     with pytest.raises(ValueError, match=r"LlamaForCausalLM .*Gemma3ForCausalLM, Gemma3ForConditionalGeneration"):
-        Gemma3Description.from_config(config, "some/llama")
+        describe(config, "some/llama")
 
 
 @pytest.mark.parametrize("entry", [{"final_logit_softcapping": 30.0}, {"attention_bias": True}], ids=str)
 def test_variants_that_are_not_linear_are_refused(model_copy, entry):
     change_config(model_copy, **entry)
     with pytest.raises(ValueError, match=next(iter(entry))):
-        load_gemma3(str(model_copy), None, CPU)
+        load_model(str(model_copy), None, CPU)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,7 @@ def test_broken_model_folders_are_one_line(model_copy, how, message):
         case "other size":
             change_config(model_copy, hidden_size=32)
     with pytest.raises((OSError, ValueError), match=message) as caught:
-        load_gemma3(str(model_copy), None, CPU)
+        load_model(str(model_copy), None, CPU)
     assert "\n" not in str(caught.value)
     assert str(model_copy) in str(caught.value)
 

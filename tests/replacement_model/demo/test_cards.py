@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from crosstrace.graphs import FeatureCards
 from crosstrace.replacement_model import ReplacementModel, demo
-from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.tracer.cards.lookup import find_cards
 from crosstrace.tracer.commands.app import app
 
@@ -56,8 +56,8 @@ def made_again(training, tmp_path_factory) -> FeatureCards:
 
 
 def test_the_cards_are_of_the_weights_beside_them(model, shipped):
-    assert shipped.fingerprints == fingerprints(model), "run: python examples/train_demo.py --describe"
-    cards = find_cards(model.name, model.transcoders.name, fingerprints(model))
+    assert shipped.fingerprints == weight_fingerprints(model), "run: python examples/train_demo.py --describe"
+    cards = find_cards(model.name, model.transcoders.name, weight_fingerprints(model))
     assert cards is not None
     assert cards.path == demo.CARDS_FILE
 

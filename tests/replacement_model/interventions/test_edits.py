@@ -141,8 +141,8 @@ BAD: list[tuple[Intervention, str]] = [
     (Ablate(FeatureAt(1, 0, 12)), "L1/0@12: position 12 is outside the prompt; positions 1 to 11 are valid"),
     (Ablate(FeatureAt(1, 0, -13)), "L1/0@-13: position -13 is outside"),
     (Ablate(FeatureAt(1, 0, slice(2, 13))), "L1/0@2:13: position 13 is outside"),
-    (Ablate(FeatureAt(1, 0, slice(5, 5))), "L1/0@5:5: no position is left"),
-    (Ablate(FeatureAt(1, 0, ())), "no position is given"),
+    (Ablate(FeatureAt(1, 0, slice(5, 5))), "L1/0@5:5: the slice contains no position"),
+    (Ablate(FeatureAt(1, 0, ())), "no position was given"),
     (Ablate(FeatureAt(1, 0, slice(1, 9, 2))), "steps of 2"),
     (
         Ablate(FeatureAt(1, 0, 0)),
@@ -153,12 +153,12 @@ BAD: list[tuple[Intervention, str]] = [
     (Ablate(ErrorAt(9, 2)), "error L9@2: the model has layers 0 to 3"),
     (Ablate(TokenAt(12)), "token @12: position 12 is outside the prompt; it has positions 0 to 11"),
     (Set(TokenAt(2), 1.0), "token @2 can be scaled or ablated, not Set"),  # type: ignore[arg-type]
-    (Set(FeatureAt(1, 0), float("nan")), "L1/0: value must be a number of at most 1e+15 in size, not nan"),
-    (Scale("Texas", float("inf")), "'Texas': factor must be a number of at most 1e+15 in size, not inf"),
-    (Set("Texas", (1.0, 2.0, 3.0)), "'Texas' has 2 members, but 3 values are set"),
+    (Set(FeatureAt(1, 0), float("nan")), "L1/0: value must be a number between -1e+15 and 1e+15, not nan"),
+    (Scale("Texas", float("inf")), "'Texas': factor must be a number between -1e+15 and 1e+15, not inf"),
+    (Set("Texas", (1.0, 2.0, 3.0)), "'Texas' has 2 members, but 3 values were given"),
     (Ablate("Texa"), "unknown feature label 'Texa'; close labels: 'Texas'"),
     (Ablate(Supernode("none", ())), "supernode 'none' has no features"),
-    (SwapIn(FeatureAt(1, 0, 3), [2, 5, 9], source_position=3), "it is swapped in from has 3 tokens"),
+    (SwapIn(FeatureAt(1, 0, 3), [2, 5, 9], source_position=3), "the prompt to swap in from has 3 tokens"),
     (Ablate(3), "3 is not a place"),  # type: ignore[arg-type]
     ("L1/0=3", "'L1/0=3' is not an intervention"),  # type: ignore[list-item]
 ]
@@ -241,13 +241,13 @@ def test_positions_of_any_make_are_shown(model: ReplacementModel, ids: list[int]
     for position in (np.int64(99), torch.tensor(99), (np.int64(99),)):
         with pytest.raises(ValueError, match=r"^L1/3@99: position 99 is outside the prompt"):
             resolve([Ablate(FeatureAt(1, 3, position))], model.local(ids), model.local)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^L1/3: slice\(2.5, None, None\) is no range of positions"):
+    with pytest.raises(ValueError, match=r"^L1/3: slice\(2.5, None, None\) is not a range of positions"):
         resolve([Ablate(FeatureAt(1, 3, slice(2.5, None)))], model.local(ids), model.local)
 
 
 @pytest.mark.parametrize("position", ["5", 5.0, True, (1.5,), object()])
 def test_other_positions_are_refused(model: ReplacementModel, ids: list[int], position: object) -> None:
-    with pytest.raises(ValueError, match=r"^L1/3.*is no position; give a whole number"):
+    with pytest.raises(ValueError, match=r"^L1/3.*is not a position; give a whole number"):
         resolve([Ablate(FeatureAt(1, 3, position))], model.local(ids), model.local)  # type: ignore[arg-type]
 
 
@@ -259,12 +259,14 @@ def test_swapping_in_everywhere_leaves_generated_tokens_alone(model: Replacement
 
 
 def test_too_large_in_the_end_is_refused(model: ReplacementModel, ids: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"L1/3@5.*: factor of all interventions must be a number of at most 1e\+15"):
+    with pytest.raises(
+        ValueError, match=r"L1/3@5.*: factor of all interventions must be a number between -1e\+15 and 1e\+15"
+    ):
         resolve([Scale("L1/3@5", 1e9), Scale("L1/3@5", 1e9)], model.local(ids), model.local)
 
 
 def test_no_list_and_no_features_are_said(model: ReplacementModel, ids: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"interventions come as a list: \[Ablate"):
+    with pytest.raises(ValueError, match=r"interventions must be a list: \[Ablate"):
         model.intervene(ids, Ablate("L1/3"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="valid from 1 on, and the prompt has 1"):
         model.intervene(ids[:1], [Ablate("L1/3")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import pytest
 import torch
@@ -27,8 +28,13 @@ from crosstrace.replacement_model import (
     intervene_batch,
 )
 from crosstrace.replacement_model.architectures.hooks import hooked
-from crosstrace.replacement_model.interventions import hooked_pass as hooked_pass_module
-from crosstrace.replacement_model.interventions import running as intervened_module
+from crosstrace.replacement_model.interventions.edited_features import EditTable
+from crosstrace.replacement_model.interventions.edits import resolve
+from crosstrace.replacement_model.interventions.frozen_pass import frozen_pass
+from crosstrace.replacement_model.interventions.held_errors import HeldErrors
+from crosstrace.replacement_model.interventions.hooked_pass import hooked_pass
+from crosstrace.replacement_model.interventions.outcomes import read_outcomes
+from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 
 ROUNDING = 2e-6  # of logits of order one in float32
 FREEZES = {
@@ -207,20 +213,21 @@ def test_skip_connections_are_live_at_every_position(model: ReplacementModel, lo
     "freeze", [f for f in FREEZES.values() if f.attention], ids=[k for k, f in FREEZES.items() if f.attention]
 )
 def test_frozen_attention_through_hooks_gives_the_same(
-    model: ReplacementModel, local: LocalReplacementModel, freeze: Freeze, errors: str, monkeypatch: pytest.MonkeyPatch
+    model: ReplacementModel, local: LocalReplacementModel, freeze: Freeze, errors: Literal["frozen", "dropped"]
 ) -> None:
     """The pass on changes and the pass through the transformers model are two ways to one answer."""
-    own = model.intervene(local, strong(local), freeze=freeze, errors=errors, read_features=local.activations.indices)
-
-    def through_hooks(prompts, edits, freeze, error_change):  # type: ignore[no-untyped-def]
-        passing = hooked_pass_module.HookedPass(model.sites, model.transcoders, freeze, errors)  # type: ignore[arg-type]
-        passing.begin(edits, prompts.window, prompts, error_change)
-        with hooked(passing.hooks()):
-            model.sites.text_model(inputs_embeds=local.residuals_lpd[:1], use_cache=False)
-        return passing.result
-
-    monkeypatch.setattr(intervened_module, "frozen_pass", through_hooks)
-    hooks = model.intervene(local, strong(local), freeze=freeze, errors=errors, read_features=local.activations.indices)
+    prompts, held = PaddedPrompts([local], [0], "right"), HeldErrors.parse(errors)
+    edits = [resolve(strong(local), local, model.localizer())]
+    table = EditTable(edits, model.transcoders.reader.n_features, model.device)
+    own, hooks = (
+        read_outcomes(model, prompts, result, read_features=local.activations.indices)[0]
+        for result in (
+            frozen_pass(prompts, table, freeze, held),
+            hooked_pass(model, prompts, table, freeze, held),
+        )
+    )
+    asked = model.intervene(local, strong(local), freeze=freeze, errors=errors, read_features=local.activations.indices)
+    assert torch.equal(asked.logits_v, own.logits_v)
     assert own.logit_changes_qv.abs().max() > 0.1
     torch.testing.assert_close(own.logits_v, hooks.logits_v, rtol=0, atol=1e-5)
     torch.testing.assert_close(own.preactivations_t, hooks.preactivations_t, rtol=0, atol=2e-5)
@@ -328,10 +335,10 @@ def test_ablated_tokens_are_the_model_without_them(
     edits = [Ablate(TokenAt(position)) for position in tokens]
     outcome = model.intervene(local, edits)
     # transformers' own pass, with the same things held by hooks.
-    hooked_pass = model.generate(local, edits, max_new_tokens=1, return_logits=True)
-    assert hooked_pass.logits_rtv is not None
+    through_hooks = model.generate(local, edits, max_new_tokens=1, return_logits=True)
+    assert through_hooks.logits_rtv is not None
     assert outcome.logit_changes_qv.abs().max() > 0.1
-    torch.testing.assert_close(outcome.logits_v, hooked_pass.logits_rtv[0, 0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(outcome.logits_v, through_hooks.logits_rtv[0, 0], rtol=0, atol=2e-3)
 
 
 def test_features_are_read_at_each_prompt_s_own_end(model: ReplacementModel, local: LocalReplacementModel) -> None:
@@ -352,9 +359,9 @@ def test_features_are_read_at_each_prompt_s_own_end(model: ReplacementModel, loc
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"read_features": torch.tensor([[9, 1, 1]])}, "layer 9 is not there"),
-        ({"read_features": torch.tensor([[-1, 1, 1]])}, "layer -1 is not there"),
-        ({"read_features": torch.tensor([[1, 1, 9999]])}, "L1/9999 is not there"),
+        ({"read_features": torch.tensor([[9, 1, 1]])}, "layer 9 does not exist"),
+        ({"read_features": torch.tensor([[-1, 1, 1]])}, "layer -1 does not exist"),
+        ({"read_features": torch.tensor([[1, 1, 9999]])}, "L1/9999 does not exist"),
         ({"read_features": torch.tensor([[1, 99, 1]])}, "position 99 is outside the prompt"),
         ({"read_features": [[1, 1, 1]]}, r"must be a \(T, 3\) tensor"),
         ({"read_features": torch.tensor([[0.0, 1.0, 1.0]])}, "whole numbers"),

@@ -17,7 +17,7 @@ from crosstrace.graphs.tensor_file import map_tensors
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import CARDS_FILE, MODEL_DIR, TRANSCODERS_DIR, load_facts
 from crosstrace.replacement_model.demo.corpus import sentences
-from crosstrace.replacement_model.fingerprints import fingerprints
+from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.texts import Corpus, Texts
 from crosstrace.tracer import trace
 from crosstrace.tracer.cards import build as cards_module
@@ -306,7 +306,7 @@ def test_a_corpus_without_text(model, tmp_path):
 
 def test_what_the_file_says_of_itself(model, texts, built):
     assert (built.model_name, built.transcoders_name) == ("crosstrace-demo", "crosstrace-demo-clt")
-    assert built.fingerprints == fingerprints(model)
+    assert built.fingerprints == weight_fingerprints(model)
     assert built.corpus["texts"] == built.corpus["contexts"] == len(texts)
     assert built.settings == {
         "context_length": 64,

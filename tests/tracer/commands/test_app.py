@@ -203,8 +203,10 @@ def test_the_demo_takes_the_options_of_other_models(tmp_path):
 def test_prompts_that_are_no_text_get_one_line():
     """A terminal passes bytes that are not UTF-8 on as lone surrogates."""
     for more in ([], ["--explain"]):
-        assert "the prompt is no text from character 7 on" in fails("trace", "Dallas \udcff is", *more)
-    assert "the prompt is no text" in fails("intervene", "Dallas \udcff is", "--ablate", "Texas")
+        assert "the prompt is not valid text: character 7 is not valid UTF-8" in fails(
+            "trace", "Dallas \udcff is", *more
+        )
+    assert "the prompt is not valid text" in fails("intervene", "Dallas \udcff is", "--ablate", "Texas")
 
 
 def test_a_long_prompt_with_a_full_stop_is_no_file():

@@ -13,6 +13,8 @@ from cases import load_case, rounded_copy, write_circuit_tracer
 from safetensors.torch import load_file, save_file
 
 from crosstrace.replacement_model import ReplacementModel, open_transcoders
+from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.dictionaries.readers import base
 from crosstrace.replacement_model.dictionaries.readers.base import NEGLIGIBLE_SHARE
 
 
@@ -41,7 +43,7 @@ def test_cross_layer_folder(clt):
     reader = open_transcoders(clt)
     stored = load_file(clt / "params_layer_2.safetensors")
     assert (reader.n_layers, reader.d_model, reader.cross_layer) == (5, 48, True)
-    assert reader.input_site == "pre_feedforward_layernorm.output"
+    assert reader.reads is Site.MLP_INPUT_NORMED
     rows = reader.decoder_rows(2, torch.tensor([7, 3, 7]))
     assert torch.equal(rows, stored["w_dec"][[7, 3, 7], 2:])
     assert torch.equal(reader.encoder(2).w_enc_df, stored["w_enc"])
@@ -139,12 +141,10 @@ def test_weight_towards_earlier_layers_is_refused_and_noise_is_dropped(clt):
 
 
 def test_unsampled_rows_are_checked_when_they_are_used(clt, monkeypatch):
-    from crosstrace.replacement_model.dictionaries.readers import base
-
     w_dec = load_file(clt / "params_layer_3.safetensors")["w_dec"]
     w_dec[1, 0] = 5.0
     change(clt / "params_layer_3.safetensors", w_dec=w_dec)
-    monkeypatch.setattr(base, "_CHECKED_BYTES", w_dec.numel() * 4 // 2)  # every other row
+    monkeypatch.setattr(base, "CHECKED_BYTES", w_dec.numel() * 4 // 2)  # every other row
     reader = open_transcoders(clt)
     with pytest.raises(ValueError, match="the active features' decoder"):
         reader.decoder_rows(3, torch.tensor([1]))

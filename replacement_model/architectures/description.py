@@ -1,0 +1,92 @@
+"""The description of a base model: sizes, conventions, and where its modules are. Everything else asks it.
+
+Letters: L layers, D d_model, H heads, K kv heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModulePaths:
+    """Where the modules of a model are, as attribute paths.
+
+    Attributes:
+        text_model: Below the top module: what runs on embedded tokens and returns the final norm's output.
+        unembedding: Below the top module.
+        embedding: Below the text model, like the two that follow.
+        layers: The list of decoder layers.
+        final_norm: The norm before the unembedding.
+        attention: Below a decoder layer, like the norms that follow. Its output is the pair of what attention writes
+            and the probabilities (B, H, P, P).
+        input_norm: The norm before attention.
+        post_attention_norm: The norm of what attention writes.
+        pre_feedforward_norm: The norm before the MLP.
+        post_feedforward_norm: The norm of what the MLP writes.
+        value: Below the attention module: the projection (K * head_dim, D).
+        output: Below the attention module: the projection (D, H * head_dim).
+    """
+
+    text_model: str
+    unembedding: str
+    embedding: str
+    layers: str
+    final_norm: str
+    attention: str
+    input_norm: str
+    post_attention_norm: str
+    pre_feedforward_norm: str
+    post_feedforward_norm: str
+    value: str
+    output: str
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """The sizes and conventions of one base model, and where its modules are.
+
+    Attributes:
+        n_layers: L.
+        d_model: D.
+        n_heads: H.
+        n_kv_heads: K.
+        head_dim: The width of a head.
+        vocab_size: V.
+        max_positions: The longest prompt, in tokens.
+        rms_norm_eps: What every norm adds to the mean square under its root.
+        modules: Where the modules are.
+        norm_offset: What is added to a norm's stored weight to give its gain.
+        excluded_first: The number of first positions that carry no features and no errors, because what fires there is
+            an artefact. Change it with `excluding`.
+        windows: For each layer the number of last positions that it attends to, None for all of them. Empty if all
+            layers attend to all positions.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    rms_norm_eps: float
+    modules: ModulePaths
+    norm_offset: float = 0.0
+    excluded_first: int = 1
+    windows: tuple[int | None, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """Return how many last positions a layer attends to, itself included; None for all of them."""
+        return self.windows[layer] if self.windows else None
+
+    def excluding(self, first: int) -> ModelDescription:
+        """Return the description with another number of excluded first positions.
+
+        Raises:
+            ValueError: The number is negative.
+        """
+        if first < 0:
+            raise ValueError(f"excluded first positions must be 0 or more, not {first}")
+        return dataclasses.replace(self, excluded_first=first)

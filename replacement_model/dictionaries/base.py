@@ -1,0 +1,145 @@
+"""What every sparse dictionary is: an encoder, an activation, a decoder, and the sites it reads and writes.
+
+Transcoders are one kind: they read the input of MLPs and write their output. A dictionary here is what its files hold,
+read piece by piece; what a model uses, with a device and a budget, is made from it.
+
+Letters: L layers, F features of a layer, D d_model, J layers a feature writes to.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crosstrace.replacement_model.architectures.sites import Site
+
+
+class ActivationKind(Enum):
+    """How pre-activations `h` become activations."""
+
+    RELU = "ReLU"  # h where h > 0
+    JUMP_RELU = "JumpReLU"  # h where h > the feature's threshold (Rajamanoharan et al. 2024, equation 1)
+    TOP_K = "TopK"  # the k largest of a token (Gao et al. 2024, equation 5)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The activation function of a dictionary.
+
+    Attributes:
+        kind: Which function it is.
+        k: How many features fire at a token with TopK; None with the others.
+    """
+
+    kind: ActivationKind
+    k: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind.value if self.k is None else f"{self.kind.value} with k = {self.k}"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One layer's encoder: `h = x W_enc + b_enc`.
+
+    Attributes:
+        w_enc_df: (D, F), in the stored dtype.
+        b_enc_f: (F,) float32.
+        threshold_f: (F,) float32 thresholds of a JumpReLU; 0 where the activation has none.
+    """
+
+    w_enc_df: Tensor
+    b_enc_f: Tensor
+    threshold_f: Tensor
+
+
+class SparseDictionary(ABC):
+    """A folder of dictionary files, read piece by piece: tensors are memory-mapped, nothing is held.
+
+    Opening reads headers and a few rows; `decoder_rows` reads just the rows asked for.
+
+    Attributes:
+        name: How graphs and messages name the dictionary.
+        folder: Where the files are; `labels.json` is looked for here.
+        d_model: D.
+        n_features: The number of features of each layer.
+        activation: The activation function.
+        reads: The site that its encoders read.
+        writes: The site that its decoders write.
+        l0: How many features of a layer fire at a token, as the files' config has it; None if it does not say.
+    """
+
+    name: str
+    folder: Path
+    d_model: int
+    n_features: list[int]
+    activation: Activation
+    reads: Site
+    writes: Site
+    l0: float | None = None
+
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[int]:
+        """The layers of the model whose sites it reads, ascending."""
+
+    @abstractmethod
+    def n_written(self, layer: int) -> int:
+        """Return J, how many layers a feature of this layer writes to."""
+
+    @abstractmethod
+    def encoder(self, layer: int) -> Encoder:
+        """Return one layer's encoder."""
+
+    @abstractmethod
+    def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
+        """Read the decoder rows (n, J, D) of some features, in the stored dtype; row j writes to `layer + j`."""
+
+    @abstractmethod
+    def decoder(self, layer: int) -> Tensor:
+        """Return a layer's whole decoder (F, J, D) as a view of the mapped file: nothing is read until it is used."""
+
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Return the dtype that decoders are stored in, from a header."""
+
+    @abstractmethod
+    def bias(self, layer: int) -> Tensor:
+        """Return the decoder bias (D,) float32 of the layer's reconstruction."""
+
+    def labels(self) -> dict[tuple[int, int], str]:
+        """Return the feature names kept beside the weights, by (layer, feature).
+
+        Raises:
+            ValueError: The label file is damaged.
+        """
+        return read_labels(self.folder)
+
+
+def read_labels(folder: Path) -> dict[tuple[int, int], str]:
+    """Return the feature names in a folder's `labels.json`, by (layer, feature); empty if there is none.
+
+    Raises:
+        ValueError: The file is not a label file; it is named.
+    """
+    path = folder / "labels.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != "crosstrace-labels/1":
+            raise ValueError(f"format {content['format']!r}")
+        return {
+            (layer, int(feature)): entry["label"]
+            for layer, entries in enumerate(content["layers"])
+            for feature, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a label file (expected format crosstrace-labels/1): {error}") from error
