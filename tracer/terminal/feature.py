@@ -50,7 +50,7 @@ def find_in_graph(graph: AttributionGraph, texts: Sequence[str]) -> list[Key]:
             found.append(key)
             continue
         label = text.strip().strip('"')
-        keys = [graph.feature_of(node)[::2] for node, name in enumerate(graph.feature_labels) if name == label]
+        keys = [graph.feature_key(node) for node, name in enumerate(graph.feature_labels) if name == label]
         if not keys:
             raise ValueError(f"no feature of the graph has the label {label!r}; write features as L3/417")
         found += keys
