@@ -4,6 +4,7 @@ A comment on the line before a block says what it needs:
 
 - `<!-- skip: why -->`: the block is not run (it downloads, makes an environment, or trains for minutes);
 - `<!-- needs: dot -->`: it is run where that program is installed.
+- `<!-- quoted from: FILE -->`: lines of a source file; `test_references.py` checks that they are there.
 
 The Python blocks of a page share their names, as the cells of a notebook do. Blocks run in the order of the page, so that
 one may use a file that an earlier one wrote.
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LANGUAGES = ("sh", "python")
 _FENCE = re.compile(r"( *)```(\w*)")
-_NOTE = re.compile(r" *<!-- (skip|needs): (.+?) -->")
+_NOTE = re.compile(r" *<!-- (skip|needs|quoted from): (.+?) -->")
 # What *Save* on the page of the Dallas graph writes, for a group of three features of Texas.
 _STATE = "bos-the-capital-of-the-state-containing-dallas-is.state.json"
 _GROUP = ["0_120_7", "0_468_7", "2_183_8"]
@@ -63,8 +64,8 @@ def snippets_of(page: Path) -> list[Snippet]:
             i += 1
             continue
         end = next(j for j in range(i + 1, len(lines)) if lines[j].strip() == "```")
+        note = _NOTE.fullmatch(lines[i - 1]) if i else None
         if fence[2] in _LANGUAGES:
-            note = _NOTE.fullmatch(lines[i - 1]) if i else None
             code = textwrap.dedent("\n".join(lines[i + 1 : end]))
             found.append(Snippet(page, i + 1, fence[2], code, *(note.groups() if note else ())))
         i = end + 1
@@ -102,6 +103,8 @@ def test_the_snippets_of_a_page_run_as_they_are_written(page, tmp_path, monkeypa
     (tmp_path / _STATE).write_text(json.dumps(saved))
     names: dict[str, object] = {"__name__": "__main__"}
     for snippet in snippets_of(page):
+        if snippet.note == "quoted from":
+            continue
         with subtests.test(snippet.name):
             if snippet.note == "skip":
                 pytest.skip(f"{snippet.name}: {snippet.said}")
@@ -132,5 +135,5 @@ def test_blocks_are_found_in_tabs_with_their_notes(tmp_path):
 
 def test_every_comment_belongs_to_a_block():
     for page in PAGES:
-        comments = len(re.findall(r"^ *<!-- (?:skip|needs):", page.read_text(encoding="utf-8"), re.MULTILINE))
+        comments = len(re.findall(r"^ *<!-- (?:skip|needs|quoted from):", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert comments == sum(bool(snippet.note) for snippet in snippets_of(page)), page
