@@ -50,7 +50,7 @@ def load_model(
     try:
         with _named(source, name):
             config, tokenizer, description = _described(source, name)
-            loader = getattr(transformers, architecture_of(config, source), transformers.AutoModelForCausalLM)
+            loader: Any = getattr(transformers, architecture_of(config, source), transformers.AutoModelForCausalLM)
             model, report = loader.from_pretrained(
                 name, dtype=dtype or "auto", attn_implementation="eager", output_loading_info=True, **placement
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crosstrace.replacement_model import hub
-from crosstrace.replacement_model.dictionaries.readers.base import TranscoderReader
+from crosstrace.replacement_model.dictionaries.base import TranscoderReader
 from crosstrace.replacement_model.dictionaries.readers.registry import format_of, known_formats
 
 
