@@ -7,7 +7,7 @@ A comment on the line before a block says what it needs:
 - `<!-- quoted from: FILE -->`: lines of a source file; `test_references.py` checks that they are there.
 
 The Python blocks of a page share their names, as the cells of a notebook do. Blocks run in the order of the page, so that
-one may use a file that an earlier one wrote.
+one may use a file that an earlier one wrote. `extending.md` registers things for good, so it runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -93,7 +93,11 @@ def run_command(command: str) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if snippets_of(page)], ids=lambda page: page.stem)
+_OF_ITS_OWN = ROOT / "docs" / "extending.md"
+_SHARED = [page for page in PAGES if page != _OF_ITS_OWN and snippets_of(page)]
+
+
+@pytest.mark.parametrize("page", _SHARED, ids=lambda page: page.stem)
 def test_the_snippets_of_a_page_run_as_they_are_written(page, tmp_path, monkeypatch, subtests):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BROWSER", "true")  # what --open starts
@@ -117,6 +121,16 @@ def test_the_snippets_of_a_page_run_as_they_are_written(page, tmp_path, monkeypa
                     run_command(command)
 
 
+def test_what_the_page_on_extending_adds_works(tmp_path):
+    snippets = [snippet for snippet in snippets_of(_OF_ITS_OWN) if not snippet.note]
+    assert {snippet.language for snippet in snippets} == {"python"}
+    script = "\n".join(snippet.code for snippet in snippets)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "5 Dallas" in done.stdout
+    assert (tmp_path / "dallas.tsv").is_file()
+
+
 def test_a_snippet_that_fails_is_noticed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="no such graph file"):
@@ -135,5 +149,7 @@ def test_blocks_are_found_in_tabs_with_their_notes(tmp_path):
 
 def test_every_comment_belongs_to_a_block():
     for page in PAGES:
-        comments = len(re.findall(r"^ *<!-- (?:skip|needs|quoted from):", page.read_text(encoding="utf-8"), re.MULTILINE))
+        comments = len(
+            re.findall(r"^ *<!-- (?:skip|needs|quoted from):", page.read_text(encoding="utf-8"), re.MULTILINE)
+        )
         assert comments == sum(bool(snippet.note) for snippet in snippets_of(page)), page

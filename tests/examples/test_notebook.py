@@ -17,7 +17,9 @@ NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     folder = tmp_path_factory.mktemp("notebook")
-    return NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    return NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+    ).execute()
 
 
 def output_of(executed: Any, source: str) -> dict[str, str]:
