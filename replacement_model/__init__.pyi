@@ -19,6 +19,8 @@ from .dictionaries.readers.opening import open_transcoders as open_transcoders
 from .dictionaries.readers.registry import register_reader as register_reader
 from .dictionaries.transcoders import Transcoders as Transcoders
 from .fingerprints import weight_fingerprints as weight_fingerprints
+from .interventions.freeze import Errors as Errors
+from .interventions.freeze import Freeze as Freeze
 from .interventions.generation import Generation as Generation
 from .interventions.generation import generate as generate
 from .interventions.kinds import Ablate as Ablate
@@ -26,7 +28,6 @@ from .interventions.kinds import Add as Add
 from .interventions.kinds import AllFeatures as AllFeatures
 from .interventions.kinds import ErrorAt as ErrorAt
 from .interventions.kinds import FeatureAt as FeatureAt
-from .interventions.kinds import Freeze as Freeze
 from .interventions.kinds import Intervention as Intervention
 from .interventions.kinds import Scale as Scale
 from .interventions.kinds import Set as Set

@@ -38,7 +38,7 @@ def fetch(repo: str, revision: str | None, patterns: Sequence[str], reference: s
     """
     import huggingface_hub
 
-    with told_in_one_line(reference, repo, revision):
+    with errors_in_one_line(reference, repo, revision):
         files = _planned(repo, revision, patterns)
         if files is not None and not files:
             _say_what_there_is(repo, revision, reference)
@@ -79,7 +79,7 @@ def fetch_headers(
     """
     import huggingface_hub
 
-    with told_in_one_line(reference, repo, revision):
+    with errors_in_one_line(reference, repo, revision):
         files = _planned(repo, revision, patterns)
         absent = [file for file in files or [] if file.will_download and file.filename.endswith(".safetensors")]
         if files is None or not absent:
@@ -123,7 +123,7 @@ def _planned(repo: str, revision: str | None, patterns: Sequence[str] | None) ->
             super().__init__(*arguments, **{**settings, "disable": True})
 
     logger = logging.getLogger("huggingface_hub._snapshot_download")
-    logger.addFilter(_told_by_us)
+    logger.addFilter(_needs_saying)
     try:
         return huggingface_hub.snapshot_download(
             repo,
@@ -135,10 +135,10 @@ def _planned(repo: str, revision: str | None, patterns: Sequence[str] | None) ->
     except errors.DryRunError:
         return None
     finally:
-        logger.removeFilter(_told_by_us)
+        logger.removeFilter(_needs_saying)
 
 
-def _told_by_us(record: logging.LogRecord) -> bool:
+def _needs_saying(record: logging.LogRecord) -> bool:
     """Pass on a log record unless our own message says it: patterns that match nothing, a hub that does not answer."""
     message = record.getMessage()
     return not any(words in message for words in ("No files matched", "Retrying in", "thrown while requesting"))
@@ -195,7 +195,7 @@ def split_reference(reference: str) -> tuple[str, str, str | None]:
 
 
 @contextmanager
-def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> Iterator[None]:
+def errors_in_one_line(reference: str, repo: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the hub's library raises, also as another error's cause, into one line with what to do.
 
     Args:
@@ -210,7 +210,7 @@ def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> 
     from huggingface_hub import errors
 
     logger = logging.getLogger("huggingface_hub.utils._http")
-    logger.addFilter(_told_by_us)
+    logger.addFilter(_needs_saying)
     try:
         yield
     except (OSError, ValueError) as error:
@@ -243,4 +243,4 @@ def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> 
             raise OSError(text) from error
         raise
     finally:
-        logger.removeFilter(_told_by_us)
+        logger.removeFilter(_needs_saying)

@@ -24,8 +24,9 @@ from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.interventions.freeze import Errors, Freeze
 from crosstrace.replacement_model.interventions.generation import Generation, generate
-from crosstrace.replacement_model.interventions.kinds import Errors, Freeze, Intervention
+from crosstrace.replacement_model.interventions.kinds import Intervention
 from crosstrace.replacement_model.interventions.outcomes import Outcome
 from crosstrace.replacement_model.interventions.running import intervene
 from crosstrace.replacement_model.local.capture import Capture

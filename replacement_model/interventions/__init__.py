@@ -1,6 +1,7 @@
 """Interventions: what a pass changes, what it holds fixed, and the passes themselves.
 
-- `kinds`: the interventions, the places they act on, and `Freeze`;
+- `kinds`: the interventions and the places they act on;
+- `freeze`: what a pass holds fixed;
 - `references`: features as people write them, `L3/417@7` or a label;
 - `edits`: interventions checked against a prompt, one factor and offset per place;
 - `edited_features`: sparse activations of a batch, and edits applied to them;

@@ -19,8 +19,8 @@ from torch import Tensor
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, difference, write
+from crosstrace.replacement_model.interventions.freeze import Freeze
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
-from crosstrace.replacement_model.interventions.kinds import Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.frozen import FrozenLayer, FrozenNorm
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel

@@ -18,9 +18,10 @@ from crosstrace.replacement_model.architectures.float32 import float32_arithmeti
 from crosstrace.replacement_model.architectures.hooks import Hook, hooked
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, PassWindow, row_activations
 from crosstrace.replacement_model.interventions.edits import Edits, resolve
+from crosstrace.replacement_model.interventions.freeze import Errors, Freeze
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.hooked_pass import HookedPass
-from crosstrace.replacement_model.interventions.kinds import Errors, Freeze, Intervention
+from crosstrace.replacement_model.interventions.kinds import Intervention
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 from crosstrace.replacement_model.local.running_model import RunningModel

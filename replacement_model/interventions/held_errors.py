@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crosstrace.replacement_model.interventions.edited_features import EditTable
 from crosstrace.replacement_model.interventions.edits import Edits
-from crosstrace.replacement_model.interventions.kinds import Errors, Freeze
+from crosstrace.replacement_model.interventions.freeze import Errors, Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 

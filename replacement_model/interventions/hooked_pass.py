@@ -20,9 +20,9 @@ from crosstrace.replacement_model.architectures.hooks import Hook, hooked
 from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, PassWindow, difference, write
+from crosstrace.replacement_model.interventions.freeze import Freeze
 from crosstrace.replacement_model.interventions.frozen_pass import PassResult, attend, token_change, unchanged_input
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
-from crosstrace.replacement_model.interventions.kinds import Freeze
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 from crosstrace.replacement_model.local.running_model import RunningModel

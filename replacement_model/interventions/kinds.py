@@ -1,9 +1,7 @@
-"""Interventions: small named objects that say what a pass changes, and what it holds fixed.
+"""Interventions: small named objects that say what a pass changes, and where.
 
-Ameisen et al. 2025, "Circuit Tracing", section "Validating Attribution Graph Hypotheses with Interventions". `Freeze`
-names what is held fixed as that paper and circuit-tracer do.
-
-Every object converts its numbers when it is made: integers and sequences of NumPy and torch become Python's own.
+Ameisen et al. 2025, "Circuit Tracing", section "Validating Attribution Graph Hypotheses with Interventions". Every object
+converts its numbers when it is made: integers and sequences of NumPy and torch become Python's own.
 
 Letters: L layers, P positions of the prompt.
 """
@@ -13,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from crosstrace.replacement_model.prompts import Prompt
 
@@ -46,8 +44,8 @@ class FeatureAt:
     positions: Positions = None
 
     def __post_init__(self) -> None:
-        _convert(self, "layer", _integer(self.layer, "the layer of a feature"))
-        _convert(self, "feature", _integer(self.feature, "the index of a feature"))
+        _convert(self, "layer", whole_number(self.layer, "the layer of a feature"))
+        _convert(self, "feature", whole_number(self.feature, "the index of a feature"))
         _convert(self, "positions", _positions(self.positions, f"L{self.layer}/{self.feature}"))
 
     def __str__(self) -> str:
@@ -109,8 +107,8 @@ class ErrorAt:
     position: int
 
     def __post_init__(self) -> None:
-        _convert(self, "layer", _integer(self.layer, "the layer of an error"))
-        _convert(self, "position", _integer(self.position, "the position of an error"))
+        _convert(self, "layer", whole_number(self.layer, "the layer of an error"))
+        _convert(self, "position", whole_number(self.position, "the position of an error"))
 
     def __str__(self) -> str:
         return f"error L{self.layer}@{self.position}"
@@ -130,7 +128,7 @@ class TokenAt:
     position: int
 
     def __post_init__(self) -> None:
-        _convert(self, "position", _integer(self.position, "the position of a token"))
+        _convert(self, "position", whole_number(self.position, "the position of a token"))
 
     def __str__(self) -> str:
         return f"token @{self.position}"
@@ -237,120 +235,11 @@ class SwapIn:
 
     def __post_init__(self) -> None:
         if self.source_position is not None:
-            _convert(self, "source_position", _integer(self.source_position, "source_position"))
+            _convert(self, "source_position", whole_number(self.source_position, "source_position"))
         _convert(self, "factor", _number(self.factor, "factor", self.where))
 
 
 Intervention = Set | Scale | Add | Ablate | SwapIn
-
-
-@dataclass(frozen=True)
-class Freeze:
-    """What a pass holds at the prompt's own values; made by one of the three constructors.
-
-    Attributes:
-        name: The constructor.
-        up_to: Layers 0 to `up_to` keep their features and errors, so that their MLP outputs change only by what is
-            intervened on; None for no layer. The skip connections of affine transcoders are live in every layer and at
-            every position, as in the linear model of the graph.
-        attention: Whether attention patterns are frozen; values still flow through them.
-        norms: Whether the denominators of the residual stream's norms are frozen.
-    """
-
-    name: Literal["direct", "constrained", "iterative"]
-    up_to: int | None
-    attention: bool
-    norms: bool
-
-    def __post_init__(self) -> None:
-        if self.up_to is not None:
-            _convert(self, "up_to", _integer(self.up_to, "the last constrained layer"))
-
-    @staticmethod
-    def direct() -> Freeze:
-        """Freeze attention, norm denominators and all features not intervened on: the linear model of the graph.
-
-        The change is then the sum of the direct effects, which are the edges. In circuit-tracer:
-        `constrained_layers=range(n_layers)`.
-        """
-        return Freeze("direct", None, True, True)
-
-    @staticmethod
-    def constrained(
-        up_to: int, attention: Literal["frozen", "free"] = "frozen", norms: Literal["frozen", "free"] = "free"
-    ) -> Freeze:
-        """Hold the features of the first layers: the paper's "constrained patching".
-
-        MLP outputs of layers 0 to `up_to` change only by what is intervened on; later layers are recomputed. The paper
-        intervenes at layers up to the last constrained one, so that features there have exactly the values asked for,
-        and reads effects in later layers. circuit-tracer calls the range `constrained_layers`.
-
-        Args:
-            up_to: The last constrained layer.
-            attention: Whether attention patterns are frozen.
-            norms: Whether norm denominators are frozen.
-
-        Raises:
-            ValueError: A choice is neither `frozen` nor `free`.
-        """
-        return Freeze("constrained", up_to, _frozen("attention", attention), _frozen("norms", norms))
-
-    @staticmethod
-    def iterative(attention: Literal["frozen", "free"] = "frozen", norms: Literal["frozen", "free"] = "free") -> Freeze:
-        """Recompute the features of every layer from what reaches it: the paper's "iterative patching".
-
-        Args:
-            attention: Whether attention patterns are frozen.
-            norms: Whether norm denominators are frozen.
-
-        Raises:
-            ValueError: A choice is neither `frozen` nor `free`.
-        """
-        return Freeze("iterative", None, _frozen("attention", attention), _frozen("norms", norms))
-
-    def holds_features(self, layer: int) -> bool:
-        """Say whether features of a layer keep the prompt's activations unless intervened on."""
-        return self.name == "direct" or (self.up_to is not None and layer <= self.up_to)
-
-    def check_layers(self, n_layers: int) -> None:
-        """Check that the constrained layers exist.
-
-        Raises:
-            ValueError: The layer does not exist.
-        """
-        if self.up_to is not None and not 0 <= self.up_to < n_layers:
-            raise ValueError(f"constrained up to layer {self.up_to}: the model has layers 0 to {n_layers - 1}")
-
-    @staticmethod
-    def parse(freeze: Freeze | str) -> Freeze:
-        """Read a freeze as it is written: `direct`, `iterative` or `constrained:5`.
-
-        Args:
-            freeze: The text; a `Freeze` is returned as it is.
-
-        Raises:
-            ValueError: The text is none of these.
-        """
-        if isinstance(freeze, Freeze):
-            return freeze
-        if not isinstance(freeze, str):
-            raise ValueError(f"freeze must be a Freeze, direct, iterative or constrained:LAYER, not {freeze!r}")
-        name, _, layer = freeze.partition(":")
-        if name in ("direct", "iterative") and not layer:
-            return Freeze.direct() if name == "direct" else Freeze.iterative()
-        if name == "constrained" and layer.isdecimal():
-            return Freeze.constrained(int(layer))
-        raise ValueError(f"unknown freeze {freeze!r}: known are direct, iterative, constrained:LAYER")
-
-
-# What becomes of the part of the MLP outputs that transcoders miss; see the module `held_errors`.
-Errors = Literal["frozen", "recomputed", "dropped"]
-
-
-def _frozen(what: str, choice: str) -> bool:
-    if choice not in ("frozen", "free"):
-        raise ValueError(f"{what} must be frozen or free, not {choice!r}")
-    return choice == "frozen"
 
 
 def _convert(owner: object, name: str, value: object) -> None:
@@ -361,14 +250,23 @@ def _is_several(value: object) -> TypeGuard[Iterable[Any]]:
     return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
 
 
-def _integer(value: object, what: str) -> int:
-    number = _as_integer(value)
+def whole_number(value: object, what: str) -> int:
+    """Convert an integer of any make, also of NumPy and torch, to Python's own.
+
+    Args:
+        value: The number.
+        what: Its name in the message.
+
+    Raises:
+        ValueError: It is not a whole number.
+    """
+    number = _as_whole_number(value)
     if number is None:
         raise ValueError(f"{what} must be a whole number, not {value!r}")
     return number
 
 
-def _as_integer(value: Any) -> int | None:
+def _as_whole_number(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     try:
@@ -392,18 +290,18 @@ def _positions(positions: Any, name: str) -> Positions:
         return None
     if isinstance(positions, slice):
         start, stop, step = (
-            None if end is None else _as_integer(end) for end in (positions.start, positions.stop, positions.step)
+            None if end is None else _as_whole_number(end) for end in (positions.start, positions.stop, positions.step)
         )
         if (start, stop, step).count(None) != (positions.start, positions.stop, positions.step).count(None):
             raise ValueError(
                 f"{name}: {positions!r} is not a range of positions; its ends must be whole numbers or None"
             )
         return slice(start, stop, step)
-    one = _as_integer(positions)
+    one = _as_whole_number(positions)
     if one is not None:
         return one
     if _is_several(positions):
-        several = tuple(_as_integer(position) for position in positions)
+        several = tuple(_as_whole_number(position) for position in positions)
         if None not in several:
             return several  # type: ignore[return-value]  # no None is left
     raise ValueError(f"{name}: {positions!r} is not a position; give a whole number, several, a slice, or None")

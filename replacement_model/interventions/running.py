@@ -16,10 +16,11 @@ from torch import Tensor
 from crosstrace.replacement_model.architectures.float32 import float32_arithmetic
 from crosstrace.replacement_model.interventions.edited_features import EditTable
 from crosstrace.replacement_model.interventions.edits import Edits, resolve
+from crosstrace.replacement_model.interventions.freeze import Errors, Freeze
 from crosstrace.replacement_model.interventions.frozen_pass import PassResult, frozen_pass
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.hooked_pass import hooked_pass
-from crosstrace.replacement_model.interventions.kinds import Errors, Freeze, Intervention
+from crosstrace.replacement_model.interventions.kinds import Intervention
 from crosstrace.replacement_model.interventions.outcomes import Outcome, check_read, read_outcomes
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts, Side
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel

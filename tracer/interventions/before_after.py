@@ -27,7 +27,7 @@ from crosstrace.replacement_model import (
     SwapIn,
 )
 from crosstrace.replacement_model.interventions.edits import resolve
-from crosstrace.replacement_model.interventions.kinds import Errors
+from crosstrace.replacement_model.interventions.freeze import Errors
 from crosstrace.replacement_model.prompts import Prompt
 
 SHOWN = 3  # active features named for an intervention

@@ -1,4 +1,4 @@
-"""What interventions may say: places and labels as they are written, and one clear line for what cannot be."""
+"""Interventions spelled out on a prompt: a factor and an offset per place, and one clear line for what is not valid."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def test_open_ends_reach_generated_tokens_and_start_after_excluded_ones(
     assert positions(FeatureAt(0, 1, n + 2), 3) == [n + 2]
 
 
-def test_said_of_one_beats_said_of_all(model: ReplacementModel, ids: list[int]) -> None:
+def test_single_features_override_all_features(model: ReplacementModel, ids: list[int]) -> None:
     local = model.local(ids)
     for order in (1, -1):
-        wishes: list[Intervention] = [Ablate(AllFeatures(but=("L0/1@2",))), Set(FeatureAt(0, 1, 2), 3.0)]
-        edits = resolve(wishes[::order], local, lambda prompt: local)
+        interventions: list[Intervention] = [Ablate(AllFeatures(but=("L0/1@2",))), Set(FeatureAt(0, 1, 2), 3.0)]
+        edits = resolve(interventions[::order], local, lambda prompt: local)
         assert (edits.others, edits.features) == (0.0, {(0, 2, 1): (0.0, 3.0)})
 
 
@@ -121,7 +121,7 @@ BAD: list[tuple[Intervention, str]] = [
 
 
 @pytest.mark.parametrize(("intervention", "said"), BAD, ids=[said for _, said in BAD])
-def test_what_cannot_be_gets_one_line(
+def test_invalid_interventions_get_one_line(
     model: ReplacementModel, ids: list[int], intervention: Intervention, said: str
 ) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
@@ -138,7 +138,7 @@ def test_contradictions_are_refused_in_either_order(
     for pair in ([first, second], [second, first]):
         with pytest.raises(ValueError, match="contradictory interventions on L1/4@3: "):
             model.intervene(ids, pair)
-    model.intervene(ids, [first, first])  # saying the same twice contradicts nothing
+    model.intervene(ids, [first, first])  # the same intervention twice is not a contradiction
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_contradictions_are_refused_in_either_order(
         ("direct", "recomputed", "norms"),
     ],
 )
-def test_what_cannot_be_held_gets_one_line(
+def test_what_a_pass_cannot_hold_gets_one_line(
     model: ReplacementModel, ids: list[int], freeze: str, errors: str, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -194,14 +194,16 @@ def test_swapping_in_everywhere_leaves_generated_tokens_alone(model: Replacement
         assert {position for _, position, _ in edits.features} == set(range(first, 12))
 
 
-def test_too_large_in_the_end_is_refused(model: ReplacementModel, ids: list[int]) -> None:
+def test_a_product_that_is_too_large_is_refused(model: ReplacementModel, ids: list[int]) -> None:
     with pytest.raises(
         ValueError, match=r"L1/3@5.*: factor of all interventions must be a number between -1e\+15 and 1e\+15"
     ):
         resolve([Scale("L1/3@5", 1e9), Scale("L1/3@5", 1e9)], model.local(ids), model.local)
 
 
-def test_no_list_and_no_features_are_said(model: ReplacementModel, ids: list[int]) -> None:
+def test_a_single_intervention_and_a_prompt_without_features_are_refused(
+    model: ReplacementModel, ids: list[int]
+) -> None:
     with pytest.raises(ValueError, match=r"interventions must be a list: \[Ablate"):
         model.intervene(ids, Ablate("L1/3"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="valid from 1 on, and the prompt has 1"):

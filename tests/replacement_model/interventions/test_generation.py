@@ -28,7 +28,7 @@ def loaded(name: str) -> ReplacementModel:
     """Loaded once: most of a test's time would be loading."""
     case = load_case(name)
     model = ReplacementModel.from_pretrained(case.model, case.transcoders)
-    model.model.generation_config.eos_token_id = None  # random weights should not decide how long a test is
+    model.model.generation_config.eos_token_id = None  # random weights should not decide how long a test runs
     return model
 
 
@@ -37,7 +37,7 @@ def model(case: Case) -> ReplacementModel:
     return loaded(case.name)
 
 
-def wishes(local: LocalReplacementModel) -> list[Intervention]:
+def some_edits(local: LocalReplacementModel) -> list[Intervention]:
     """On the prompt alone, on prompt and generated tokens, and on a feature that is not active."""
     rows = local.activations.indices[::13].tolist()
     open_ended = [Scale(FeatureAt(layer, feature, slice(3, None)), -2.0) for layer, _, feature in rows[::2]]
@@ -51,7 +51,7 @@ def _place(row: list[int]) -> tuple[int, int, int]:
     return row[0], row[2], row[1]
 
 
-def test_without_interventions_the_model_generates_as_it_does(model: ReplacementModel, case: Case) -> None:
+def test_without_interventions_generation_is_unchanged(model: ReplacementModel, case: Case) -> None:
     ids = torch.tensor([case.input_ids])
     with torch.no_grad():
         plain = model.model.generate(
@@ -80,7 +80,7 @@ def test_the_cache_changes_nothing(model: ReplacementModel, case: Case, freeze: 
     cached, whole = (
         model.generate(
             local,
-            wishes(local),
+            some_edits(local),
             max_new_tokens=NEW,
             freeze=freeze,
             errors=errors,
@@ -94,7 +94,7 @@ def test_the_cache_changes_nothing(model: ReplacementModel, case: Case, freeze: 
     assert torch.equal(cached.tokens_rt, whole.tokens_rt)
     assert torch.equal(cached.activations[0].indices, whole.activations[0].indices)
     assert cached.activations[0].n_positions == len(case.input_ids) + NEW - 1
-    first = model.intervene(local, wishes(local), freeze=freeze, errors=errors)
+    first = model.intervene(local, some_edits(local), freeze=freeze, errors=errors)
     torch.testing.assert_close(cached.logits_rtv[0, 0], first.logits_v, rtol=0, atol=1e-5)
     assert first.logit_changes_qv.abs().max() > 0.1
 
@@ -104,10 +104,10 @@ def test_held_beyond_the_prompt_is_the_local_replacement_model_of_all_tokens(
 ) -> None:
     local, n = model.local(case.input_ids), len(case.input_ids)
     generated = model.generate(
-        local, wishes(local), max_new_tokens=NEW, freeze="direct", freeze_prompt_only=False, return_logits=True
+        local, some_edits(local), max_new_tokens=NEW, freeze="direct", freeze_prompt_only=False, return_logits=True
     )
     whole = model.local([*case.input_ids, *generated.tokens_rt[0, :-1].tolist()])
-    same_places = wishes(local)  # open-ended ones reach the generated tokens of the longer prompt by themselves
+    same_places = some_edits(local)  # open-ended ones reach the generated tokens of the longer prompt by themselves
     outcome = model.intervene(whole, same_places, freeze="direct", positions=range(n - 1, n + NEW - 1))
     torch.testing.assert_close(generated.logits_rtv[0], outcome.logits_qv, rtol=0, atol=1e-5)
 
@@ -153,14 +153,14 @@ def test_hooks_are_gone_afterwards(model: ReplacementModel, case: Case) -> None:
         ({"num_beams": 2, "return_activations": True}, "beam search"),
     ],
 )
-def test_settings_that_cannot_be_get_one_line(model: ReplacementModel, case: Case, settings: dict, said: str) -> None:
+def test_invalid_settings_get_one_line(model: ReplacementModel, case: Case, settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         model.generate(case.input_ids, **settings)
 
 
 @pytest.mark.parametrize("where", ["config", "generation_config", "argument"])
 def test_a_cache_that_is_turned_off_changes_nothing(case: Case, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints of training runs say use_cache: false."""
+    """Checkpoints of training runs set use_cache to false."""
     model, edits = loaded(case.name), [Add(FeatureAt(1, 3), 3.0)]
     expected = model.generate(case.input_ids, edits, max_new_tokens=4, return_logits=True, use_cache=False)
     settings = {}
@@ -177,7 +177,7 @@ def test_a_cache_that_is_turned_off_changes_nothing(case: Case, where: str, monk
 
 
 def test_excluded_positions_after_the_prompt_keep_their_mlps(case: Case) -> None:
-    """On chat models the first four positions carry no features: of a shorter prompt, some of them are generated."""
+    """The first four positions of chat models carry no features; after a shorter prompt, some of them are generated."""
     model = ReplacementModel.from_pretrained(case.model, case.transcoders, excluded_first=4)
     model.model.generation_config.eos_token_id = None
     made = model.generate(case.input_ids[:2], max_new_tokens=4, errors="dropped", return_logits=True)
@@ -199,6 +199,6 @@ def test_excluded_positions_after_the_prompt_keep_their_mlps(case: Case) -> None
         ({"prefill_chunk_size": 5}, "prefill_chunk_size runs"),
     ],
 )
-def test_what_does_not_go_together_is_refused(case: Case, settings: dict, said: str) -> None:
+def test_settings_that_exclude_each_other_are_refused(case: Case, settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         loaded(case.name).generate(case.input_ids, max_new_tokens=2, **settings)

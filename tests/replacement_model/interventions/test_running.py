@@ -1,4 +1,4 @@
-"""Interventions on the cases: properties that hold exactly, for cross-layer and per-layer transcoders, with skips or not."""
+"""Interventions on the cases: exact properties, for cross-layer and per-layer transcoders with and without skips."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def some_features(local: LocalReplacementModel, step: int = 13) -> list[FeatureA
 
 
 def strong(local: LocalReplacementModel) -> list[Intervention]:
-    """Interventions of every kind that surely change the logits."""
+    """Interventions of every kind, strong enough to change the logits."""
     members = some_features(local)
     last = local.n_positions - 1
     active = set(map(tuple, local.activations.indices.tolist()))
@@ -165,7 +165,7 @@ def test_ablating_everything_without_errors_is_the_replacement_model_with_no_fea
 
 
 def _skips_and_biases_alone(model: ReplacementModel, ids: list[int]) -> Tensor:
-    """The model with each MLP output past the excluded positions set to u W_skip + b_dec, written out here anew."""
+    """The model with each MLP output past the excluded positions set to u W_skip + b_dec, written out again here."""
     first, inputs = model.description.excluded_first, {}
 
     def remember(layer: int, output: Tensor) -> None:
@@ -234,7 +234,7 @@ def test_frozen_attention_through_hooks_gives_the_same(
     assert torch.equal(own.activations.indices, hooks.activations.indices)
 
 
-POSSIBLE = {  # the model's own MLPs do not run with frozen norms
+POSSIBLE = {  # with frozen norms the model's own MLPs do not run
     f"{name}, errors {errors}": (freeze, errors)
     for name, freeze in FREEZES.items()
     for errors in ("frozen", "recomputed")
@@ -331,10 +331,10 @@ def test_bfloat16_weights_compute_in_float32(case: Case) -> None:
 def test_ablated_tokens_are_the_model_without_them(
     model: ReplacementModel, local: LocalReplacementModel, tokens: tuple[int, ...]
 ) -> None:
-    """Where the residual stream is zero, norms divide by √ε alone: what is left must not be rounding made large."""
+    """Where the residual stream is zero, norms divide by √ε alone; they must not magnify rounding."""
     edits = [Ablate(TokenAt(position)) for position in tokens]
     outcome = model.intervene(local, edits)
-    # transformers' own pass, with the same things held by hooks.
+    # the pass of transformers, with the same values held by hooks
     through_hooks = model.generate(local, edits, max_new_tokens=1, return_logits=True)
     assert through_hooks.logits_rtv is not None
     assert outcome.logit_changes_qv.abs().max() > 0.1
@@ -370,7 +370,7 @@ def test_features_are_read_at_each_prompt_s_own_end(model: ReplacementModel, loc
         ({"errors": None}, "unknown errors None"),
     ],
 )
-def test_what_cannot_be_read_or_held_is_refused(
+def test_invalid_settings_are_refused(
     model: ReplacementModel, local: LocalReplacementModel, settings: dict, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
