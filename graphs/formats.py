@@ -78,7 +78,7 @@ def register_exporter(
         >>> register_exporter(".txt", write_names)
         >>> write_graph(prune(graph), "dallas.txt")
     """
-    if suffix != Path("graph" + suffix).suffix or suffix != suffix.lower() or suffix == ".":
+    if suffix in ("", ".") or suffix != Path("graph" + suffix).suffix.lower():
         raise ValueError(f"a suffix is a dot and letters in lower case, such as '.csv', not {suffix!r}")
     if suffix in _exporters:
         raise ValueError(f"there is already an exporter for {suffix!r}")

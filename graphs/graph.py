@@ -227,7 +227,7 @@ class AttributionGraph:
         kind = layout.kind(node)
         if kind == "logit":
             i = layout.logit_of(node)
-            if int(self.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is no probability
+            if int(self.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is not a probability
                 return f"target {short(self.logit_strings[i], 60)}"
             what = "logit" if int(self.logit_layers[i]) == self.n_layers else "target"
             return f"{what} {short(self.logit_strings[i])} (p={float(self.logit_probabilities[i]):.3f})"

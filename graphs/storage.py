@@ -86,18 +86,23 @@ def read_values(
 
 
 def csr_names(name: str) -> tuple[str, str, str]:
-    """The names of the tensors that hold a sparse matrix."""
+    """Return the names of the tensors that hold a sparse matrix."""
     return f"{name}.indptr", f"{name}.indices", f"{name}.data"
 
 
 def csr_tensors(name: str, matrix: scipy.sparse.csr_array) -> dict[str, torch.Tensor]:
-    """The tensors that hold a sparse matrix, by name."""
+    """Return the tensors that hold a sparse matrix, by name."""
     parts = (matrix.indptr, matrix.indices, matrix.data)
     return {key: torch.from_numpy(np.ascontiguousarray(part)) for key, part in zip(csr_names(name), parts, strict=True)}
 
 
 def csr_of(name: str, tensors: Mapping[str, torch.Tensor], n: int) -> scipy.sparse.csr_array:
-    """The (n, n) sparse matrix that `csr_tensors` took apart.
+    """Return the (n, n) sparse matrix that `csr_tensors` took apart.
+
+    Args:
+        name: The matrix.
+        tensors: All tensors of the file.
+        n: Its number of rows.
 
     Raises:
         ValueError: The tensors do not fit together.

@@ -25,7 +25,7 @@ Card = Mapping[str, Any]
 
 
 class NodeColumns(TypedDict):
-    """n entries each."""
+    """The nodes, column by column; n entries each."""
 
     id: list[str]
     kind: str

@@ -89,7 +89,13 @@ def page_data(
 def cards_of_features(
     cards: Mapping[Key, Card], features: Iterable[Key], limits: PageLimits = LIMITS
 ) -> dict[Key, dict[str, Any]]:
-    """Return the cards of the features that have one. On a page of many features each shows fewer contexts."""
+    """Return the cards of the features that have one.
+
+    Args:
+        cards: By (layer, feature).
+        features: Those on the page.
+        limits: On a page of many features each card shows fewer contexts.
+    """
     known = {key: dict(cards[key]) for key in sorted(features) if key in cards}
     shown = max(limits.contexts_of_card, limits.contexts // max(len(known), 1))
     for card in known.values():

@@ -237,7 +237,7 @@ def _add_cluster(dot: pydot.Dot, i: int, label: str, names: list[str], **attribu
 
 
 def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
-    """Row names at the left, the prompt above, the legend below: nodes of their own, named `note_…`."""
+    """Row names at the left, the prompt above, the legend below: as nodes named `note_…`."""
     for i, row in enumerate(picture.rows):
         place = (-50.0, (row.bottom + row.top) / 2)
         dot.add_node(_note(f"note_row_{i}", (60, 20), quoted(row.name), place))

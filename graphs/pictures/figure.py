@@ -220,7 +220,7 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
         case _:
             i = layout.logit_of(node)
             words = Line(short(graph.logit_strings[i]))
-            if int(graph.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is no probability
+            if int(graph.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is not a probability
                 return (words,)
             return words, Line(f"p = {float(graph.logit_probabilities[i]):.3f}", small=True)
 

@@ -91,10 +91,12 @@ class _Lane:
 
     @property
     def slot(self) -> float:
+        """Width for one node."""
         return max((size_of(node)[0] for cell in self.cells.values() for node in cell), default=0.0) + self.gap
 
     @property
     def across(self) -> int:
+        """Number of slots side by side."""
         # Boxes are wider than tall: this makes a full cell about square.
         return max((math.ceil(math.sqrt(len(cell) * 0.4)) for cell in self.cells.values()), default=0) or 1
 
@@ -103,6 +105,7 @@ class _Lane:
         return self.across * self.slot if self.cells else 0.0
 
     def lines(self, row: int) -> int:
+        """Number of lines of nodes in a row."""
         return math.ceil(len(self.cells.get(row, ())) / self.across)
 
 
@@ -117,10 +120,12 @@ class _Column:
 
     @property
     def strip(self) -> float:
+        """Width of the errors' strip."""
         return _ERROR_SIZE + self.gap if self.errors else 0.0
 
     @property
     def inner(self) -> float:
+        """Where the lanes begin."""
         return self.left + self.strip
 
     @property

@@ -28,7 +28,7 @@ def decoder_directions(model: ReplacementModel, graph: AttributionGraph) -> dict
     wanted: dict[int, set[int]] = defaultdict(set)
     for node in graph.kept_nodes():
         if graph.layout.kind(node) == "feature":
-            layer, _, feature = graph.feature_of(node)
+            layer, feature = graph.feature_key(node)
             wanted[layer].add(feature)
     directions: dict[tuple[int, int], NDArray[np.float32]] = {}
     for layer, features in sorted(wanted.items()):
