@@ -70,6 +70,6 @@ def pages_of(package: str) -> list[tuple[str, str, str]]:
     overview = f"# `crosstrace.{package}`\n\n" + "".join(f"::: crosstrace.{package}.{module}\n\n" for module in modules)
     pages = [("Overview", f"api/{package}/index.md", overview)]
     for room in rooms:
-        content = f"# `crosstrace.{package}.{room}`\n\n::: crosstrace.{package}.{room}\n"
+        content = f"::: crosstrace.{package}.{room}\n    options:\n      heading_level: 1\n"
         pages.append((room, f"api/{package}/{room}.md", content))
     return pages
