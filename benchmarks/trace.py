@@ -32,9 +32,7 @@ from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries import active_rows, transcoders
 from crosstrace.replacement_model.local.adjoint import Adjoint
 from crosstrace.replacement_model.memory import format_bytes
-from crosstrace.tracer import trace
-from crosstrace.tracer.attribution.plan import plan_trace
-from crosstrace.tracer.attribution.row_store import RowStore
+from crosstrace.tracer import RowStore, plan_trace, trace
 
 PHASES = ("forward", "encode", "gather", "decode", "rows", "scores", "store", "ranking", "assemble", "prune", "export")
 

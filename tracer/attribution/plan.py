@@ -20,12 +20,12 @@ from crosstrace.replacement_model.dictionaries.readers import download_bytes, op
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.hub import missing_bytes
 from crosstrace.replacement_model.local.adjoint import folded_bytes, row_bytes
-from crosstrace.replacement_model.memory import format_bytes, usable_bytes
+from crosstrace.replacement_model.memory import usable_bytes
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import batch_size_for
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 # Where no config says how many features fire: about what Gemma Scope 2's medium ones do.
 _ACTIVE_A_LAYER_AND_TOKEN = 100.0
@@ -196,47 +196,3 @@ def _model_bytes(model: str, config: Any, dtype: torch.dtype | None) -> int:
     count = config.vocab_size * config.hidden_size + config.num_hidden_layers * layer + config.hidden_size
     stored = dtype or getattr(config, "dtype", None) or torch.bfloat16
     return count * (stored.itemsize if isinstance(stored, torch.dtype) else 2)
-
-
-def explain_trace(model: str | None, transcoders: str | None, *settings: Any) -> None:
-    """Print the plan of a trace; the embedded demo's without a model."""
-    from rich.console import Console
-
-    if model is None or transcoders is None:
-        from crosstrace.replacement_model import demo
-
-        model, transcoders = str(demo.MODEL_DIR), str(demo.TRANSCODERS_DIR)
-    show_plan(plan_trace(model, transcoders, *settings), Console())
-
-
-def show_plan(plan: Plan, console: Console) -> None:
-    """Print the plan as a table."""
-    from rich.table import Table
-
-    size, used = plan.description, plan.transcoders
-    kind = "cross-layer" if used.cross_layer else "per-layer"
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        (
-            "model",
-            f"{size.n_layers} layers, d_model {size.d_model:,}, {size.n_heads} heads, {size.n_kv_heads} kv heads",
-        ),
-        ("transcoders", f"{kind}, {max(used.reader.n_features):,} features a layer, {str(used.weights_dtype)[6:]}"),
-        ("prompt", f"{plan.n_positions:,} tokens, {size.excluded_first} of them excluded"),
-        (
-            "active features",
-            f"about {plan.n_active:,}: {plan.active_per_layer:g} a layer and token ({plan.active_source})",
-        ),
-        ("rows", f"about {plan.n_rows:,} features and the targets, {plan.batch_size:,} at a time"),
-        ("memory to plan with", f"{format_bytes(plan.budget)} on {used.device.type}"),
-        ("to download first", format_bytes(plan.download_bytes) if plan.download_bytes else "nothing"),
-    ):
-        facts.add_row(name, value)
-    table = Table("part", "size", "where it will be")
-    table.columns[1].justify = "right"
-    for part in plan.parts:
-        table.add_row(part.name, format_bytes(part.n_bytes), part.place)
-    table.add_section()
-    table.add_row("together, without what stays in files", format_bytes(plan.device_bytes), "")
-    console.print(facts)
-    console.print(table)

@@ -22,7 +22,7 @@ from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups
-from crosstrace.tracer.attribution.checkpoint import Checkpoint, fingerprint
+from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
 from crosstrace.tracer.attribution.row_store import RowStore
 from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets
 from crosstrace.tracer.progress import row_progress
@@ -82,7 +82,7 @@ def trace(
     n_active = len(local.activations)
     full = NodeLayout(n_active, model.description.n_layers, local.n_positions, len(wanted))
     cap = min(cap, n_active)
-    identity = fingerprint(model, local, wanted, cap)
+    identity = trace_identity(model, local, wanted, cap)
     saved = Checkpoint(None if checkpoint is None else Path(checkpoint), identity, resume)
     batcher = Batcher(local, saved.batch_size or batch_size or automatic_batch_size(local))
     layers = local.activations.layers.cpu().numpy()

@@ -133,11 +133,11 @@ def test_interrupted_and_resumed_gives_the_same_file(model, texts, built, tmp_pa
     whole = build_cards(model, texts, tmp_path / "whole.safetensors", **settings)
     path = tmp_path / "cards.safetensors"
     press_ctrl_c_after(stop_after, monkeypatch)
-    with pytest.raises(CardsInterrupted, match=r"state is kept in .*partial: go on with .*--resume"):
+    with pytest.raises(CardsInterrupted, match=r"state is kept in .*partial: continue with .*--resume"):
         build_cards(model, texts, path, **settings)
     monkeypatch.undo()
     assert not path.exists()
-    with pytest.raises(ValueError, match=r"holds an interrupted run; go on from it with --resume"):
+    with pytest.raises(ValueError, match=r"holds an interrupted run; continue it with --resume"):
         build_cards(model, texts, path, **settings)
     # A resumed run keeps its batches, so that the same sums are rounded the same way.
     resumed = build_cards(model, texts, path, resume=True, **SETTINGS)
@@ -196,7 +196,7 @@ def test_a_failure_in_the_middle_of_a_batch_costs_no_more_than_the_last_save(mod
     monkeypatch.setattr(cards_module, "stream_features", run_out)
     monkeypatch.setattr("crosstrace.tracer.cards.run._SAVE_SECONDS", 0.0)
     monkeypatch.setattr("crosstrace.tracer.cards.run._SAVE_SHARE", 1e9)
-    message = "not enough memory for 120 tokens at a time: give fewer with --batch-tokens and go on with --resume"
+    message = "not enough memory for 120 tokens at a time: give fewer with --batch-tokens and continue with --resume"
     with pytest.raises(MemoryError, match=message):
         build_cards(model, texts, path, **settings)
     monkeypatch.undo()
@@ -229,7 +229,7 @@ def test_a_run_of_something_else_is_not_gone_on_with(model, texts, tmp_path, mon
     with pytest.raises(CardsInterrupted):
         build_cards(model, texts, path, batch_tokens=120, **SETTINGS)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"begun with another number of contexts \(4, now 9\)"):
+    with pytest.raises(ValueError, match=r"started with different number of contexts \(4, now 9\)"):
         build_cards(model, texts, path, resume=True, **{**SETTINGS, "top": 9})
     with pytest.raises(ValueError, match="its texts have changed"):
         build_cards(model, ["Texas has the capital Austin", *texts], path, resume=True, **SETTINGS)
