@@ -30,6 +30,7 @@ from crosstrace.replacement_model.interventions.outcomes import Outcome
 from crosstrace.replacement_model.interventions.running import intervene
 from crosstrace.replacement_model.local.capture import Capture
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
+from crosstrace.replacement_model.local.placement import attention_moves_to_host, folded_budget
 from crosstrace.replacement_model.local.record import PassRecord
 from crosstrace.replacement_model.local.running_model import Localize
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
@@ -247,7 +248,7 @@ class ReplacementModel:
             mids_lpd=torch.stack(capture.mids),
             final_norm=capture.final_norm,
         )
-        return LocalReplacementModel(record, self.transcoders, self.sites, self._budget() // 8)
+        return LocalReplacementModel(record, self.transcoders, self.sites, folded_budget(self._budget()))
 
     def localizer(self) -> Localize:
         """Return a function that gives prompts' local replacement models and runs each prompt once.
@@ -272,10 +273,9 @@ class ReplacementModel:
 
     def _attention_store(self, n_positions: int) -> Callable[[Tensor], Tensor]:
         """Keeps attention where it is, or on the host if all layers' would take over a quarter of a GPU's budget."""
-        n_bytes = 4 * self.description.n_layers * self.description.n_heads * n_positions**2
-        if self.device.type == "cpu" or n_bytes <= self._budget() // 4:
-            return lambda block: block
-        return lambda block: block.cpu()
+        if attention_moves_to_host(self.description, n_positions, self.device.type, self._budget()):
+            return lambda block: block.cpu()
+        return lambda block: block
 
     def forward(self, prompt: Prompt, errors_lpd: Tensor | None = None) -> ReplacementOutput:
         """Run the prompt with every MLP swapped for its reconstruction; excluded first positions keep the MLP's own.

@@ -27,6 +27,28 @@ from crosstrace.tracer.attribution.row_file import RowBlock, RowFile
 _EDGES_AT_A_TIME = 1 << 22
 
 
+def rows_in_memory(memory_budget: int | None, device_type: str) -> int:
+    """Return how many bytes of rows are held in memory before they go to a file: on a CPU a quarter of a user's budget.
+
+    Args:
+        memory_budget: The user's budget in bytes, or None.
+        device_type: `cpu` or `cuda`.
+    """
+    return defaults.ROWS_IN_MEMORY if memory_budget is None or device_type != "cpu" else memory_budget // 4
+
+
+def bytes_to_add(n_sources: int) -> int:
+    """Return what `RowStore.add` takes for one row of a batch while it makes the row sparse.
+
+    For each source the row and a mask (5 bytes); for each edge, about half of the sources, three int64 (its place in the
+    batch, where its row starts, their difference) and the edge itself (8 bytes).
+
+    Args:
+        n_sources: Columns of a dense row.
+    """
+    return n_sources * (5 + (3 * 8 + 8) // 2)
+
+
 @dataclass(frozen=True, eq=False)
 class AssembledRows:
     """The rows between the kept nodes, in their order, and what came from all others."""

@@ -21,9 +21,9 @@ from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer import defaults
-from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups
+from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups, ranked_counts
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
-from crosstrace.tracer.attribution.row_store import RowStore
+from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
 from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets
 from crosstrace.tracer.progress import row_progress
 
@@ -86,7 +86,12 @@ def trace(
     saved = Checkpoint(None if checkpoint is None else Path(checkpoint), identity, resume)
     batcher = Batcher(local, saved.batch_size or batch_size or automatic_batch_size(local))
     layers = local.activations.layers.cpu().numpy()
-    store = RowStore(full, layers, _rows_in_memory(model), saved.open_file(batcher.batch_size))
+    store = RowStore(
+        full,
+        layers,
+        rows_in_memory(model.transcoders.memory_budget, model.device.type),
+        saved.open_file(batcher.batch_size),
+    )
     run = _Run(store, local, wanted, batcher, saved)
     with row_progress(len(wanted) + cap, progress) as advance, saved.interruptible(store):
         run.add_targets(advance)
@@ -113,21 +118,6 @@ def trace(
     graph = _assemble(model, local, wanted, store, settings)
     saved.done(delete=not keep_checkpoint)
     return graph
-
-
-def ranked_counts(cap: int) -> list[int]:
-    """How many features each ranking chooses, until there are ``cap``: few at first, when little is known."""
-    counts: list[int] = []
-    while (known := sum(counts)) < cap:
-        step = max(1, round(cap * defaults.FIRST_RANKED), int(known * defaults.RANKED_GROWTH))
-        counts.append(min(step, cap - known))
-    return counts
-
-
-def _rows_in_memory(model: ReplacementModel) -> int:
-    """Bytes of rows held in memory: a quarter of the user's budget."""
-    budget = model.transcoders.memory_budget
-    return defaults.ROWS_IN_MEMORY if budget is None or model.device.type != "cpu" else budget // 4
 
 
 def _check_settings(
