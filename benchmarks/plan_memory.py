@@ -34,7 +34,7 @@ def planned(model: str, transcoders: str, prompt: str, nodes: int | None, active
         " 'layers': plan.description.n_layers, 'excluded': plan.description.excluded_first}))"
     )
     arguments = json.dumps([model, transcoders, prompt, nodes, active])
-    done = subprocess.run([sys.executable, "-c", code, arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, arguments], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
 
