@@ -204,7 +204,7 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) 
     """Print the wanted cards, or an overview if none is named; return the (layer, feature) pairs."""
     from rich.console import Console
 
-    from crosstrace.replacement_model.dictionaries.readers.base import read_labels
+    from crosstrace.replacement_model.dictionaries.base import read_labels
     from crosstrace.replacement_model.interventions.references import parse_feature
     from crosstrace.tracer.terminal.card import check_feature, overview, show_card
 

@@ -248,8 +248,8 @@ def test_contexts_are_cut_and_excluded_positions_left_out(model, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"context_length": 1}, "contexts of 1 tokens do not do"),
-        ({"context_length": 65}, "it takes up to 64"),
+        ({"context_length": 1}, "contexts of 1 tokens do not suit"),
+        ({"context_length": 65}, "it takes at most 64"),
         ({"top": 0}, "contexts of a feature: 0 is too few"),
         ({"batch_tokens": 0}, "tokens at a time: 0 is too few"),
     ],
@@ -267,7 +267,7 @@ def test_a_folder_in_the_way(model, texts, tmp_path):
     assert not folder.exists()
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="is something else; move it away"):
+    with pytest.raises(ValueError, match="holds something else; move it away"):
         build_cards(model, texts[:3], path, **SETTINGS)
     assert (folder / "thesis.tex").read_text() == "mine"
 
