@@ -186,7 +186,7 @@ def measure(
     print("  " + ", ".join(f"{name} {times.get(name, 0.0):.2f} s" for name in PHASES))
     plan = plan_trace(folder, clt, n_tokens, n_nodes, batch, memory_budget=budget)
     expected = ", ".join(f"{part.name} {format_bytes(part.n_bytes)} ({part.place})" for part in plan.parts)
-    print(f"  expected by --explain: {format_bytes(plan.device_bytes)}: {expected}")
+    print(f"  expected by --explain: {format_bytes(plan.peak_bytes)}: {expected}")
     return result
 
 

@@ -23,14 +23,12 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs.tensor_file import TensorSource, map_tensors, write_tensors
 from crosstrace.replacement_model.texts import Cursor
+from crosstrace.tracer import defaults
 from crosstrace.tracer.cards.log import CardLog
 from crosstrace.tracer.cards.tops import LayerTops
 
 _FORMAT = "crosstrace-cards-run/1"
 _OURS = re.compile(r"(contexts|tokens|records|entries)\.bin|arrays|logits_\d+\.safetensors|\.crosstrace-\w+\.part")
-_SAVE_SECONDS = 60.0
-# The largest share of the time that saving may take.
-_SAVE_SHARE = 0.05
 
 
 class CardsInterrupted(KeyboardInterrupt):
@@ -149,7 +147,9 @@ class CardRun:
 
     def save_now_and_then(self) -> None:
         """Save if enough time has passed since the last save."""
-        if time.monotonic() - self._saved_at > max(_SAVE_SECONDS, self._save_took / _SAVE_SHARE):
+        if time.monotonic() - self._saved_at > max(
+            defaults.CARDS_SAVE_SECONDS, self._save_took / defaults.CARDS_SAVE_SHARE
+        ):
             self.save()
 
     def interrupted(self) -> CardsInterrupted:

@@ -109,11 +109,8 @@ def test_other_traces_are_not_mixed_up(model, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "name", "other")
     refused("started with different model .*, now other", prompt=CASE.input_ids)
     monkeypatch.undo()
-    decoder = model.transcoders.decoder_rows
-
+    model = ReplacementModel.from_pretrained(CASE.model, CASE.transcoders, device="cpu")
     monkeypatch.setattr(model.transcoders.reader, "bias", lambda layer: torch.full((model.description.d_model,), 3.0))
-    monkeypatch.setattr(model.transcoders, "_biases", {})
-    assert decoder is not None
     refused("started with different weights")
 
 
