@@ -1,7 +1,18 @@
-"""Sparse operations on the weights of (cross-layer) transcoders.
+"""Sparse operations on the weights of per-layer and cross-layer transcoders. They know only tensors.
 
-Each operation has one file that reads top to bottom: the plain definition (``*_reference``), the public function, the
-torch path for the CPU; its Triton kernel lies beside it in ``*_triton.py``. ``dispatch`` chooses between them.
+Each operation has a module that reads top to bottom: the plain definition (`*_reference`), the public function, the torch
+path for the CPU. Its Triton kernels lie beside it.
+
+| module | what is in it |
+| --- | --- |
+| `activations` | `SparseActivations`, the active features of a prompt |
+| `encoding`, `encoding_triton` | `encode`: transcoder inputs to lists of active features |
+| `decoding`, `decoding_triton` | `decode`, `decode_layer`: active features to reconstructions |
+| `scoring`, `scoring_triton` | `scores`: direct effects of active features on targets |
+| `dispatch` | the choice between Triton, torch and the reference |
+| `decoder_tiles` | decoder rows on their way into a matrix product on the CPU |
+| `triton_parts` | what the Triton kernels share |
+| `checks` | the checks of arguments, with their messages |
 """
 
 from crosstrace.kernels.activations import SparseActivations

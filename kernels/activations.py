@@ -1,4 +1,4 @@
-"""The one sparse type for feature activations.
+"""The sparse type for feature activations.
 
 Letters: L layers, P positions, F features of a layer, N active features of a prompt.
 """
@@ -17,13 +17,13 @@ class SparseActivations:
     """The active features of one prompt, in ascending order of (layer, position, feature).
 
     Attributes:
-        positions: (N,) int64, the position each entry fires at.
-        features: (N,) int64, the feature's index within its layer.
-        values: (N,) float32, its activation, never zero.
-        offsets: (L * P + 1,) int64 on the CPU: the entries of layer l at position p are
-            ``offsets[l * P + p] : offsets[l * P + p + 1]``.
-        n_layers: L.
-        n_positions: P.
+        positions: (N,) int64 position of each entry.
+        features: (N,) int64 feature within its layer.
+        values: (N,) float32 activation, never zero.
+        offsets: (L * P + 1,) int64 on the CPU; the entries of layer l at position p are
+            `offsets[l * P + p] : offsets[l * P + p + 1]`.
+        n_layers: The number of layers L.
+        n_positions: The number of positions P.
     """
 
     positions: Tensor
@@ -38,28 +38,29 @@ class SparseActivations:
 
     @property
     def device(self) -> torch.device:
+        """The device of the entries; `offsets` are always on the CPU."""
         return self.features.device
 
     @property
     def layers(self) -> Tensor:
-        """(N,) int64, the layer of each entry."""
+        """The layer of each entry, (N,) int64."""
         per_layer = self.layer_offsets.diff()
         return torch.repeat_interleave(torch.arange(self.n_layers), per_layer).to(self.device)
 
     @property
     def layer_offsets(self) -> Tensor:
-        """(L + 1,) int64 on the CPU: the entries of layer l are ``layer_offsets[l] : layer_offsets[l + 1]``."""
+        """Where layers begin, (L + 1,) int64 on the CPU; layer l has the entries `layer_offsets[l] : layer_offsets[l + 1]`."""
         if not self.n_positions:
             return torch.zeros(self.n_layers + 1, dtype=torch.int64)
         return self.offsets[:: self.n_positions]
 
     @property
     def indices(self) -> Tensor:
-        """(N, 3) int64 rows (layer, position, feature)."""
+        """The entries as rows (layer, position, feature), (N, 3) int64."""
         return torch.stack([self.layers, self.positions, self.features], dim=1)
 
     def layer(self, layer: int) -> slice:
-        """The slice of the entries of one layer."""
+        """Return the slice of one layer's entries."""
         start, stop = self.layer_offsets[layer : layer + 2].tolist()
         return slice(start, stop)
 
@@ -88,11 +89,11 @@ class SparseActivations:
         return torch.where(keys_n[place_m] == keys_m, self.values[place_m].float(), found)
 
     def by_position(self) -> tuple[Tensor, Tensor]:
-        """The entries in ascending order of (position, layer, feature), for what goes token by token.
+        """Order the entries by (position, layer, feature), ascending, for work that goes token by token.
 
         Returns:
-            (N,) int64 which entry comes when; (P * L + 1,) int64 on the CPU, the entries of position p and layer l are
-            ``[p * L + l] : [p * L + l + 1]`` of that order.
+            (N,) int64 indices that put the entries in this order, and (P * L + 1,) int64 offsets on the CPU: position p
+            and layer l have the entries `offsets[p * L + l] : offsets[p * L + l + 1]` of this order.
         """
         counts_pl = self.offsets.diff().view(self.n_layers, self.n_positions).T
         offsets = torch.zeros(self.n_layers * self.n_positions + 1, dtype=torch.int64)
@@ -100,21 +101,27 @@ class SparseActivations:
         return torch.argsort(self.positions, stable=True), offsets
 
     def to_dense(self, n_features: int) -> Tensor:
-        """(L, P, F) float32. For tests and small layers: a real one is far too large."""
+        """Return the activations as (L, P, F) float32, for F = `n_features`; for tests, as real layers are far too large."""
         dense_lpf = torch.zeros(self.n_layers, self.n_positions, n_features, device=self.device)
         dense_lpf[self.layers, self.positions, self.features] = self.values
         return dense_lpf
 
     @staticmethod
     def from_layers(layers: Sequence[tuple[Tensor, Tensor, Tensor]], n_positions: int) -> SparseActivations:
-        """Join the (positions, features, values) of every layer, each already sorted by (position, feature)."""
+        """Join the layers.
+
+        Args:
+            layers: For every layer its (n,) int64 positions, (n,) int64 features and (n,) float32 values, in ascending
+                order of (position, feature).
+            n_positions: The number of positions P.
+        """
         if not layers:
             none = torch.zeros(0, dtype=torch.int64)
             return SparseActivations(none, none, torch.zeros(0), torch.zeros(1, dtype=torch.int64), 0, n_positions)
         positions, features, values = (torch.cat(parts) for parts in zip(*layers, strict=True))
         starts = torch.arange(len(layers)) * n_positions
         groups = torch.repeat_interleave(starts, torch.tensor([len(part) for part, _, _ in layers]))
-        # bincount of everything at once, so that a GPU is waited for once and not a layer at a time
+        # one bincount of all layers, so that a GPU is waited for once and not once per layer
         counts = torch.bincount(groups.to(positions.device) + positions, minlength=len(layers) * n_positions).cpu()
         offsets = torch.zeros(len(layers) * n_positions + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=offsets[1:])
@@ -122,14 +129,16 @@ class SparseActivations:
 
     @staticmethod
     def from_indices(indices: Tensor, values: Tensor, n_layers: int, n_positions: int) -> SparseActivations:
-        """From rows (layer, position, feature) in any order.
+        """Make activations from rows (layer, position, feature) in any order.
 
         Args:
-            indices: (N, 3) int64, no row twice.
-            values: (N,) activations.
+            indices: (N, 3) int64 distinct rows.
+            values: (N,) their activations.
+            n_layers: The number of layers L.
+            n_positions: The number of positions P.
 
         Raises:
-            ValueError: a shape does not fit, an index is out of range, or a row comes twice.
+            ValueError: A shape does not fit, an index is out of range, or a row is repeated.
         """
         if indices.ndim != 2 or indices.shape[1] != 3 or indices.dtype != torch.int64:
             raise ValueError(

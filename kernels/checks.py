@@ -1,4 +1,4 @@
-"""One-line ``ValueError`` messages for what a caller can get wrong: the argument, what it is, what was expected."""
+"""Checks of arguments. Each raises a one-line `ValueError`: the argument, what it is, what was expected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
-    """``expected`` holds sizes, and letters where any size will do."""
+    """Check a shape.
+
+    Args:
+        name: The argument, for the message.
+        tensor: Its value.
+        expected: Sizes, with letters where any size is allowed.
+
+    Raises:
+        ValueError: The shape differs.
+    """
     fits = tensor.ndim == len(expected) and all(
         isinstance(wanted, str) or size == wanted for size, wanted in zip(tensor.shape, expected, strict=True)
     )
@@ -23,7 +32,11 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> Non
 
 
 def check_float(name: str, tensor: Tensor, device: torch.device, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> None:
-    """A tensor of one of ``dtypes`` on ``device``."""
+    """Check for one of some floating-point dtypes on a device.
+
+    Raises:
+        ValueError: Dtype or device differs.
+    """
     if tensor.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} has dtype {tensor.dtype}; expected {names}")
@@ -32,7 +45,11 @@ def check_float(name: str, tensor: Tensor, device: torch.device, dtypes: Sequenc
 
 
 def check_index(name: str, tensor: Tensor, shape: Sequence[int | str], device: torch.device) -> None:
-    """An int64 tensor of a shape on ``device``."""
+    """Check for an int64 tensor of a shape, as in `check_shape`, on a device.
+
+    Raises:
+        ValueError: Shape, dtype or device differs.
+    """
     check_shape(name, tensor, shape)
     if tensor.dtype != torch.int64:
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} has dtype {tensor.dtype}; expected int64")
@@ -43,7 +60,19 @@ def check_index(name: str, tensor: Tensor, shape: Sequence[int | str], device: t
 def check_rows(
     activations: SparseActivations, rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None
 ) -> tuple[int, torch.dtype]:
-    """Decoder rows that fit the activations; returns their d_model and dtype (float32 for a model of no layers)."""
+    """Check that decoder rows fit the activations.
+
+    Args:
+        activations: N active entries.
+        rows_ujd: The rows of each source layer, as for `crosstrace.kernels.decode`.
+        row_indices: The row of each entry, likewise.
+
+    Returns:
+        The d_model and dtype of the rows; 0 and float32 for a model without layers.
+
+    Raises:
+        ValueError: A number of layers, a shape, dtype or device differs, or an index is out of range.
+    """
     n_layers, device = activations.n_layers, activations.device
     if len(rows_ujd) != n_layers:
         raise ValueError(f"rows_ujd has {len(rows_ujd)} layers; expected {n_layers}, as in activations")
@@ -70,7 +99,11 @@ def check_rows(
 
 
 def check_row_index(name: str, index_n: Tensor, n_entries: int, rows_ujd: Tensor) -> None:
-    """Indices of rows; their range is checked on the CPU alone, where that waits for nothing."""
+    """Check indices of rows. Their range is checked only on the CPU, because on a GPU that would wait for the device.
+
+    Raises:
+        ValueError: Shape, dtype or device differs, or an index is out of range.
+    """
     check_index(name, index_n, (n_entries,), rows_ujd.device)
     if n_entries and rows_ujd.device.type == "cpu":
         lowest, highest = (int(bound) for bound in index_n.aminmax())

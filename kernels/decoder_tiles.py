@@ -11,37 +11,49 @@ import torch
 from torch import Tensor
 
 # 1 MB of float32: a tile stays in a core's second-level cache between being written and being used.
-_TILE_ELEMENTS = 1 << 18
-_TILE_ROWS = 16  # fewer would starve the matrix product
+TILE_ELEMENTS = 1 << 18
+TILE_ROWS = 16  # fewer would starve the matrix product
 
 
 class FloatRows:
-    """The rows of one layer's entries as float32 matrices (n, X).
+    """The decoder rows of one layer's entries as float32 matrices (n, X).
 
-    Rows that are stored so already are used where they lie; others pass through one reused tile.
+    Rows stored that way are used in place; others pass through one reused tile.
+
+    Attributes:
+        n_written: The number of target layers in use.
+        stored_flat: Whether the rows are stored in float32, each as one contiguous run.
     """
 
     def __init__(
         self, rows_ujd: Tensor, index_n: Tensor | None, n_written: int, buffers: dict[torch.dtype, Tensor] | None = None
     ) -> None:
-        """``index_n``: which row an entry uses (None: its own, in order). ``n_written``: how many of the J to use.
-        ``buffers``: shared with other layers, if they are used one after the other."""
+        """Look at how the rows are stored.
+
+        Args:
+            rows_ujd: (U, J, D) stored rows.
+            index_n: (n,) int64 row of each entry; None if each entry has a row of its own, in order.
+            n_written: How many of the J target layers to use.
+            buffers: Tiles shared with other layers that are used at other times.
+        """
         self.n_written = n_written
         self._rows_uwd = rows_ujd[:, :n_written]
         self._index_n = index_n
         self._width = n_written * rows_ujd.shape[2]
-        # float32, and each row one contiguous run
         self.stored_flat = (
             rows_ujd.dtype == torch.float32
             and (rows_ujd.shape[2] == 1 or rows_ujd.stride(2) == 1)
             and (n_written == 1 or rows_ujd.stride(1) == rows_ujd.shape[2])
         )
-        self._per_tile = max(_TILE_ROWS, _TILE_ELEMENTS // max(self._width, 1))
+        self._per_tile = max(TILE_ROWS, TILE_ELEMENTS // max(self._width, 1))
         self._buffers = {} if buffers is None else buffers
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """(start, stop, (stop - start, X) float32) pieces of the entries ``start : stop``; a piece is valid until the
-        next is asked for."""
+        """Yield the rows of the entries `start : stop` in pieces.
+
+        Yields:
+            First entry, one past the last, and their rows as (entries, X) float32, valid until the next piece is made.
+        """
         if self.stored_flat and self._index_n is None:
             yield start, stop, self._rows_uwd[start:stop].flatten(1)
             return

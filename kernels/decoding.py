@@ -1,4 +1,4 @@
-"""decode: active features into the reconstructions of every layer they write to.
+"""`decode`: active features to the reconstructions of every layer they write to.
 
 Letters: L layers, P positions, D d_model, J layers a feature writes to, N active entries, n those of one layer,
 U stored decoder rows of a layer, X = J * D flattened.
@@ -21,7 +21,7 @@ from crosstrace.kernels.dispatch import choose_path, decode_densely
 def decode_reference(
     activations: SparseActivations, rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """The definition: one entry after the other, ``out[l + j, p] += a * W_dec[l, f, j]``."""
+    """Compute the definition, one entry after the other: `out[l + j, p] += a * W_dec[l, f, j]`."""
     d_model = rows_ujd[0].shape[-1]
     out_lpd = torch.zeros(activations.n_layers, activations.n_positions, d_model, device=activations.device)
     for layer, rows in enumerate(rows_ujd):
@@ -35,21 +35,26 @@ def decode_reference(
 def decode(
     activations: SparseActivations, rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """The sum of the active features' decoder vectors, for every layer at once.
+    """Sum the decoder vectors of the active features, for every layer at once.
 
     Args:
         activations: N active entries.
-        rows_ujd: for each source layer l decoder rows (U_l, J_l, D), float32, bfloat16 or float16, any strides: row j
-            of an entry writes to layer l + j. J is 1 for a per-layer transcoder, L - l for a cross-layer one.
-        row_indices: for each source layer (n_l,) int64, the row of ``rows_ujd[l]`` each entry uses: a feature that
-            fires at many positions is stored once, and a whole decoder goes with ``activations.features``. None: each
+        rows_ujd: For each source layer l decoder rows (U_l, J_l, D); float32, bfloat16 or float16, with any strides. Part
+            j of a row writes to layer l + j. J is 1 for a per-layer transcoder, L - l for a cross-layer one.
+        row_indices: For each source layer (n_l,) int64, the row of `rows_ujd[l]` that each entry uses: a feature that
+            fires at many positions is stored once, and a whole decoder takes the features themselves. None if each
             entry has a row of its own, in order (U_l = n_l).
 
     Returns:
         (L, P, D) float32, summed in float32.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; the argument is named, with what was expected.
+        ValueError: A shape, dtype or device does not fit; the message names the argument and what was expected.
+
+    Example:
+        >>> active = SparseActivations.from_indices(torch.tensor([[0, 0, 1]]), torch.tensor([2.0]), 1, 1)
+        >>> decode(active, [torch.tensor([[[1.0, 3.0]]])])
+        tensor([[[2., 6.]]])
     """
     d_model, dtype = check_rows(activations, rows_ujd, row_indices)
     n_layers, n_positions = activations.n_layers, activations.n_positions
@@ -79,16 +84,17 @@ def decode(
 def decode_layer(
     out_jpd: Tensor, positions_n: Tensor, values_n: Tensor, rows_ujd: Tensor, row_index_n: Tensor | None = None
 ) -> None:
-    """Add one source layer's active features into ``out_jpd``, in place.
+    """Add the decoder vectors of one source layer's active features to `out_jpd`, in place.
 
     Args:
-        out_jpd: (J, P, D) float32, layers l .. l + J - 1.
-        positions_n, values_n: (n,) where and how strongly each entry fires, positions ascending.
+        out_jpd: (J, P, D) float32, layers l to l + J - 1.
+        positions_n: (n,) int64 position of each entry, ascending.
+        values_n: (n,) its activation.
         rows_ujd: (U, J, D) decoder rows; float32, bfloat16 or float16.
-        row_index_n: (n,) int64, the row each entry uses; None: its own, in order (U = n).
+        row_index_n: (n,) int64 row of each entry; None if each entry has a row of its own, in order (U = n).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; the argument is named, with what was expected.
+        ValueError: A shape, dtype or device does not fit; the message names the argument and what was expected.
     """
     n_entries, device = positions_n.numel(), out_jpd.device
     check_shape("out_jpd", out_jpd, ("J", "P", "D"))
@@ -120,7 +126,7 @@ def decode_layer(
 def decode_layer_torch(
     out_jpd: Tensor, positions_n: Tensor, values_n: Tensor, rows_ujd: Tensor, row_index_n: Tensor | None
 ) -> None:
-    """Sparse or dense, whichever the density makes faster."""
+    """Decode sparsely or densely, whichever is faster at this density."""
     if decode_densely(out_jpd.device, rows_ujd.dtype, len(positions_n), out_jpd.shape[1], rows_ujd.shape[0]):
         decode_layer_dense(out_jpd, positions_n, values_n, rows_ujd, row_index_n)
     else:
@@ -130,13 +136,13 @@ def decode_layer_torch(
 def decode_layer_sparse(
     out_jpd: Tensor, positions_n: Tensor, values_n: Tensor, rows_ujd: Tensor, row_index_n: Tensor | None
 ) -> None:
-    """The entries of a position are neighbours: each position is one weighted sum of rows, in their order."""
+    """Decode each position as one weighted sum of rows, in their order; the entries of a position are adjacent."""
     n_written, n_positions, d_model = out_jpd.shape
     values_n = values_n.float()
     rows = FloatRows(rows_ujd, row_index_n, n_written)
     if rows.stored_flat:
-        # float32 as it is: torch's own sum of rows by index reads each where it lies. For narrower rows it would round
-        # values and sums to their dtype.
+        # torch's own sum of rows by index reads each row in place. For narrower rows it would round values and sums to
+        # their dtype.
         index_n = torch.arange(len(positions_n), device=positions_n.device) if row_index_n is None else row_index_n
         starts_p = torch.searchsorted(positions_n.contiguous(), torch.arange(n_positions, device=positions_n.device))
         summed_px = F.embedding_bag(index_n, rows_ujd.flatten(1), starts_p, mode="sum", per_sample_weights=values_n)
@@ -153,11 +159,13 @@ def decode_layer_sparse(
 def decode_layer_dense(
     out_jpd: Tensor, positions_n: Tensor, values_n: Tensor, rows_ujd: Tensor, row_index_n: Tensor | None
 ) -> None:
-    """A (P, U) matrix of activations times all rows, a target layer at a time."""
+    """Multiply a (P, U) matrix of activations with all rows, one target layer at a time."""
     n_rows = rows_ujd.shape[0]
     index_n = torch.arange(n_rows, device=positions_n.device) if row_index_n is None else row_index_n
     dense_pu = torch.zeros(out_jpd.shape[1], n_rows, device=out_jpd.device)
-    dense_pu.index_put_((positions_n, index_n), values_n.float(), accumulate=True)  # sorted, not atomic: deterministic
+    dense_pu.index_put_(
+        (positions_n, index_n), values_n.float(), accumulate=True
+    )  # sorted, not atomic, so deterministic
     widened_ud = None if rows_ujd.dtype == torch.float32 else torch.empty_like(rows_ujd[:, 0], dtype=torch.float32)
     for j in range(rows_ujd.shape[1]):
         rows_ud = rows_ujd[:, j] if widened_ud is None else widened_ud.copy_(rows_ujd[:, j])

@@ -1,6 +1,8 @@
-"""decode on a GPU: each program owns a run of one position's outputs, (target layers, D) flattened, and adds to it every
-entry that writes there. A feature's row is one contiguous run of that space from its own layer on, so it is read once
-over all programs, and nothing is added atomically.
+"""`decode` on a GPU: one program per run of a position's outputs.
+
+Outputs are (target layers, D) flattened. A program adds every entry that writes to its run. A feature's row is one
+contiguous run of that space from its own layer on, so that all programs together read it once, and nothing is added
+atomically.
 
 Letters: L layers, P positions, D d_model, J layers a feature writes to, N active entries, X = (target layers * D).
 """
@@ -73,7 +75,7 @@ def decode_kernel(
 def decode_triton(
     activations: SparseActivations, rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None
 ) -> Tensor:
-    """As :func:`crosstrace.kernels.decode`."""
+    """Decode as `crosstrace.kernels.decode` does."""
     n_layers, n_positions = activations.n_layers, activations.n_positions
     d_model = rows_ujd[0].shape[2]
     out_lpd = torch.empty(n_layers, n_positions, d_model, dtype=torch.float32, device=activations.device)
@@ -94,7 +96,7 @@ def decode_triton(
 def decode_layer_triton(
     out_jpd: Tensor, positions_n: Tensor, values_n: Tensor, rows_ujd: Tensor, row_index_n: Tensor | None
 ) -> None:
-    """As :func:`crosstrace.kernels.decode_layer`: the same kernel, for a model whose only source is layer 0."""
+    """Decode as `crosstrace.kernels.decode_layer` does, by the same kernel for a model whose only source is layer 0."""
     device, n_entries, n_positions = out_jpd.device, positions_n.numel(), out_jpd.shape[1]
     if not out_jpd.numel():
         return
@@ -117,7 +119,7 @@ def _launch(
     offsets: Tensor,
     accumulate: bool,
 ) -> None:
-    """``own_n``: the row of each entry within its layer; entries ordered by (position, layer)."""
+    """Launch the kernel on entries ordered by (position, layer); `own_n` is the row of each within its layer."""
     n_targets, n_positions, d_model = out_lpd.shape
     n_sources, width = len(table.rows), n_targets * d_model
     addresses_l, strides_l, written_l = table.layers.unbind(1)

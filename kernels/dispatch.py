@@ -1,11 +1,11 @@
-"""Which path an operation takes: the one place that chooses between Triton, torch and the reference.
+"""The path of an operation: the one place that chooses between Triton, torch and the reference.
 
-``CROSSTRACE_KERNELS`` overrides the choice:
+The environment variable `CROSSTRACE_KERNELS` overrides the choice:
 
-- ``auto`` (default): Triton on a GPU, torch elsewhere;
-- ``torch``: the fast torch path, on any device;
-- ``triton``: the Triton kernels, on a GPU, or on the CPU in Triton's interpreter (``TRITON_INTERPRET=1``; for tests);
-- ``reference``: the plain definitions, slow.
+- `auto` (default): Triton on a GPU, torch elsewhere;
+- `torch`: the fast torch path, on any device;
+- `triton`: the Triton kernels, on a GPU, or for tests on the CPU in Triton's interpreter (`TRITON_INTERPRET=1`);
+- `reference`: the plain definitions, which are slow.
 """
 
 from __future__ import annotations
@@ -18,27 +18,33 @@ import torch
 VARIABLE = "CROSSTRACE_KERNELS"
 PATHS = ("auto", "torch", "triton", "reference")
 
-# Share of the (position, row) pairs that are active above which decoding all pairs as one matrix product is faster, for
-# (float32, narrower) weights. CPU: measured (docs/kernels.md). GPU: computed from bandwidth and tensor-core rate, not
-# measured yet.
+# Above this share of active (position, row) pairs, decoding all pairs in one matrix product is faster; for (float32,
+# narrower) weights. CPU: measured (docs/kernels.md). GPU: computed from bandwidth and tensor-core rate, not measured.
 DENSE_DECODE_DENSITY = {"cpu": (0.15, 0.08), "cuda": (0.05, 0.02)}
-# Under this many positions the weights' bytes bound a dense product too, and it reads all of them.
+# Below this many positions a dense product is bound by the weights' bytes too, and it reads all of them.
 DENSE_DECODE_POSITIONS = 16
 
 
 def choose_path(operation: str, device: torch.device) -> str:
-    """``"torch"``, ``"triton"`` or ``"reference"`` for an operation on tensors of a device.
+    """Choose the path of an operation.
+
+    Args:
+        operation: Its name, for the message.
+        device: The device of its tensors.
+
+    Returns:
+        `"torch"`, `"triton"` or `"reference"`.
 
     Raises:
-        ValueError: ``CROSSTRACE_KERNELS`` is no known path, or asks for Triton where it cannot run.
+        ValueError: `CROSSTRACE_KERNELS` is not a known path, or asks for Triton where it cannot run.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in PATHS:
         raise ValueError(f"{VARIABLE} is {wanted!r}; expected one of {', '.join(PATHS)}")
     if wanted == "auto":
-        return "triton" if device.type == "cuda" and _triton_installed() else "torch"
+        return "triton" if device.type == "cuda" and triton_installed() else "torch"
     if wanted == "triton":
-        if not _triton_installed():
+        if not triton_installed():
             raise ValueError(f"{VARIABLE}=triton, but triton is not installed; expected auto or torch for {operation}")
         if device.type != "cuda" and not triton_interpreted():
             raise ValueError(
@@ -49,9 +55,17 @@ def choose_path(operation: str, device: torch.device) -> str:
 
 
 def decode_densely(device: torch.device, dtype: torch.dtype, n_entries: int, n_positions: int, n_rows: int) -> bool:
-    """Whether so many entries over so many distinct decoder rows are decoded faster by one dense product.
+    """Say whether one dense product decodes faster than the sparse path.
 
-    Never where Triton is asked for by name.
+    Args:
+        device: The device of the tensors.
+        dtype: The dtype of the decoder rows.
+        n_entries: The number of active entries.
+        n_positions: The number of positions.
+        n_rows: The number of distinct decoder rows.
+
+    Returns:
+        The choice; always False where `CROSSTRACE_KERNELS` is `triton`.
     """
     if os.environ.get(VARIABLE) == "triton":
         return False
@@ -60,8 +74,8 @@ def decode_densely(device: torch.device, dtype: torch.dtype, n_entries: int, n_p
 
 
 def triton_interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, on the CPU; decided when Triton is first imported."""
-    if not _triton_installed():
+    """Say whether Triton runs kernels in its interpreter, on the CPU; this is decided when Triton is first imported."""
+    if not triton_installed():
         return False
     import triton
 
@@ -72,5 +86,6 @@ def _set(variable: str) -> bool:
     return os.environ.get(variable, "0").lower() in ("1", "true", "yes", "on")
 
 
-def _triton_installed() -> bool:
+def triton_installed() -> bool:
+    """Say whether Triton can be imported."""
     return importlib.util.find_spec("triton") is not None

@@ -1,8 +1,8 @@
-"""encode: transcoder inputs to the sparse list of active features, without a dense activation tensor.
+"""`encode`: transcoder inputs to the sparse list of active features, without a dense activation tensor.
 
 JumpReLU as in Rajamanoharan et al. 2024, "Jumping Ahead", equation 1; a ReLU is a threshold of 0.
 
-Letters: L layers, P positions, D d_model, F features of a layer, n active entries.
+Letters: P positions, D d_model, F features of a layer, n active entries.
 """
 
 from __future__ import annotations
@@ -13,35 +13,38 @@ from torch import Tensor
 from crosstrace.kernels.checks import check_float, check_shape
 from crosstrace.kernels.dispatch import choose_path
 
-# Pre-activations held at a time on the CPU (4 MB of float32), and the fewest features a matrix product is given.
-_TILE_ELEMENTS = 1 << 20
-_TILE_FEATURES = 256
+TILE_ELEMENTS = 1 << 20  # pre-activations held at a time on the CPU: 4 MB of float32
+TILE_FEATURES = 256  # the fewest features in a matrix product
 
-Entries = tuple[Tensor, Tensor, Tensor]
+ActiveEntries = tuple[Tensor, Tensor, Tensor]
 
 
-def encode_reference(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor) -> Entries:
-    """The definition, dense: JumpReLU(x W_enc + b_enc), then its active entries."""
+def encode_reference(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor) -> ActiveEntries:
+    """Compute the definition, densely: JumpReLU(x W_enc + b_enc), then its active entries."""
     h_pf = x_pd.float() @ w_enc_df.float() + b_enc_f.float()
     positions, features = (h_pf > threshold_f.float()).nonzero(as_tuple=True)
     return positions, features, h_pf[positions, features]
 
 
-def encode(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor) -> Entries:
-    """The active features of one layer: ``h = x W_enc + b_enc``, active where ``h > threshold`` (equality is not).
+def encode(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor) -> ActiveEntries:
+    """Find the active features of one layer: `h = x W_enc + b_enc`, active where `h > threshold` (not where equal).
 
     Args:
         x_pd: (P, D) transcoder inputs; float32, bfloat16 or float16.
-        w_enc_df: (D, F) encoder, any strides (the transpose of a stored (F, D) will do); float32, bfloat16 or float16.
-            Products are accumulated in float32 whatever it is.
-        b_enc_f: (F,) bias.
-        threshold_f: (F,) thresholds; they and the bias are used in float32.
+        w_enc_df: (D, F) encoder with any strides, so that the transpose of a stored (F, D) works too; float32, bfloat16
+            or float16. Products are accumulated in float32.
+        b_enc_f: (F,) bias, used in float32.
+        threshold_f: (F,) thresholds, used in float32.
 
     Returns:
-        positions (n,) int64, features (n,) int64, values (n,) float32, ascending by (position, feature).
+        Positions (n,) int64, features (n,) int64 and values (n,) float32, ascending by (position, feature).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; the argument is named, with what was expected.
+        ValueError: A shape, dtype or device does not fit; the message names the argument and what was expected.
+
+    Example:
+        >>> encode(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.zeros(2), torch.zeros(2))
+        (tensor([0]), tensor([0]), tensor([1.]))
     """
     check_shape("x_pd", x_pd, ("P", "D"))
     check_shape("w_enc_df", w_enc_df, (x_pd.shape[1], "F"))
@@ -61,11 +64,11 @@ def encode(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor)
     return encode_torch(x_pd, w_enc_df, b_enc_f, threshold_f)
 
 
-def encode_torch(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor) -> Entries:
-    """A tile of features at a time, through buffers of one tile."""
+def encode_torch(x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor) -> ActiveEntries:
+    """Encode one tile of features at a time, through buffers of one tile."""
     x_pd, b_enc_f, threshold_f = x_pd.float(), b_enc_f.float(), threshold_f.float()
     (n_positions, d_model), n_features = x_pd.shape, w_enc_df.shape[1]
-    width = min(n_features, max(_TILE_FEATURES, _TILE_ELEMENTS // max(n_positions, d_model, 1)))
+    width = min(n_features, max(TILE_FEATURES, TILE_ELEMENTS // max(n_positions, d_model, 1)))
     h_buffer = torch.empty(n_positions * width, device=x_pd.device)
     w_buffer = torch.empty(0 if w_enc_df.dtype == torch.float32 else d_model * width, device=x_pd.device)
     parts = []

@@ -1,8 +1,8 @@
-"""encode on a GPU: one pass over the encoder, from matrix product to packed sparse list.
+"""`encode` on a GPU: one pass over the encoder, from matrix product to packed sparse list.
 
-Each program owns a tile of positions and a split of the features, keeps a running count a position, and writes what is
-active into its own slab: ascending order without atomics. Counts run past a slab's capacity, so one look at them finds
-an overflow (and then a second pass with room for all). A second kernel packs the slabs.
+Each program owns a tile of positions and a split of the features, keeps a running count per position, and writes active
+entries into its own slab: ascending order without atomics. Counts go on beyond a slab's capacity, so that reading them
+shows an overflow, which is followed by a second pass with enough room. A second kernel packs the slabs.
 
 Letters: P positions, D d_model, F features of a layer, S splits of F, C capacity of a slab.
 """
@@ -114,7 +114,7 @@ def encode_pack_kernel(
 def encode_triton(
     x_pd: Tensor, w_enc_df: Tensor, b_enc_f: Tensor, threshold_f: Tensor, capacity: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`crosstrace.kernels.encode`. ``capacity`` of a slab: more is found and made room for."""
+    """Encode as `crosstrace.kernels.encode` does; a slab that exceeds `capacity` is found and filled again."""
     (n_positions, d_model), n_features = x_pd.shape, w_enc_df.shape[1]
     device = x_pd.device
     if not n_positions or not n_features:

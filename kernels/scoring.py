@@ -1,4 +1,4 @@
-"""scores: the direct effect of every active feature on a batch of targets.
+"""`scores`: the direct effect of every active feature on a batch of targets.
 
 Letters: L layers, P positions, D d_model, B target rows, J layers a feature writes to, N active entries, n of a layer,
 U stored decoder rows of a layer, X = J * D flattened.
@@ -24,7 +24,7 @@ def scores_reference(
     gradients_bpld: Tensor,
     row_indices: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The definition: ``score[b, i] = a_i * sum_j <W_dec[l_i, f_i, j], G[b, p_i, l_i + j]>``, entry by entry."""
+    """Compute the definition, entry by entry: `score[b, i] = a_i * sum_j <W_dec[l_i, f_i, j], G[b, p_i, l_i + j]>`."""
     out_bn = torch.zeros(gradients_bpld.shape[0], len(activations), device=gradients_bpld.device)
     _, n_positions, top, _ = gradients_bpld.shape
     i = 0
@@ -45,22 +45,23 @@ def scores(
     row_indices: Sequence[Tensor] | None = None,
     tops: Sequence[int] | None = None,
 ) -> Tensor:
-    """The direct effect of every active feature on every target of a batch.
+    """Compute the direct effect of every active feature on every target of a batch.
 
     Args:
         activations: N active entries.
-        rows_ujd, row_indices: decoder rows of each source layer, as for :func:`crosstrace.kernels.decode`.
-        gradients_bpld: (B, P', L', D) the targets' gradients at every MLP output, float32 (bfloat16 and float16 are
-            taken too); P' and L' stop at the batch's last position and highest layer: entries beyond have no effect.
-        tops: for each target, descending, the layer from which on its gradients are zero (so at most L'); what lies
-            above is not multiplied. None: L' for all.
+        rows_ujd: Decoder rows of each source layer, as for `crosstrace.kernels.decode`.
+        gradients_bpld: (B, P', L', D) gradients of the targets at every MLP output; float32, bfloat16 or float16. P' and
+            L' may stop at the batch's last position and highest layer; entries beyond them have no effect.
+        row_indices: The row of each entry, as for `crosstrace.kernels.decode`.
+        tops: For each target the layer from which its gradients are zero, in descending order and at most L'; nothing
+            from there on is multiplied. None is L' for all.
 
     Returns:
-        (B, N) float32. On a GPU the products follow ``torch.set_float32_matmul_precision``: ``highest`` (torch's
-        default) keeps float32 accuracy, ``high`` and ``medium`` are faster and coarser.
+        (B, N) float32. On a GPU the products follow `torch.set_float32_matmul_precision`: `highest` (torch's default)
+        keeps float32 accuracy, `high` and `medium` are faster and coarser.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; the argument is named, with what was expected.
+        ValueError: A shape, dtype or device does not fit; the message names the argument and what was expected.
 
     Example:
         >>> out_bn = scores(activations, transcoders.decoder_rows_of(activations), gradients_bpld)
@@ -77,7 +78,7 @@ def scores(
     tops = [top] * len(gradients_bpld) if tops is None else list(tops)
     if len(tops) != len(gradients_bpld) or any(not 0 <= low <= high for high, low in pairwise([top, *tops])):
         raise ValueError(
-            f"tops is {tops}; expected a number for each of the {len(gradients_bpld)} targets, descending from at most {top}"
+            f"tops is {tops}; expected a layer for each of the {len(gradients_bpld)} targets, descending from at most {top}"
         )
     path = choose_path("scores", activations.device)
     if path == "reference":
@@ -98,11 +99,11 @@ def scores_torch(
     row_indices: Sequence[Tensor] | None,
     tops: Sequence[int],
 ) -> Tensor:
-    """One matrix product a (position, layer), with K running over (J, D) at once.
+    """Compute one matrix product per (position, layer), whose inner dimension runs over (J, D) at once.
 
-    Entries of one group are neighbours, and so are the layers they write to in ``gradients_bpld``: nothing is repeated
-    per entry. Positions are the outer loop: a position's gradients stay in cache while the layers pass over them. Targets
-    descend, so that the ones above a layer are the first so many.
+    The entries of a (position, layer) are adjacent, and so are the layers they write to in `gradients_bpld`: nothing is
+    repeated per entry. Positions are the outer loop, so that a position's gradients stay in cache for all layers. Tops
+    descend, so that the targets above a layer are a prefix of the batch.
     """
     n_rows, n_positions, top, _ = gradients_bpld.shape
     out_bn = torch.zeros(n_rows, len(activations), device=gradients_bpld.device)
@@ -117,7 +118,7 @@ def scores_torch(
     ]
     n_above = [sum(of_target > layer for of_target in tops) for layer in range(top)]
     for position in range(n_positions):
-        # contiguous, so that targets do not evict each other's lines
+        # contiguous, so that targets do not evict each other's cache lines
         gradient_bld = gradients_bpld[:, position].float().contiguous()
         for layer, rows in enumerate(layers):
             group = layer * activations.n_positions + position

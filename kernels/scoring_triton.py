@@ -1,4 +1,4 @@
-"""scores on a GPU: for every (position, layer) a gathered matrix product, all of them in one launch.
+"""`scores` on a GPU: a gathered matrix product per (position, layer), all of them in one launch.
 
 Gradients are (B, P', L', D), so what a feature of layer l meets at position p, G[b, p, l:, :], is one contiguous run, and
 so is its decoder row: K of the product runs over (target layer, D) at once and stops at the highest layer of a tile's targets.
@@ -97,7 +97,7 @@ def scores_triton(
     row_indices: Sequence[Tensor] | None,
     tops: Sequence[int],
 ) -> Tensor:
-    """As :func:`crosstrace.kernels.scores`."""
+    """Compute scores as `crosstrace.kernels.scores` does."""
     n_rows, n_positions, _, d_model = gradients_bpld.shape
     device, n_entries = activations.device, len(activations)
     out_bn = torch.empty(n_rows, n_entries, dtype=torch.float32, device=device)
@@ -140,15 +140,15 @@ def scores_triton(
 
 
 def _entries_per_tile(activations: SparseActivations) -> int:
-    """The tile that an average group fills."""
+    """Choose the tile that an average group fills."""
     groups = int((activations.offsets.diff() > 0).sum())
     return power_of_two(len(activations) // max(groups, 1), 16, BLOCK_N)
 
 
 def _tiles(activations: SparseActivations, block_n: int) -> Tensor:
-    """(tiles, 5) int64 on the CPU: every (layer, position) group in pieces of at most ``block_n`` entries.
+    """Cut every (layer, position) group into pieces of at most `block_n` entries: (tiles, 5) int64 on the CPU.
 
-    Layers ascend, so the longest products start first.
+    Layers ascend, so that the longest products start first.
     """
     counts = activations.offsets.diff()
     pieces = (counts + block_n - 1) // block_n

@@ -22,11 +22,12 @@ TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.f
 
 @triton.jit
 def dot_narrow(x, w, acc, N_PARTS: tl.constexpr, PRECISION: tl.constexpr, IN_FLOAT: tl.constexpr):
-    """acc + x @ w with x of any float type.
+    """Compute acc + x @ w with x of any float type.
 
-    N_PARTS = 0: both as float32, in PRECISION. Else w is bfloat16 and x is cut into that many bfloat16 parts, each the
-    rest's rounding: three hold all of a float32's 24 bits, so the products are exact at tensor-core rate. IN_FLOAT
-    multiplies the same parts as float32, for the interpreter, whose bfloat16 products are wrong.
+    With N_PARTS = 0 both are float32 and multiplied in PRECISION. Otherwise w is bfloat16 and x is cut into N_PARTS
+    bfloat16 parts, each the rounding of what remains: three hold all 24 bits of a float32, so that the products are exact
+    at tensor-core rate. IN_FLOAT multiplies the same parts as float32, for the interpreter, whose bfloat16 products are
+    wrong.
     """
     if N_PARTS == 0:
         acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc, input_precision=PRECISION)
@@ -43,10 +44,13 @@ def dot_narrow(x, w, acc, N_PARTS: tl.constexpr, PRECISION: tl.constexpr, IN_FLO
 
 
 def dot_settings(x_dtype: torch.dtype, w_dtype: torch.dtype, exact: bool) -> dict[str, Any]:
-    """The constants of :func:`dot_narrow`.
+    """Choose the constants of `dot_narrow`.
 
-    ``exact`` keeps float32 accuracy; otherwise ``torch.set_float32_matmul_precision`` decides, as for torch's own
-    products: ``high`` halves the bits of a float32 factor, ``medium`` leaves it bfloat16's.
+    Args:
+        x_dtype: The dtype of x.
+        w_dtype: The dtype of w.
+        exact: Whether to keep float32 accuracy. If not, `torch.set_float32_matmul_precision` decides, as for torch's own
+            products: `high` keeps two bfloat16 parts of a float32 factor, `medium` one.
     """
     level = "highest" if exact else torch.get_float32_matmul_precision()
     if w_dtype == torch.bfloat16:
@@ -59,17 +63,25 @@ def dot_settings(x_dtype: torch.dtype, w_dtype: torch.dtype, exact: bool) -> dic
 
 @dataclass(frozen=True)
 class RowTable:
-    """Where the decoder rows of every layer lie, so that one launch reads all of them."""
+    """The addresses of the decoder rows of every layer, so that one launch reads all of them.
 
-    layers: Tensor  # (L, 3) int64 on the device: address, elements from row to row, layers written J
-    aligned: bool  # every row starts on 16 bytes
-    row_indices: Tensor | None  # (N,) int64 the row of each entry in its layer
-    rows: list[Tensor]  # kept alive until the launch is queued; contiguous within a row
+    Attributes:
+        layers: (L, 3) int64 on the device: address, elements from one row to the next, layers written J.
+        aligned: Whether every row starts on a multiple of 16 bytes.
+        row_indices: (N,) int64 row of each entry in its layer, or None.
+        rows: The rows, contiguous within each; kept alive until the launch is queued.
+        dtype: Their dtype.
+    """
+
+    layers: Tensor
+    aligned: bool
+    row_indices: Tensor | None
+    rows: list[Tensor]
     dtype: torch.dtype
 
 
 def row_table(rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None) -> RowTable:
-    """A row is read as one run of J * D: views such as w_dec[:, l:] are used as they are, other layouts are copied."""
+    """Make the table. A row is read as one run of J * D: views such as w_dec[:, l:] are used in place, others copied."""
     rows = [layer if flat(layer) else layer.contiguous() for layer in rows_ujd]
     size = rows[0].element_size()
     entries = [(layer.data_ptr(), layer.stride(0), layer.shape[1]) for layer in rows]
@@ -86,16 +98,16 @@ def row_table(rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None) 
 
 
 def flat(rows_ujd: Tensor) -> bool:
-    """Whether the last two dimensions of a tensor lie as one contiguous run."""
+    """Say whether the last two dimensions of a tensor are one contiguous run."""
     n_written, d_model = rows_ujd.shape[-2:]
     return (d_model == 1 or rows_ujd.stride(-1) == 1) and (n_written == 1 or rows_ujd.stride(-2) == d_model)
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current GPU, which need not be the tensors'."""
+    """Make the tensors' GPU the current one, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def power_of_two(n: int, lowest: int, highest: int) -> int:
-    """The smallest power of two that holds n, within bounds."""
+    """Return the smallest power of two that is at least n, within bounds."""
     return max(lowest, min(highest, triton.next_power_of_2(max(n, 1))))

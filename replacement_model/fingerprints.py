@@ -1,4 +1,4 @@
-"""A few hexadecimal digits that tell one set of weights from another, whatever path or name it was loaded by."""
+"""Fingerprints of weights: hexadecimal digits that tell one set from another, whatever path or name it was loaded by."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from torch import Tensor
 
 from crosstrace.replacement_model.architectures.float32 import stored_weight
 from crosstrace.replacement_model.architectures.sites import ModelSites
-from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
+from crosstrace.replacement_model.dictionaries.base import TranscoderReader
 from crosstrace.replacement_model.model import ReplacementModel
 
-# Values read of each tensor: training moves all of them, and opening a large transcoder should not cost reading it.
+# The number of values read from each tensor: training moves all of them, and opening a large transcoder should not cost
+# reading it.
 _VALUES = 4096
 _DIGITS = 16
 
 
 def weight_fingerprints(model: ReplacementModel) -> dict[str, str]:
-    """Of a model's and its transcoders' weights, under ``model`` and ``transcoders``."""
+    """Return the fingerprints of a model's and its transcoders' weights, under `model` and `transcoders`.
+
+    Example:
+        >>> sorted(weight_fingerprints(ReplacementModel.demo()))
+        ['model', 'transcoders']
+    """
     return {
         "model": model_fingerprint(model.sites),
         "transcoders": transcoders_fingerprint(model.transcoders.reader),
@@ -26,7 +32,7 @@ def weight_fingerprints(model: ReplacementModel) -> dict[str, str]:
 
 
 def transcoders_fingerprint(reader: TranscoderReader) -> str:
-    """Of sizes, encoder and decoder biases and thresholds: the same for every dtype they are used in."""
+    """Return the fingerprint of sizes, encoder and decoder biases and thresholds; the dtype in use does not change it."""
     digest = hashlib.sha256(f"{reader.n_features} {reader.d_model} {reader.cross_layer} {reader.reads.value}".encode())
     for layer in reader.layers:
         encoder = reader.encoder(layer)
@@ -36,7 +42,7 @@ def transcoders_fingerprint(reader: TranscoderReader) -> str:
 
 
 def model_fingerprint(sites: ModelSites) -> str:
-    """Of the norms' gains in all layers, rounded to bfloat16: the same for every dtype the weights are used in."""
+    """Return the fingerprint of all norms' weights, rounded to bfloat16; the dtype in use does not change it."""
     digest = hashlib.sha256(f"{sites.description.n_layers} {sites.description.d_model}".encode())
     norms = [sites.final_norm]
     for layer in sites.layers:

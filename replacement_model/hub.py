@@ -1,4 +1,4 @@
-"""The Hugging Face hub: files into its cache, headers alone for a dry run, and its many errors told in one line."""
+"""The Hugging Face hub: fetching files into its cache, headers alone for a plan, and one line for each of its errors."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
 
-_LONGEST_HEADER = 100 * 2**20  # as the safetensors format has it
+_LONGEST_HEADER = 100 * 2**20  # the limit of the safetensors format
 
 
 def fetch(repo: str, revision: str | None, patterns: Sequence[str], reference: str) -> Path:
-    """A snapshot of a repository restricted to some files, in the hub's cache, which is enough offline.
+    """Fetch some files of a repository into the hub's cache, which is enough offline.
 
     Args:
-        patterns: of the files' paths in the repository, as ``huggingface_hub`` takes them.
-        reference: what the user wrote, for messages.
+        repo: `org/name`.
+        revision: A branch, tag or commit; None: the main branch.
+        patterns: The files' paths in the repository, as `huggingface_hub` takes patterns.
+        reference: What the user wrote, for messages.
+
+    Returns:
+        The folder of the snapshot.
 
     Raises:
-        OSError: not there, not allowed, out of reach, or the disk is too small; one line with what to do.
-        ValueError: not a hub reference.
+        OSError: The files do not exist, need a permission, are out of reach, or do not fit on the disk; one line with
+            what to do.
+        ValueError: The name is not a hub reference.
     """
     import huggingface_hub
 
-    with told_in_one_line(reference, repo, revision):
+    with errors_in_one_line(reference, repo, revision):
         files = _planned(repo, revision, patterns)
         if files is not None and not files:
             _say_what_there_is(repo, revision, reference)
@@ -41,10 +47,10 @@ def fetch(repo: str, revision: str | None, patterns: Sequence[str], reference: s
 
 
 def cached(repo: str, revision: str | None, patterns: Sequence[str], reference: str) -> Path:
-    """The snapshot of some files as it is in the cache; the hub is not asked.
+    """Return the snapshot of some files in the cache without asking the hub; arguments as for `fetch`.
 
     Raises:
-        FileNotFoundError: not there, or not whole.
+        FileNotFoundError: The files are not in the cache, or not all of them.
     """
     import huggingface_hub
 
@@ -61,18 +67,19 @@ def cached(repo: str, revision: str | None, patterns: Sequence[str], reference: 
 def fetch_headers(
     repo: str, revision: str | None, patterns: Sequence[str], reference: str
 ) -> tuple[Path, TemporaryDirectory[str] | None]:
-    """As :func:`fetch`, but of tensor files that are not in the cache only the headers are read.
+    """Fetch files as `fetch` does, but only the headers of tensor files that are not in the cache.
 
     Returns:
-        a folder that looks like the snapshot, in which such files are holes past their headers; and the temporary
-        folder that it is, to be kept as long as it is used (None: it is the cache).
+        A folder that looks like the snapshot, in which such files are holes past their headers, and the temporary
+        folder that has to be kept while it is used (None: the folder is the cache).
 
     Raises:
-        As :func:`fetch`.
+        OSError: As for `fetch`.
+        ValueError: As for `fetch`.
     """
     import huggingface_hub
 
-    with told_in_one_line(reference, repo, revision):
+    with errors_in_one_line(reference, repo, revision):
         files = _planned(repo, revision, patterns)
         absent = [file for file in files or [] if file.will_download and file.filename.endswith(".safetensors")]
         if files is None or not absent:
@@ -96,7 +103,7 @@ def keep_with(folder: TemporaryDirectory[str] | None, owner: object) -> None:
 
 
 def missing_bytes(repo: str, revision: str | None = None, patterns: Sequence[str] | None = None) -> int:
-    """Bytes of a repository's files that are not in the cache; 0 where the hub cannot be asked."""
+    """Return the bytes of a repository's files that are not in the cache; 0 if the hub cannot be asked."""
     try:
         return sum(file.file_size or 0 for file in _planned(repo, revision, patterns) or [] if file.will_download)
     except OSError:
@@ -104,19 +111,19 @@ def missing_bytes(repo: str, revision: str | None = None, patterns: Sequence[str
 
 
 def _planned(repo: str, revision: str | None, patterns: Sequence[str] | None) -> list[DryRunFileInfo] | None:
-    """The files and which of them would be downloaded; None where the hub is out of reach and the cache has to do."""
+    """The files and which of them would be downloaded; None if the hub is out of reach and the cache has to do."""
     import huggingface_hub
     from huggingface_hub import errors
     from huggingface_hub.utils import tqdm
 
     class Silent(tqdm):
-        """The bar is for downloads, not for asking what there is to download."""
+        """A progress bar that shows nothing: bars are for downloads, not for asking what there is to download."""
 
         def __init__(self, *arguments: object, **settings: object) -> None:
             super().__init__(*arguments, **{**settings, "disable": True})
 
     logger = logging.getLogger("huggingface_hub._snapshot_download")
-    logger.addFilter(_told_by_us)
+    logger.addFilter(_needs_saying)
     try:
         return huggingface_hub.snapshot_download(
             repo,
@@ -128,11 +135,11 @@ def _planned(repo: str, revision: str | None, patterns: Sequence[str] | None) ->
     except errors.DryRunError:
         return None
     finally:
-        logger.removeFilter(_told_by_us)
+        logger.removeFilter(_needs_saying)
 
 
-def _told_by_us(record: logging.LogRecord) -> bool:
-    """Patterns that match nothing, and a hub that does not answer, are told in words of our own."""
+def _needs_saying(record: logging.LogRecord) -> bool:
+    """Pass on a log record unless our own message says it: patterns that match nothing, a hub that does not answer."""
     message = record.getMessage()
     return not any(words in message for words in ("No files matched", "Retrying in", "thrown while requesting"))
 
@@ -163,7 +170,7 @@ def _check_disk(need: int, repo: str, reference: str) -> None:
 
 
 def _write_header(repo: str, file: DryRunFileInfo, path: Path) -> None:
-    """The header of a tensor file on the hub, in a file of the same size that takes no room."""
+    """Write the header of a tensor file on the hub to a file of the same size that takes no room on the disk."""
     from huggingface_hub import HfFileSystem
 
     with HfFileSystem().open(f"{repo}@{file.commit_hash}/{file.filename}", "rb", block_size=2**16) as remote:
@@ -176,19 +183,34 @@ def _write_header(repo: str, file: DryRunFileInfo, path: Path) -> None:
 
 
 def split_reference(reference: str) -> tuple[str, str, str | None]:
-    """``org/repo/sub/folder@revision`` → ``org/repo``, ``sub/folder``, the revision or None."""
+    """Split `org/repo/sub/folder@revision` into `org/repo`, `sub/folder` and the revision or None.
+
+    Example:
+        >>> split_reference("org/repo/sub/folder@v2")
+        ('org/repo', 'sub/folder', 'v2')
+    """
     text, _, revision = reference.partition("@")
     org, repo, *inner = PurePosixPath(text).parts
     return f"{org}/{repo}", "/".join(inner), revision or None
 
 
 @contextmanager
-def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what the hub's library raises, also as another error's cause, into one line with what to do."""
+def errors_in_one_line(reference: str, repo: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the hub's library raises, also as another error's cause, into one line with what to do.
+
+    Args:
+        reference: What the user wrote, for messages.
+        repo: `org/name`.
+        revision: The revision asked for.
+
+    Raises:
+        OSError: The hub refused, or could not be reached.
+        ValueError: The name is not a hub reference.
+    """
     from huggingface_hub import errors
 
     logger = logging.getLogger("huggingface_hub.utils._http")
-    logger.addFilter(_told_by_us)
+    logger.addFilter(_needs_saying)
     try:
         yield
     except (OSError, ValueError) as error:
@@ -221,4 +243,4 @@ def told_in_one_line(reference: str, repo: str, revision: str | None = None) -> 
             raise OSError(text) from error
         raise
     finally:
-        logger.removeFilter(_told_by_us)
+        logger.removeFilter(_needs_saying)

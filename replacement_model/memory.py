@@ -1,4 +1,4 @@
-"""How much memory there is, how it is written, and how running out of it is told apart from other failures."""
+"""Sizes of memory: how they are written, how much is free, and whether a failure means that it ran out."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-# Of the free memory, so much is planned with: others need some, and so does what is not counted.
+# The share of the free memory that plans use: other programs need some, and so does what is not counted.
 _USABLE_SHARE = 0.8
 
 
 def parse_bytes(size: int | str) -> int:
-    """A size in bytes: a number, or text such as ``"8GB"``, ``"512 MiB"``, ``"0.5g"``.
+    """Read a size in bytes: a number, or text such as `"8GB"`, `"512 MiB"`, `"0.5g"`.
 
     Raises:
-        ValueError: neither; the text is named.
+        ValueError: The size is neither, or not above 0; it is named.
 
     Example:
         >>> parse_bytes("1.5 GB")
@@ -35,7 +35,12 @@ def parse_bytes(size: int | str) -> int:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """``"3.2 GB"``: three digits at most, powers of ten."""
+    """Write a size with at most three digits and powers of ten.
+
+    Example:
+        >>> format_bytes(3.2e9)
+        '3.2 GB'
+    """
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= size:
             value = n_bytes / size
@@ -44,7 +49,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now, in bytes. On the CPU what the system could hand out, caches included."""
+    """Return the free memory of a device in bytes; on the CPU what the system could hand out, caches included."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -57,12 +62,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def usable_bytes(device: torch.device) -> int:
-    """What may be planned with on a device when the user sets no budget."""
+    """Return the memory in bytes that plans may use on a device if the user sets no budget."""
     return int(free_bytes(device) * _USABLE_SHARE)
 
 
 def _group_limit() -> int:
-    """What the control group (a container's limit) leaves of its memory; a very large number without one."""
+    """What a container's control group leaves of its memory; a very large number without a group."""
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
@@ -74,7 +79,7 @@ def _group_limit() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a failure means that host or device memory ran out (torch's CPU allocator says so only in words)."""
+    """Tell whether a failure means that host or device memory ran out (torch's CPU allocator says so only in words)."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)
@@ -93,7 +98,7 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most host memory this process has held so far, mapped file pages included."""
+    """Return the most host memory in bytes that this process has held so far, mapped file pages included."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

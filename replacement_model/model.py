@@ -1,6 +1,6 @@
-"""The replacement model: Gemma 3 with every MLP swapped for transcoders.
+"""The replacement model: a base model with every MLP replaced by transcoders.
 
-Ameisen et al. 2025, "Circuit Tracing", section "From Cross-Layer Transcoder to Replacement Model".
+Implements Ameisen et al. 2025, "Circuit Tracing", section "From Cross-Layer Transcoder to Replacement Model".
 
 Letters: L layers, P positions, D d_model, H heads, V vocabulary, N active features.
 """
@@ -8,7 +8,6 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary, N active featu
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crosstrace.kernels import SparseActivations
+from crosstrace.replacement_model import prompts
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
@@ -29,34 +29,53 @@ from crosstrace.replacement_model.interventions.kinds import Errors, Freeze, Int
 from crosstrace.replacement_model.interventions.outcomes import Outcome
 from crosstrace.replacement_model.interventions.running import intervene
 from crosstrace.replacement_model.local.capture import Capture
+from crosstrace.replacement_model.local.frozen import keeps_attention_on_host
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
-from crosstrace.replacement_model.local.placement import attention_moves_to_host, folded_budget
 from crosstrace.replacement_model.local.record import PassRecord
 from crosstrace.replacement_model.local.running_model import Localize
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
-from crosstrace.replacement_model.prompts import Prompt, check_text
+from crosstrace.replacement_model.prompts import Prompt
 
 
 @dataclass(frozen=True)
 class ReplacementOutput:
-    """What a forward pass of the replacement model gives."""
+    """The result of a forward pass of the replacement model.
 
-    logits_v: Tensor  # (V,) float32, of the last position
-    activations: SparseActivations  # the features that fired on the way
+    Attributes:
+        logits_v: (V,) float32 logits at the last position.
+        activations: The features that fired on the way.
+    """
+
+    logits_v: Tensor
+    activations: SparseActivations
 
 
 class ReplacementModel:
-    """A Gemma 3 model together with transcoders for its MLPs.
+    """A base model together with transcoders for its MLPs.
 
     Attributes:
-        description: sizes and conventions, ``excluded_first`` among them; replace it to change them.
-        sites: the live modules. transcoders: the transcoders in use. tokenizer: or None.
-        name: how the model was called when loaded.
+        model: The base model, as `transformers` loaded it.
+        sites: The live modules of the base model.
+        transcoders: The transcoders in use.
+        tokenizer: The tokenizer of `transformers`, or None.
+        name: What the user called the model.
     """
 
     def __init__(
         self, model: nn.Module, tokenizer: Any, transcoders: Transcoders, description: ModelDescription, name: str
     ) -> None:
+        """Put a loaded model and transcoders together; `from_pretrained` loads both.
+
+        Args:
+            model: The base model, with eager attention.
+            tokenizer: The tokenizer of `transformers`, or None.
+            transcoders: The transcoders.
+            description: The description of the base model.
+            name: What graphs and messages call the model.
+
+        Raises:
+            ValueError: Model and transcoders do not fit.
+        """
         transcoders.check_fits(description, name)
         self.model, self.tokenizer, self.transcoders, self.name = model, tokenizer, transcoders, name
         self.sites = ModelSites(model, description)
@@ -75,23 +94,24 @@ class ReplacementModel:
         """Load a model and its transcoders.
 
         Args:
-            model: a folder, or ``org/name`` on the hub.
-            transcoders: a folder, or ``org/repo/sub/folder[@revision]`` on the hub; see
-                :func:`crosstrace.replacement_model.open_transcoders`.
-            device: default a GPU if there is one.
-            dtype: of all weights but biases and thresholds, which are float32; default as stored. Arithmetic is
-                float32 whatever the weights are.
-            excluded_first: how many first positions carry no features; default 1 (``<bos>``), 4 where the tokenizer
-                has a chat template.
-            memory_budget: bytes, or text such as ``"8GB"``, for transcoder weights and rows beside the model's own
-                weights; see
-                :mod:`crosstrace.replacement_model.dictionaries.transcoders`. None: 80 % of what is free on the device.
-            device_map: places the model's layers on several devices or in host memory, as ``transformers`` and
-                accelerate do (``"auto"``, or a mapping); needs accelerate. Tracing itself happens on ``device``.
+            model: A folder, or `org/name` on the hub.
+            transcoders: A folder, or `org/repo/sub/folder[@revision]` on the hub; see
+                `crosstrace.replacement_model.open_transcoders`.
+            device: Where tracing happens; None: a GPU if there is one.
+            dtype: The dtype of all weights except biases and thresholds, which are float32; None: as stored. Arithmetic
+                is float32 whatever the weights are.
+            excluded_first: How many first positions carry no features; None: as the architecture says (Gemma 3: `<bos>`
+                alone, or the header of the first turn if the tokenizer has a chat template).
+            memory_budget: Bytes, or text such as `"8GB"`, for transcoder weights and rows in addition to the model's own
+                weights; see `crosstrace.replacement_model.dictionaries.transcoders`. None: 80 % of what is free on the
+                device.
+            device_map: The devices of the model's layers, as `transformers` and accelerate take them (`"auto"`, or a
+                mapping); needs accelerate. Tracing itself happens on `device`.
 
         Raises:
-            ValueError: unsupported architecture, damaged files, or model and transcoders that do not fit.
-            OSError: something is missing or cannot be reached. One line each, naming it.
+            ValueError: The architecture is not supported, files are damaged, model and transcoders do not fit, or a
+                setting is not valid.
+            OSError: Something is missing or cannot be reached.
 
         Example:
             >>> from crosstrace.replacement_model import ReplacementModel, demo
@@ -108,15 +128,35 @@ class ReplacementModel:
         return cls(module, tokenizer, Transcoders(reader, place, dtype, memory_budget), description, str(model))
 
     @classmethod
-    def demo(cls, device: str | torch.device | None = None, **settings: Any) -> ReplacementModel:
-        """The embedded demo: a small Gemma 3 that knows US states and countries, with its cross-layer transcoder.
+    def demo(
+        cls,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        excluded_first: int | None = None,
+        memory_budget: int | str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+    ) -> ReplacementModel:
+        """Load the embedded demo: a small Gemma 3 that knows US states and countries, with its cross-layer transcoder.
 
         Args:
-            device, settings: as :meth:`from_pretrained` takes them.
+            device: As for `from_pretrained`, like all that follow.
+            dtype: The dtype of all weights except biases and thresholds; None: as stored.
+            excluded_first: How many first positions carry no features; None: 1.
+            memory_budget: Bytes, or text such as `"8GB"`.
+            device_map: The devices of the model's layers.
+
+        Raises:
+            ValueError: A setting is not valid.
+
+        Example:
+            >>> ReplacementModel.demo().description.n_layers
+            6
         """
         from crosstrace.replacement_model import demo
 
-        model = cls.from_pretrained(demo.MODEL_DIR, demo.TRANSCODERS_DIR, device, **settings)
+        model = cls.from_pretrained(
+            demo.MODEL_DIR, demo.TRANSCODERS_DIR, device, dtype, excluded_first, memory_budget, device_map
+        )
         model.name, model.transcoders.reader.name = demo.MODEL_NAME, demo.TRANSCODERS_NAME
         return model
 
@@ -142,80 +182,56 @@ class ReplacementModel:
 
     @property
     def weights_dtype(self) -> str:
-        """What the model's weights are used in, as graphs keep it: ``float32``, ``bfloat16``, ``float16``."""
+        """The dtype of the model's weights in use, as graphs keep it: `float32`, `bfloat16` or `float16`."""
         return str(self.sites.unembedding.dtype).removeprefix("torch.")
 
     def tokenize(self, prompt: Prompt) -> Tensor:
-        """(P,) int64 token ids: a text gets ``<bos>`` unless it starts with it, ids are taken as they are.
+        """Return the token ids (P,) int64 of a prompt.
+
+        Args:
+            prompt: A text, which gets `<bos>` unless it starts with it, or token ids, which are taken as they are.
 
         Raises:
-            ValueError: empty, longer than the model's context, ids out of range, or text for a model without tokenizer.
+            ValueError: The prompt is empty or longer than the model's context, ids are out of range or not integers, or
+                a text is given to a model without a tokenizer.
+
+        Example:
+            >>> ReplacementModel.demo().tokenize("Dallas is").shape
+            torch.Size([3])
         """
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise ValueError("the prompt is empty")
-            check_text(prompt)
-            if self.tokenizer is None:
-                raise ValueError(f"model {self.name} has no tokenizer; give the prompt as token ids")
-            ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-            bos = self.tokenizer.bos_token_id
-            if bos is not None and ids[:1] != [bos]:
-                ids = [bos, *ids]
-            tokens_p = torch.tensor(ids, dtype=torch.int64)
-        else:
-            tokens_p = torch.as_tensor(prompt)
-            if tokens_p.numel() and (
-                tokens_p.ndim != 1 or tokens_p.is_floating_point() or tokens_p.dtype == torch.bool
-            ):
-                raise ValueError(
-                    "token ids must be a flat list or 1-D tensor of integers, "
-                    f"not {tokens_p.dtype} of shape {tuple(tokens_p.shape)}"
-                )
-            tokens_p = tokens_p.to(torch.int64)
-        if not len(tokens_p):
-            raise ValueError("the prompt is empty")
-        if len(tokens_p) > self.description.max_positions:
-            raise ValueError(
-                f"the prompt has {len(tokens_p):,} tokens; model {self.name} takes at most {self.description.max_positions:,}"
-            )
-        wrong = ((tokens_p < 0) | (tokens_p >= self.description.vocab_size)).nonzero()
-        if len(wrong):
-            position = int(wrong[0])
-            raise ValueError(
-                f"token id {int(tokens_p[position])} at position {position} is out of range; "
-                f"the vocabulary has ids 0 to {self.description.vocab_size - 1}"
-            )
-        return tokens_p
+        size = self.description
+        return prompts.prompt_ids(prompt, self.tokenizer, self.name, size.vocab_size, size.max_positions)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Parts of a text that the tokenizer has no token for, each once; none where every byte has a token, as in Gemma."""
-        if self.tokenizer is None or self.tokenizer.unk_token_id is None or not self.tokenizer.is_fast:
-            return []
-        check_text(prompt)
-        found = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        parts = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        return list(dict.fromkeys(prompt[a:b] for token, (a, b) in parts if token == self.tokenizer.unk_token_id))
+        """Return the parts of a text that the tokenizer has no token for, each once.
+
+        There are none where every byte has a token, as in Gemma's own tokenizer.
+
+        Raises:
+            ValueError: The prompt is not valid text.
+        """
+        return prompts.unknown_words(prompt, self.tokenizer)
 
     def close_tokens(self, text: str, n: int = 3) -> list[str]:
-        """Tokens of the vocabulary that are spelled nearly like a text, whatever their case; closest first."""
-        if self.tokenizer is None:
-            return []
-        folded: dict[str, str] = {}
-        for token in sorted(self.tokenizer.get_vocab()):
-            folded.setdefault(token.casefold(), token)
-        return [folded[name] for name in difflib.get_close_matches(text.strip().casefold(), folded, n=n, cutoff=0.75)]
+        """Return up to `n` tokens of the vocabulary with nearly the spelling of a text, closest first; case is ignored."""
+        return prompts.close_tokens(text, self.tokenizer, n)
 
     def token_strings(self, tokens_p: Tensor) -> list[str]:
-        """Each token as text, on its own; ``<id>`` where there is no tokenizer."""
+        """Return each token as text, on its own; `<id>` for a model without a tokenizer."""
         if self.tokenizer is None:
             return [f"<{token}>" for token in tokens_p.tolist()]
         return [self.tokenizer.decode([token]) for token in tokens_p.tolist()]
 
     def local(self, prompt: Prompt) -> LocalReplacementModel:
-        """Run the prompt once through the original model and freeze its local replacement model.
+        """Run a prompt once through the original model and freeze its local replacement model.
 
         Raises:
-            ValueError: the prompt cannot be used; see :meth:`tokenize`.
+            ValueError: The prompt cannot be used; see `tokenize`.
+
+        Example:
+            >>> local = ReplacementModel.demo().local("The capital of the state containing Dallas is")
+            >>> local.errors_lpd.shape == (6, local.n_positions, local.description.d_model)
+            True
         """
         tokens_p = self.tokenize(prompt)
         first, n_positions = self.description.excluded_first, len(tokens_p)
@@ -224,7 +240,7 @@ class ReplacementModel:
             self.sites.run(self.sites.embed(tokens_p)[None])
         features, errors, constants = [], capture.outputs, []
         for layer in range(self.description.n_layers):
-            # Layer by layer, each input dropped after use: one encoder and one input are needed at a time.
+            # One layer at a time, its input dropped after use: only one encoder and one input are held.
             input_pd, capture.inputs[layer] = capture.inputs[layer], torch.empty(0)
             features.append(self.transcoders.encode(layer, input_pd, first))
             errors[layer] = errors[layer] - self.transcoders.affine(layer, input_pd)
@@ -248,12 +264,17 @@ class ReplacementModel:
             mids_lpd=torch.stack(capture.mids),
             final_norm=capture.final_norm,
         )
-        return LocalReplacementModel(record, self.transcoders, self.sites, folded_budget(self._budget()))
+        return LocalReplacementModel(record, self.transcoders, self.sites, self._budget())
 
     def localizer(self) -> Localize:
-        """Return a function that gives prompts' local replacement models and runs each prompt once.
+        """Return a function that gives the local replacement model of a prompt and runs each prompt only once.
 
-        A local replacement model that is given to it stays as it is.
+        The function returns a local replacement model that it is given as it is.
+
+        Example:
+            >>> localize = ReplacementModel.demo().localizer()
+            >>> localize("Dallas is") is localize("Dallas is")
+            True
         """
         known: dict[tuple[int, ...], LocalReplacementModel] = {}
 
@@ -272,20 +293,26 @@ class ReplacementModel:
         return self.transcoders.memory_budget or usable_bytes(self.device)
 
     def _attention_store(self, n_positions: int) -> Callable[[Tensor], Tensor]:
-        """Keeps attention where it is, or on the host if all layers' would take over a quarter of a GPU's budget."""
-        if attention_moves_to_host(self.description, n_positions, self.device.type, self._budget()):
+        """What moves a layer's attention to where it is kept."""
+        if keeps_attention_on_host(self.description, n_positions, self.device, self._budget()):
             return lambda block: block.cpu()
         return lambda block: block
 
     def forward(self, prompt: Prompt, errors_lpd: Tensor | None = None) -> ReplacementOutput:
-        """Run the prompt with every MLP swapped for its reconstruction; excluded first positions keep the MLP's own.
+        """Run a prompt with every MLP output replaced by its reconstruction.
+
+        Excluded first positions keep the MLP's own output.
 
         Args:
-            errors_lpd: (L, P, D) added to the reconstructions, as from :meth:`local`: with the prompt's own errors the
-                original model comes back, to rounding. None leaves errors out.
+            prompt: A text or token ids.
+            errors_lpd: (L, P, D) float32 added to the reconstructions, as from `local`: the prompt's own errors give the
+                original model back, up to rounding. None: no errors.
+
+        Returns:
+            The logits at the last position, and the features that fired.
 
         Raises:
-            ValueError: the prompt cannot be used, or the errors are of another shape.
+            ValueError: The prompt cannot be used, or the errors have another shape.
         """
         tokens_p = self.tokenize(prompt)
         shape = (self.description.n_layers, len(tokens_p), self.description.d_model)

@@ -1,8 +1,8 @@
-"""Texts from files, one at a time, and their contexts: pieces of a set length, each with ``<bos>``.
+"""Texts from files, one at a time, and their contexts: pieces of a set length, each with `<bos>`.
 
-A ``.txt`` file has one text a line, a ``.jsonl`` file one JSON object a line, a ``.parquet`` file one text a row. Empty
-texts are left out and counted. Anything else that is no text stops the run in one line with file and line, unless such
-lines are to be skipped, and counted too.
+A `.txt` file has one text per line, a `.jsonl` file one JSON object per line, a `.parquet` file one text per row. Empty
+texts are left out and counted. Anything that is not text raises an error that names file and line, unless such lines are
+to be skipped; then they are counted too.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-# Texts tokenized together; how many it is changes nothing but the speed.
+# Texts tokenized together; the number changes nothing but the speed.
 _TOGETHER = 64
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a corpus has been read: whole texts, pieces of the next one, and a digest of the whole ones."""
+    """How far a corpus has been read.
+
+    Attributes:
+        texts: Whole texts.
+        pieces: Pieces of the next text.
+        digest: A digest of the whole texts.
+    """
 
     texts: int = 0
     pieces: int = 0
@@ -33,12 +39,12 @@ class Cursor:
 
 @dataclass(frozen=True)
 class CorpusContext:
-    """One piece of a text, ready for the model.
+    """A piece of a text, ready for the model.
 
     Attributes:
-        tokens: its ids, ``<bos>`` included.
-        after: where the corpus goes on after it.
-        read: bytes of the corpus read so far, for a progress bar.
+        tokens: Its token ids, `<bos>` included.
+        after: Where the corpus continues after it.
+        read: Bytes of the corpus read so far, for a progress bar.
     """
 
     tokens: list[int]
@@ -47,19 +53,32 @@ class CorpusContext:
 
 
 class Corpus:
-    """Text files read in order.
+    """Text files, read in order.
 
     Attributes:
-        names: how the files are called. total: their size in bytes.
-        empty, broken: texts left out so far, with where the first few of them stand.
+        paths: The files.
+        text_field: The field of a JSON object, or the Parquet column, that holds the text.
+        skip_broken: Whether lines that are not text are left out rather than an error.
+        names: The names of the files.
+        total: Their size in bytes.
+        empty: How many empty texts have been left out so far.
+        broken: How many broken lines have been left out so far.
+        left_out: Where the first few of either are, in words.
     """
 
     def __init__(
         self, paths: Sequence[str | os.PathLike[str]], text_field: str = "text", skip_broken: bool = False
     ) -> None:
-        """
+        """Check that the files can be read.
+
+        Args:
+            paths: `.txt`, `.jsonl` or `.parquet` files.
+            text_field: The field or column that holds the text.
+            skip_broken: Whether to leave out and count lines that are not text.
+
         Raises:
-            FileNotFoundError: no such file. ValueError: another suffix, no files, or ``.parquet`` without pyarrow.
+            FileNotFoundError: A file does not exist.
+            ValueError: A file has another suffix, no file is given, or `.parquet` is read without pyarrow.
         """
         self.paths = [Path(path) for path in paths]
         self.text_field, self.skip_broken = text_field, skip_broken
@@ -78,10 +97,10 @@ class Corpus:
         self.left_out: list[str] = []
 
     def texts(self) -> Iterator[tuple[str, int]]:
-        """Every text that is not empty, and how many bytes of the files have been read with it.
+        """Yield every text that is not empty, with how many bytes of the files have been read by then.
 
         Raises:
-            ValueError: a line that is no text; it names the file and the line.
+            ValueError: A line is not text; the file and the line are named.
         """
         self.empty = self.broken = 0
         self.left_out = []
@@ -140,16 +159,27 @@ class Texts:
     """Texts in memory, as a corpus; empty ones are left out and counted.
 
     Attributes:
-        names, total, empty, broken, left_out: as of :class:`Corpus`.
+        names: One name for all of the texts.
+        total: Their length in characters.
+        empty: How many empty texts have been left out so far.
+        broken: 0.
+        left_out: Nothing.
     """
 
     def __init__(self, texts: Sequence[str], name: str = "texts") -> None:
+        """Take the texts as they are.
+
+        Args:
+            texts: The texts.
+            name: What to call them.
+        """
         self.names, self._texts = [name], list(texts)
         self.total = sum(map(len, self._texts))
         self.empty = self.broken = 0
         self.left_out: list[str] = []
 
     def texts(self) -> Iterator[tuple[str, int]]:
+        """Yield every text that is not empty, with how many characters have been read by then."""
         self.empty = read = 0
         for text in self._texts:
             read += len(text)
@@ -162,13 +192,22 @@ class Texts:
 def contexts(
     corpus: Corpus | Texts, tokenizer: Any, length: int, shortest: int, start: Cursor
 ) -> Iterator[CorpusContext]:
-    """The corpus as contexts of at most ``length`` tokens, from ``start`` on.
+    """Cut a corpus into contexts.
 
-    A text is tokenized whole and cut; every piece gets ``<bos>`` in front, which counts towards the length (a text that
-    begins with ``<bos>`` keeps its own). Pieces of fewer than ``shortest`` tokens are left out.
+    A text is tokenized whole and cut. Every piece starts with `<bos>`, which counts towards the length.
+
+    Args:
+        corpus: The texts.
+        tokenizer: The tokenizer of `transformers`.
+        length: The largest number of tokens in a context.
+        shortest: Pieces with fewer tokens are left out.
+        start: Where to continue.
+
+    Yields:
+        The contexts, in order.
 
     Raises:
-        ValueError: the corpus is not the one that was read before, or holds a broken line.
+        ValueError: The corpus has changed since `start`, or holds a broken line.
     """
     bos = tokenizer.bos_token_id
     taken = length - (bos is not None)
@@ -187,7 +226,7 @@ def contexts(
         try:
             some.extend(islice(texts, _TOGETHER))
         except ValueError as problem:
-            broken = problem  # not before the texts ahead of it have been handed on
+            broken = problem  # raised only once the texts before it have been yielded
         if not some:
             break
         encoded = tokenizer([text for text, _ in some], add_special_tokens=False, verbose=False)["input_ids"]
@@ -205,7 +244,7 @@ def contexts(
 
 
 def _whole(text: str) -> str:
-    """Half of a surrogate pair, as JSON can hold it, is no text that a tokenizer takes: it becomes U+FFFD."""
+    """A text whose halves of surrogate pairs, which JSON can hold but tokenizers do not take, have become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

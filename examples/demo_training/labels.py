@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model import ReplacementModel, direct_logits
 from crosstrace.replacement_model.demo import Facts
 from crosstrace.replacement_model.demo.corpus import Sentence
-from crosstrace.replacement_model.readouts.direct_logits import direct_logits
 from demo_training.activations import Activations
 from demo_training.quality import Firings
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
-from crosstrace.replacement_model.hub import told_in_one_line
+from crosstrace.replacement_model.hub import errors_in_one_line
 
 
 def load_model(
@@ -50,7 +50,7 @@ def load_model(
     try:
         with _named(source, name):
             config, tokenizer, description = _described(source, name)
-            loader = getattr(transformers, architecture_of(config, source), transformers.AutoModelForCausalLM)
+            loader: Any = getattr(transformers, architecture_of(config, source), transformers.AutoModelForCausalLM)
             model, report = loader.from_pretrained(
                 name, dtype=dtype or "auto", attn_implementation="eager", output_loading_info=True, **placement
             )
@@ -94,7 +94,7 @@ def _described(source: str, name: str) -> tuple[Any, Any, ModelDescription]:
 def _named(source: str, name: str) -> Iterator[None]:
     """Turn what `transformers` and the hub raise into one line that names the model."""
     try:
-        with told_in_one_line(f"model {source}", name):
+        with errors_in_one_line(f"model {source}", name):
             yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if str(error).startswith((source, f"model {source}")):

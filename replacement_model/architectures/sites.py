@@ -131,7 +131,7 @@ class ModelSites:
         return self.description.norm_offset + stored_weight(norm).float()
 
     def embed(self, tokens_p: Tensor) -> Tensor:
-        """Return the embedding module's output (P, D) float32, any factor of its own included."""
+        """Return the embedding module's output (P, D) float32, including any factor that it applies."""
         device = self.embedding.get_parameter("weight").device
         return self.embedding(tokens_p if device.type == "meta" else tokens_p.to(device)).float()
 

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 DEMO_DIR = Path(__file__).resolve().parent
 FACTS_FILE = DEMO_DIR / "facts.json"
@@ -17,17 +18,19 @@ MODEL_DIR = DEMO_DIR / "model"
 TRANSCODERS_DIR = DEMO_DIR / "clt" / "width_3k_l0_small"
 LABELS_FILE = TRANSCODERS_DIR / "labels.json"
 CARDS_FILE = TRANSCODERS_DIR / "cards.safetensors"
-# What graphs and cards of the demo say they are of, wherever it is installed.
+# What graphs and cards of the demo name as their model and transcoders, wherever it is installed.
 MODEL_NAME = "crosstrace-demo"
 TRANSCODERS_NAME = "crosstrace-demo-clt"
 
-# Dallas never stands in a two-step sentence of the training text: the model has to take both steps by itself.
+# Dallas is in no two-step sentence of the training text: the model has to take both steps by itself.
 DALLAS_PROMPT = "The capital of the state containing Dallas is"
 DALLAS_ANSWER = " Austin"
 
 
 @dataclass(frozen=True)
 class State:
+    """A US state, with cities other than its capital."""
+
     name: str
     abbreviation: str
     capital: str
@@ -36,6 +39,8 @@ class State:
 
 @dataclass(frozen=True)
 class Country:
+    """A country, with cities other than its capital."""
+
     name: str
     capital: str
     language: str
@@ -45,16 +50,18 @@ class Country:
 
 @dataclass(frozen=True)
 class Facts:
+    """What the demo's model knows."""
+
     states: tuple[State, ...]
     countries: tuple[Country, ...]
 
     @property
     def places(self) -> tuple[State | Country, ...]:
-        """States, then countries."""
+        """The states, then the countries."""
         return (*self.states, *self.countries)
 
     def entities(self) -> list[str]:
-        """Every name that is one token of its own, each once, in the file's order."""
+        """Return every name that is a single token, each once, in the order of the file."""
         names: dict[str, None] = {}
         for state in self.states:
             names.update(dict.fromkeys([state.name, state.abbreviation, state.capital, *state.cities]))
@@ -67,7 +74,7 @@ class Facts:
 
 @lru_cache
 def load_facts() -> Facts:
-    """The facts of `facts.json`."""
+    """Read the facts of `facts.json`."""
     raw = json.loads(FACTS_FILE.read_text(encoding="utf-8"))
     return Facts(
         states=tuple(State(**{**row, "cities": tuple(row["cities"])}) for row in raw["states"]),
@@ -76,7 +83,11 @@ def load_facts() -> Facts:
 
 
 @lru_cache
-def load_labels() -> list[dict[int, dict]]:
-    """What `labels.json` says of each feature, one dictionary a layer: feature index -> label, fires_on, promotes."""
+def load_labels() -> list[dict[int, dict[str, Any]]]:
+    """Read what `labels.json` says about each feature.
+
+    Returns:
+        One dictionary per layer, from the feature to its `label`, `fires_on` and `promotes`.
+    """
     raw = json.loads(LABELS_FILE.read_text(encoding="utf-8"))
     return [{int(index): entry for index, entry in layer.items()} for layer in raw["layers"]]

@@ -1,8 +1,8 @@
 """The demo's text: sentences made from the facts, the split that keeps some cities out, and the tokenizer.
 
 A **one-step** sentence states one fact ("The state containing Dallas is Texas"). A **two-step** sentence needs two
-("The capital of the state containing Dallas is Austin"). A fifth of the cities, Dallas among them, stand in one-step
-sentences alone during training; whether the model answers two-step prompts about them shows that it combines facts
+("The capital of the state containing Dallas is Austin"). A fifth of the cities, Dallas among them, are only in one-step
+sentences during training; whether the model answers two-step prompts about them shows that it combines facts
 rather than recalling sentences.
 """
 
@@ -71,23 +71,35 @@ COUNTRY_TWO_STEP = [
 
 @dataclass(frozen=True)
 class Sentence:
-    prompt: str  # everything but the answer
+    """A sentence of the demo's text.
+
+    Attributes:
+        prompt: Everything but the answer.
+        answer: The last word.
+        place: The state or country that it is about.
+        city: The city that it is about; None for a fact about the state or country itself.
+        steps: How many facts the answer takes, 1 or 2.
+        held_out: Whether it is a two-step sentence about a held-out city, which is never trained on.
+    """
+
+    prompt: str
     answer: str
-    place: str  # the state or country it is about
-    city: str | None  # None for a fact about the state or country itself
+    place: str
+    city: str | None
     steps: int
-    held_out: bool  # a two-step sentence about a held-out city: never trained on
+    held_out: bool
 
     @property
     def text(self) -> str:
+        """The whole sentence."""
         return f"{self.prompt} {self.answer}"
 
 
 def held_out_cities(facts: Facts) -> frozenset[str]:
-    """A fifth of the cities, Dallas among them: one of every state, a second of some, one of most countries.
+    """Return a fifth of the cities, Dallas among them: one of every state, a second of some, one of most countries.
 
-    Every place keeps most of its cities in two-step sentences, so that what is tested is the combination of two known
-    facts and not knowledge of the place.
+    Every place keeps most of its cities in two-step sentences, so that tests measure the combination of two known facts
+    and not knowledge of the place.
     """
     rng = random.Random(SPLIT_SEED)
     chosen: list[str] = []
@@ -111,7 +123,7 @@ def _fill(template: str, place: State | Country, city: str | None, steps: int, h
 
 
 def sentences(facts: Facts) -> Iterator[Sentence]:
-    """Every sentence of the demo, held-out ones included, in a fixed order."""
+    """Yield every sentence of the demo, held-out ones included, in a fixed order."""
     held_out = held_out_cities(facts)
     families = (
         (facts.states, CITY_TO_STATE, STATE_FACTS, STATE_TWO_STEP),
@@ -124,30 +136,32 @@ def sentences(facts: Facts) -> Iterator[Sentence]:
                 yield from (_fill(template, place, city, 1, False) for template in city_templates)
             for city in place.cities:
                 yield from (_fill(t, place, city, 2, city in held_out) for t in two_step_templates)
-            # Capitals are cities too, where the capital is not what is asked for.
+            # Capitals are cities too, unless the question asks for the capital.
             about_capital = (t for t in two_step_templates if "{capital}" not in t)
             yield from (_fill(t, place, place.capital, 2, False) for t in about_capital)
 
 
 def training_sentences(facts: Facts) -> list[Sentence]:
+    """Return the sentences that the model is trained on."""
     return [sentence for sentence in sentences(facts) if not sentence.held_out]
 
 
 def held_out_sentences(facts: Facts) -> list[Sentence]:
+    """Return the two-step sentences that are kept out of training."""
     return [sentence for sentence in sentences(facts) if sentence.held_out]
 
 
 def build_tokenizer(facts: Facts) -> "PreTrainedTokenizerFast":
-    """A tokenizer with one token a word, and one an entity however many words its name has.
+    """Build a tokenizer with one token per word, and one per entity, however many words its name has.
 
-    White space only separates: " Austin" and "Austin" are the same token, and decoding joins tokens with spaces.
+    White space only separates words: " Austin" and "Austin" are the same token, and decoding joins tokens with spaces.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     entities = facts.entities()
     long_names = sorted((name for name in entities if " " in name), key=lambda name: (-len(name), name))
-    # Longest first: of "Oklahoma City" and "Oklahoma", a regex takes the alternative that stands first. The word
+    # Longest first: of "Oklahoma City" and "Oklahoma", a regex takes the alternative that comes first. The word
     # boundaries keep "New York" from being cut out of "New Yorkers".
     names = "|".join(re.escape(name) for name in long_names)
     pattern = rf"\b(?:{names})\b|\w+|[^\w\s]"

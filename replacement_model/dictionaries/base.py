@@ -1,7 +1,7 @@
 """What every sparse dictionary is: an encoder, an activation, a decoder, and the sites it reads and writes.
 
 Transcoders are one kind: they read the input of MLPs and write their output. A dictionary here is what its files hold,
-read piece by piece; what a model uses, with a device and a budget, is made from it.
+read piece by piece; `crosstrace.replacement_model.dictionaries.transcoders` puts it to use on a device.
 
 Letters: L layers, F features of a layer, D d_model, J layers a feature writes to.
 """
@@ -121,6 +121,32 @@ class SparseDictionary(ABC):
             ValueError: The label file is damaged.
         """
         return read_labels(self.folder)
+
+
+class TranscoderReader(SparseDictionary):
+    """Transcoders as their files hold them: a dictionary that reads the MLPs' inputs and writes their outputs.
+
+    Attributes:
+        n_layers: L; transcoders cover every layer of the model.
+        cross_layer: Whether features of layer l write to layers l .. L - 1 (J = L - l) rather than to l alone (J = 1).
+    """
+
+    n_layers: int
+    cross_layer: bool
+    writes = Site.MLP_OUTPUT
+
+    @property
+    def layers(self) -> range:
+        """All layers of the model."""
+        return range(self.n_layers)
+
+    def n_written(self, layer: int) -> int:
+        """Return J, how many layers a feature of this layer writes to."""
+        return self.n_layers - layer if self.cross_layer else 1
+
+    @abstractmethod
+    def skip(self, layer: int) -> Tensor | None:
+        """Return the affine skip connection (D, D), `y += u @ skip`, or None."""
 
 
 def read_labels(folder: Path) -> dict[tuple[int, int], str]:

@@ -24,8 +24,7 @@ from torch import Tensor
 from crosstrace.kernels import SparseActivations, decode_layer, encode
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.dictionaries.active_rows import ActiveRows, RowsPlace
-from crosstrace.replacement_model.dictionaries.base import ActivationKind, Encoder
-from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
+from crosstrace.replacement_model.dictionaries.base import ActivationKind, Encoder, TranscoderReader
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 
 _ENCODER_SHARE, _ROWS_SHARE, _DECODER_SHARE = 0.25, 0.5, 0.5

@@ -21,6 +21,9 @@ from crosstrace.replacement_model.architectures.description import ModelDescript
 from crosstrace.replacement_model.local.frozen import FrozenLayer
 from crosstrace.replacement_model.local.record import PassRecord
 
+# The share of the budget that folded layers may take to be kept.
+_FOLDED_SHARE = 8
+
 
 @dataclass(frozen=True)
 class Target:
@@ -75,16 +78,16 @@ class Adjoint:
         record: The forward pass that it is the adjoint of.
     """
 
-    def __init__(self, record: PassRecord, folded_budget: int) -> None:
+    def __init__(self, record: PassRecord, budget: int) -> None:
         """Take the adjoint of a forward pass.
 
         Args:
             record: What the forward pass left behind.
-            folded_budget: Bytes that folded layers may take to be kept; if they take more, each batch makes them anew.
+            budget: Bytes for transcoders and all that a prompt needs on the device; see `keeps_folded`.
         """
         self.record = record
         with_skip = any(layer.has_skip for layer in record.layers)
-        self._keeps_folded = folded_bytes(record.description, with_skip) <= folded_budget
+        self._keeps_folded = keeps_folded(record.description, with_skip, budget)
         self._folded: dict[int, _FoldedLayer] = {}
         self._buffers: dict[str, Tensor] = {}
 
@@ -234,6 +237,11 @@ def folded_bytes(description: ModelDescription, with_skip: bool) -> int:
     heads = description.n_heads + description.n_kv_heads
     skip = description.d_model if with_skip else 0
     return 4 * description.n_layers * description.d_model * (heads * description.head_dim + skip)
+
+
+def keeps_folded(description: ModelDescription, with_skip: bool, budget: int) -> bool:
+    """Tell whether folded layers are kept between batches, within their share of the budget in bytes, or made anew."""
+    return folded_bytes(description, with_skip) <= budget // _FOLDED_SHARE
 
 
 def row_bytes(description: ModelDescription, n_positions: int, n_active: int) -> int:

@@ -63,10 +63,10 @@ class Capture:
         wanted: list[tuple[nn.Module, Hook]] = [(self.sites.final_norm, self._final)]
         for index, layer in enumerate(self.sites.layers):
             wanted += [
-                (layer.input_norm, lambda args, kwargs, output: self.residuals.append(self._here(args[0][0]))),
-                (layer.attention, lambda args, kwargs, output: self._attention(output)),
+                (layer.input_norm, self._residual),
+                (layer.attention, self._attention),
                 (layer.pre_feedforward_norm, self._mlp_input),
-                (layer.post_feedforward_norm, lambda args, kwargs, output, i=index: self._mlp_output(i, output)),
+                (layer.post_feedforward_norm, partial(self._mlp_output, index)),
             ]
         return wanted
 
@@ -74,10 +74,13 @@ class Capture:
         return FrozenNorm(self._here(self.sites.gain(norm)), inverse_rms(input_pd, self.sites.description.rms_norm_eps))
 
     def _here(self, tensor: Tensor) -> Tensor:
-        """On the device of tracing: with a device map each layer has its own."""
+        """A tensor on the device of tracing: with a device map each layer has its own."""
         return tensor.to(self.device)
 
-    def _attention(self, output: tuple[Tensor, Tensor]) -> None:
+    def _residual(self, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
+        self.residuals.append(self._here(args[0][0]))
+
+    def _attention(self, args: Any, kwargs: Any, output: tuple[Tensor, Tensor]) -> None:
         window = self.sites.description.window(len(self.layers))
         attention = FrozenAttention.from_dense(self._here(output[1][0]), window, self.store)
         self._attended = (self._here(output[0][0]), attention)
@@ -106,7 +109,7 @@ class Capture:
             )
         )
 
-    def _mlp_output(self, layer: int, output_bpd: Tensor) -> Tensor | None:
+    def _mlp_output(self, layer: int, args: Any, kwargs: Any, output_bpd: Tensor) -> Tensor | None:
         if self.swap is None:
             self.outputs.append(self._here(output_bpd[0]))
             return None

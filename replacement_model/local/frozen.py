@@ -11,8 +11,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crosstrace.replacement_model.architectures.description import ModelDescription
+
 # Keys of a block: small blocks skip more of what causality makes zero, large ones make large products.
 BLOCK_KEYS = 256
+
+
+# The share of a GPU's budget that all layers' attention may take before it is kept on the host.
+_ATTENTION_SHARE = 4
+
+
+def attention_bytes(description: ModelDescription, n_positions: int) -> int:
+    """Return the memory of all layers' attention probabilities in bytes, without a window."""
+    return 4 * description.n_layers * description.n_heads * n_positions**2
+
+
+def keeps_attention_on_host(description: ModelDescription, n_positions: int, device: torch.device, budget: int) -> bool:
+    """Tell whether attention is kept in host memory rather than on the device of tracing.
+
+    Args:
+        description: The base model.
+        n_positions: P.
+        device: Where tracing happens.
+        budget: Bytes for transcoders and all that a prompt needs on the device.
+    """
+    return device.type != "cpu" and attention_bytes(description, n_positions) > budget // _ATTENTION_SHARE
 
 
 @dataclass(frozen=True)

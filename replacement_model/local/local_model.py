@@ -42,17 +42,17 @@ class LocalReplacementModel:
         mids_lpd: (L, P, D) float32.
     """
 
-    def __init__(self, record: PassRecord, transcoders: Transcoders, sites: ModelSites, folded_budget: int = 0) -> None:
+    def __init__(self, record: PassRecord, transcoders: Transcoders, sites: ModelSites, budget: int = 0) -> None:
         """Make the linear model of a forward pass.
 
         Args:
             record: What the forward pass left behind.
             transcoders: The transcoders in use.
             sites: The live modules of the base model.
-            folded_budget: Bytes that the adjoint's folded layers may take to be kept; see `Adjoint`.
+            budget: Bytes for transcoders and all that a prompt needs on the device; see `Adjoint`.
         """
         self.transcoders, self.sites = transcoders, sites
-        self.adjoint = Adjoint(record, folded_budget)
+        self.adjoint = Adjoint(record, budget)
         self.description, self.tokens_p = record.description, record.tokens_p
         self.layers, self.final_norm = record.layers, record.final_norm
         self.activations, self.active_rows = record.activations, record.active_rows

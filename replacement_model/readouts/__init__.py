@@ -1,1 +1,5 @@
-"""What features say without replacing anything: what fires over a corpus, and which tokens a feature promotes."""
+"""Read-outs: what features say without replacing anything.
+
+- `feature_stream`: which features are active over a corpus, and how strongly;
+- `direct_logits`: which tokens a feature promotes and suppresses.
+"""

@@ -1,6 +1,6 @@
 """The active features of many contexts at once, and nothing else of the pass: what reading a whole corpus needs.
 
-Letters: B contexts of a batch, W positions of the longest, n active entries, D d_model.
+Letters: B contexts of a batch, W positions of the longest, X those of the B * W that are wanted, n active entries.
 """
 
 from __future__ import annotations
@@ -11,29 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.hooks import hooked
+from crosstrace.replacement_model.architectures.hooks import Hook, hooked
 from crosstrace.replacement_model.model import ReplacementModel
 
+# Called with a layer and its active entries: where, which feature, how strongly.
 Sink = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
 def stream_features(model: ReplacementModel, tokens_bw: Tensor, wanted_bw: Tensor, sink: Sink) -> None:
-    """Run a batch of contexts through the original model and hand on what is active, layer by layer.
+    """Run a batch of contexts through the original model and pass on the active features, layer by layer.
 
-    Contexts are padded on the right: attention is causal, so that no real position ever sees the padding. Each layer's
-    transcoder input is encoded and dropped while the pass goes on; one layer's is held at a time.
+    Contexts are padded on the right: attention is causal, so no real position ever sees the padding. The transcoder's
+    input at each layer is encoded and dropped during the pass, so that memory holds one layer's at a time.
 
     Args:
-        tokens_bw: (B, W) token ids; anything that is in the vocabulary as padding.
-        wanted_bw: (B, W) bool, the positions whose features count: real ones past the excluded first positions.
-        sink: called as ``sink(layer, places_n, features_n, values_n)`` for every layer in turn: places in the flat
-            (B * W), features within the layer, float32 activations; ascending by (feature, place).
+        model: The replacement model.
+        tokens_bw: (B, W) int64 token ids; any token of the vocabulary serves as padding.
+        wanted_bw: (B, W) bool, the positions whose features count: real ones after the excluded first positions.
+        sink: Called for every layer in turn as `sink(layer, places_n, features_n, values_n)`: (n,) int64 places in the
+            flattened (B * W), (n,) int64 features within the layer, (n,) float32 activations; ascending by
+            (feature, place).
+
+    Example:
+        >>> def count(layer, places_n, features_n, values_n):
+        ...     print(f"layer {layer}: {len(features_n)} active features")
+        >>> stream_features(model, tokens_bw, wanted_bw, count)
     """
     transcoders, device = model.transcoders, model.device
     places_x = wanted_bw.flatten().nonzero().flatten().to(device)
     site = transcoders.reads
 
-    def encoder_of(layer: int) -> Any:
+    def encoder_of(layer: int) -> Hook:
         def encode(args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
             input_bwd = site.value_in(args, output)
             input_xd = input_bwd.flatten(0, 1).to(device)[places_x]

@@ -55,6 +55,17 @@ def test_round_trips(sizes):
     assert int((dense != 0).sum()) == len(acts)
 
 
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_single_activations_are_those_of_the_dense_tensor(sizes):
+    acts = sample(sizes).activations
+    dense = acts.to_dense(sizes.features)
+    everywhere = torch.ones_like(dense).nonzero()
+    shuffled = everywhere[torch.randperm(len(everywhere), device=DEVICE)]
+    assert torch.equal(acts.at(shuffled), dense[tuple(shuffled.T)])
+    assert acts.at(shuffled[:0]).shape == (0,)
+    assert acts.at(torch.tensor([[0, 0, 10**6]])).tolist() == [0.0]
+
+
 def test_a_model_without_layers():
     empty = SparseActivations.from_layers([], 4)
     assert (len(empty), empty.n_layers, empty.n_positions) == (0, 0, 4)

@@ -130,8 +130,8 @@ def test_linear_and_repeatable(path):  # noqa: F811
 def test_tiles_do_not_show(monkeypatch):
     drawn = sample(Sizes(share=0.8), torch.bfloat16)
     expected = decode_reference(drawn.activations, drawn.rows_njd)
-    monkeypatch.setattr("crosstrace.kernels.decoder_tiles._TILE_ELEMENTS", 1)
-    monkeypatch.setattr("crosstrace.kernels.decoder_tiles._TILE_ROWS", 2)
+    monkeypatch.setattr("crosstrace.kernels.decoder_tiles.TILE_ELEMENTS", 1)
+    monkeypatch.setattr("crosstrace.kernels.decoder_tiles.TILE_ROWS", 2)
     assert_close(decode(drawn.activations, drawn.rows_njd), expected)
     assert_close(decode(drawn.activations, drawn.decoders_fjd, drawn.row_indices), expected)
 

@@ -17,11 +17,11 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def test_by_device(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr("crosstrace.kernels.dispatch._triton_installed", lambda: True)
+    monkeypatch.setattr("crosstrace.kernels.dispatch.triton_installed", lambda: True)
     assert choose_path("encode", CPU) == "torch"
     assert choose_path("encode", CUDA) == "triton"
     assert choose_path("encode", torch.device("mps")) == "torch"
-    monkeypatch.setattr("crosstrace.kernels.dispatch._triton_installed", lambda: False)
+    monkeypatch.setattr("crosstrace.kernels.dispatch.triton_installed", lambda: False)
     assert choose_path("encode", CUDA) == "torch"
 
 
@@ -43,7 +43,7 @@ def test_a_name_that_is_none(monkeypatch):
 def test_triton_where_it_cannot_run(monkeypatch):
     monkeypatch.setenv(VARIABLE, "triton")
     monkeypatch.setattr("crosstrace.kernels.dispatch.triton_interpreted", lambda: False)
-    monkeypatch.setattr("crosstrace.kernels.dispatch._triton_installed", lambda: True)
+    monkeypatch.setattr("crosstrace.kernels.dispatch.triton_installed", lambda: True)
     assert choose_path("scores", CUDA) == "triton"
     drawn, gradient = sample(Sizes()), torch.zeros(1, 5, 3, 24)
     zeros = torch.zeros(4)
@@ -55,7 +55,7 @@ def test_triton_where_it_cannot_run(monkeypatch):
         ):
             with pytest.raises(ValueError, match=f"=triton, but {operation} was given tensors on cpu; expected cuda"):
                 call()
-    monkeypatch.setattr("crosstrace.kernels.dispatch._triton_installed", lambda: False)
+    monkeypatch.setattr("crosstrace.kernels.dispatch.triton_installed", lambda: False)
     with pytest.raises(ValueError, match=r"triton is not installed; expected auto or torch"):
         choose_path("scores", CUDA)
 

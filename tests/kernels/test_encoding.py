@@ -111,8 +111,8 @@ def test_tiles_do_not_show(monkeypatch):
     x, w, bias, threshold = inputs(6, 12, 300)
     expected = encode_reference(x, w, bias, threshold)
     module = importlib.import_module("crosstrace.kernels.encoding")
-    monkeypatch.setattr(module, "_TILE_ELEMENTS", 1)
-    monkeypatch.setattr(module, "_TILE_FEATURES", 7)
+    monkeypatch.setattr(module, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(module, "TILE_FEATURES", 7)
     assert_same(encode(x, w, bias, threshold), expected)
 
 

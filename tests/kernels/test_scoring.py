@@ -51,7 +51,7 @@ def test_tops_that_cannot_be(tops):
     sizes = Sizes()
     drawn = sample(sizes)
     with pytest.raises(
-        ValueError, match=r"tops is .*; expected a number for each of the 3 targets, descending"
+        ValueError, match=r"tops is .*; expected a layer for each of the 3 targets, descending"
     ) as raised:
         scores(drawn.activations, drawn.rows_njd, gradients(sizes, 3), tops=tops)
     assert "\n" not in str(raised.value)

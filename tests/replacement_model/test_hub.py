@@ -15,7 +15,7 @@ from hub_server import HubServer, serving
 from crosstrace.replacement_model import ReplacementModel, hub, open_transcoders
 from crosstrace.replacement_model.dictionaries.readers import download_bytes
 from crosstrace.replacement_model.dictionaries.readers.opening import local_place
-from crosstrace.replacement_model.hub import told_in_one_line
+from crosstrace.replacement_model.hub import errors_in_one_line
 from crosstrace.tracer import trace
 from crosstrace.tracer.attribution.plan import plan_trace
 
@@ -138,7 +138,7 @@ def test_hub_out_of_reach_is_one_line(server, monkeypatch, caplog):
     with pytest.raises(OSError, match=r"^org/scope/clt/width_1k: "):
         plan_trace(MODEL, CLT, 6, device="cpu")
     http = logging.getLogger("huggingface_hub.utils._http")
-    with told_in_one_line("model org/tiny", MODEL):
+    with errors_in_one_line("model org/tiny", MODEL):
         http.warning("Retrying in 1s [Retry 1/5].")
         http.warning("Rate limited. Waiting 9s before retry [Retry 1/5].")
     assert [record.getMessage() for record in caplog.records] == ["Rate limited. Waiting 9s before retry [Retry 1/5]."]

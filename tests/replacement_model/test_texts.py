@@ -1,4 +1,4 @@
-"""Corpora: every text once, contexts of a set length, and one line for whatever is no text."""
+"""Corpora: every text once, contexts of a set length, and one line for anything that is not text."""
 
 from __future__ import annotations
 

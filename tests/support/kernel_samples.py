@@ -1,7 +1,7 @@
 """Random inputs and paths for the kernel tests.
 
-Triton's interpreter has to be asked for before Triton is first imported, which other tests do: the ``triton`` path joins
-the others where there is a GPU or ``TRITON_INTERPRET=1`` is set, and ``test_kernels_interpreter.py`` starts such a run.
+Triton's interpreter has to be asked for before Triton is first imported, which other tests do: the `triton` path joins
+the others where there is a GPU or `TRITON_INTERPRET=1` is set, and `test_interpreter.py` starts such a run.
 
 Letters: L layers, P positions, D d_model, F features of a layer, B target rows, J layers a feature writes to.
 """
@@ -28,7 +28,7 @@ TOLERANCE = 2e-5
 
 @dataclass
 class Sizes:
-    """Of a random model; ``share`` of the features are active, ``cross_layer`` ones write to all later layers."""
+    """The sizes of a random model, in which a share of the features is active; cross-layer ones write to all later layers."""
 
     layers: int = 3
     positions: int = 5
@@ -55,7 +55,7 @@ SIZES = [
 
 @dataclass
 class Sample:
-    """Decoders of a model (L of (F, J, D)) and what is active."""
+    """The decoders of a model, L of (F, J, D), and its active features."""
 
     activations: SparseActivations
     decoders_fjd: list[Tensor]
@@ -67,12 +67,12 @@ class Sample:
 
     @property
     def rows_njd(self) -> list[Tensor]:
-        """One row an entry, as streamed from files."""
+        """One row per entry, as streamed from files."""
         return [decoder[index] for decoder, index in zip(self.decoders_fjd, self.row_indices, strict=True)]
 
 
 def sample(sizes: Sizes, dtype: torch.dtype = torch.float32) -> Sample:
-    """A feature that is active tends to be so at every position, as real ones do."""
+    """Draw a sample in which an active feature tends to be active at every position, as real ones do."""
     shape = (sizes.layers, sizes.positions, sizes.features)
     likely = torch.rand(sizes.layers, 1, sizes.features, device=DEVICE)
     active = torch.rand(shape, device=DEVICE) < (2 * likely * sizes.share if sizes.share < 1 else 1.0)
@@ -89,7 +89,7 @@ def sample(sizes: Sizes, dtype: torch.dtype = torch.float32) -> Sample:
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Equal to rounding, relative to the largest value: NaN and unwritten entries never pass."""
+    """Compare up to rounding, relative to the largest value; NaN and unwritten entries never pass."""
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
     scale = float(expected.abs().max().clamp(min=1.0)) if expected.numel() else 1.0
@@ -98,15 +98,18 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The fast paths, one after the other."""
+    """Each fast path in turn."""
     monkeypatch.setenv(VARIABLE, request.param)
     return str(request.param)
 
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
-    """New random inputs each time, their seed printed where a test fails; ``torch.empty`` gives NaN (the largest
-    integer for indices), so that an entry nobody wrote is seen; one thread, as the tensors are tiny."""
+    """Draw new random inputs each time, with a seed that is printed if the test fails.
+
+    `torch.empty` gives NaN (the largest integer for indices), so that an entry that nothing wrote is noticed. The tensors
+    are tiny, so one thread is enough.
+    """
     seed = random.SystemRandom().randrange(2**31)
     torch.manual_seed(seed)
     print(f"torch.manual_seed({seed})")

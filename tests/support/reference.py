@@ -16,7 +16,7 @@ from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
 
 
 class LinearModel:
-    """Frozen from one forward pass of ``transformers``' own model; all weights rounded to ``dtype`` first."""
+    """The model frozen after one forward pass of `transformers`' own; all weights are rounded to a dtype first."""
 
     def __init__(self, model: Path, reader: TranscoderReader, ids: list[int], dtype: torch.dtype, excluded: int = 1):
         self.reader, self.excluded = reader, excluded
@@ -76,7 +76,7 @@ class LinearModel:
         self._features(seen["mid"], seen["mlp"])
 
     def _features(self, mids: list[Tensor], outputs: list[Tensor]) -> None:
-        """Active features, their vectors into every layer, and what they leave over."""
+        """Find the active features, their vectors into every layer, and the errors that remain."""
         self.active: list[tuple[int, int, int]] = []
         self.activations: list[float] = []
         vectors = []
@@ -100,7 +100,7 @@ class LinearModel:
         self.vectors_nld, self.errors_lpd = torch.stack(vectors), left
 
     def adjacency(self, logit_tokens: list[int]) -> Tensor:
-        """(n, n) in the graph's node order, float64."""
+        """Return the adjacency (n, n) float64 in the graph's node order."""
         n_features, n_errors = len(self.active), self.n_layers * self.n_positions
         n_sources = n_features + n_errors + self.n_positions
         writes = torch.zeros(n_sources, self.n_layers, self.n_positions, self.final.shape[-1], dtype=torch.float64)
@@ -137,5 +137,5 @@ class LinearModel:
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Relative Frobenius norm of the difference."""
+    """Return the relative Frobenius norm of the difference."""
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()

@@ -112,7 +112,7 @@ def parse_target(text: str) -> Logit | Contrast | Feature:
         text: The target.
 
     Raises:
-        ValueError: A feature is named at several positions.
+        ValueError: A feature's numbers or its position cannot be read, or it names several positions.
 
     Example:
         >>> parse_target('" Austin" - " Dallas" @ -1'.replace(" @ ", "@"))

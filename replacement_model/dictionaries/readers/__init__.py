@@ -1,6 +1,7 @@
 """Readers of the public file formats of dictionaries; the model never knows which one it was."""
 
-from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, TranscoderReader
+from crosstrace.replacement_model.dictionaries.base import TranscoderReader
+from crosstrace.replacement_model.dictionaries.readers.base import FileFormat
 from crosstrace.replacement_model.dictionaries.readers.opening import download_bytes, open_transcoders
 from crosstrace.replacement_model.dictionaries.readers.registry import known_formats, register_reader
 

@@ -1,11 +1,10 @@
-"""What a file format gives for transcoders, and the checks that formats share.
+"""What a file format is, and the checks that formats share.
 
-Letters: L layers, F features of a layer, D d_model, J layers a feature writes to.
+Letters: L layers, D d_model, n decoder rows.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +20,6 @@ NEGLIGIBLE_SHARE = 1e-3
 # The check reads all rows of a layer up to this size, evenly spaced ones beyond: opening a real transcoder should not
 # cost reading it. The same goes for rows that are used, when they are read.
 CHECKED_BYTES = 4 * 2**20
-
-
-class TranscoderReader(SparseDictionary):
-    """Transcoders as their files hold them: a dictionary that reads the MLPs' inputs and writes their outputs.
-
-    Attributes:
-        n_layers: L; transcoders cover every layer of the model.
-        cross_layer: Whether features of layer l write to layers l .. L - 1 (J = L - l) rather than to l alone (J = 1).
-    """
-
-    n_layers: int
-    cross_layer: bool
-    writes = Site.MLP_OUTPUT
-
-    @property
-    def layers(self) -> range:
-        """All layers of the model."""
-        return range(self.n_layers)
-
-    def n_written(self, layer: int) -> int:
-        """Return J, how many layers a feature of this layer writes to."""
-        return self.n_layers - layer if self.cross_layer else 1
-
-    @abstractmethod
-    def skip(self, layer: int) -> Tensor | None:
-        """Return the affine skip connection (D, D), `y += u @ skip`, or None."""
 
 
 def _folder_alone(inner: str) -> list[str]:

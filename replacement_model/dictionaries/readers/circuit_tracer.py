@@ -1,4 +1,4 @@
-"""circuit-tracer's files: ``config.yaml`` with one file (or, for a CLT, an encoder and a decoder file) a layer.
+"""circuit-tracer's files: `config.yaml`, and one file (for a CLT an encoder and a decoder file) per layer.
 
 Letters: L layers, F features of a layer, D d_model.
 """
@@ -17,24 +17,30 @@ from torch import Tensor
 
 from crosstrace.replacement_model import hub
 from crosstrace.replacement_model.architectures.sites import Site
-from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder
-from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, TranscoderReader, site_of
+from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder, TranscoderReader
+from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, site_of
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
 
 _INPUT_HOOKS = {
     "hook_resid_mid": Site.MLP_INPUT,
     "mlp.hook_in": Site.MLP_INPUT_NORMED,
 }
-_THRESHOLD = "activation_function.threshold"  # in a per-layer file
 _OUTPUT_HOOKS = {"hook_mlp_out": Site.MLP_OUTPUT}
+_THRESHOLD = "activation_function.threshold"  # in a per-layer file
 
 
 class CircuitTracerCrossLayerReader(TranscoderReader):
-    """``W_enc_{i}.safetensors`` and ``W_dec_{i}.safetensors``: row j of W_dec_i writes to layer i + j."""
+    """A cross-layer transcoder in `W_enc_{i}.safetensors` and `W_dec_{i}.safetensors`: row j writes to layer i + j."""
 
     cross_layer = True
 
     def __init__(self, folder: Path, name: str, reads: Site) -> None:
+        """Open the files of a folder.
+
+        Raises:
+            FileNotFoundError: A layer's file is missing.
+            ValueError: A file is damaged, of another shape, or has a tensor that is not known.
+        """
         self.folder, self.name, self.reads = folder, name, reads
         self.n_layers = _count_layers(folder, "W_enc")
         self._encoders = [TensorFile(folder / f"W_enc_{layer}.safetensors") for layer in range(self.n_layers)]
@@ -78,11 +84,17 @@ class CircuitTracerCrossLayerReader(TranscoderReader):
 
 
 class CircuitTracerPerLayerReader(TranscoderReader):
-    """``layer_{i}.safetensors``, or the files that ``transcoders:`` of ``config.yaml`` lists, layer 0 first."""
+    """Per-layer transcoders in `layer_{i}.safetensors`, or in the files that `transcoders:` of `config.yaml` lists."""
 
     cross_layer = False
 
     def __init__(self, files: list[Path], folder: Path, name: str, reads: Site) -> None:
+        """Open each layer's file, layer 0 first.
+
+        Raises:
+            FileNotFoundError: A layer's file is missing.
+            ValueError: A file is damaged or of another shape.
+        """
         self.folder, self.name, self.reads = folder, name, reads
         self._files = [TensorFile(path) for path in files]
         self.n_layers = len(files)
@@ -113,7 +125,7 @@ class CircuitTracerPerLayerReader(TranscoderReader):
         file = self._files[layer]
         if "W_skip" not in file.keys:
             return None
-        return file.get("W_skip", (self.d_model, self.d_model)).T  # stored the other way round than Gemma Scope 2's
+        return file.get("W_skip", (self.d_model, self.d_model)).T  # stored transposed, compared with Gemma Scope 2
 
     def bias(self, layer: int) -> Tensor:
         return self._files[layer].get("b_dec", (self.d_model,)).float()
@@ -124,7 +136,7 @@ def _activation(with_thresholds: Iterable[bool]) -> Activation:
 
 
 def _threshold(file: TensorFile, key: str, n_features: int) -> Tensor:
-    """(F,) float32; a file without thresholds is a ReLU."""
+    """Thresholds (F,) float32; zeros if the file has none, which makes a ReLU."""
     if key not in file.keys:
         return torch.zeros(n_features)
     shape = file.shape(key)
@@ -149,11 +161,6 @@ def _count_layers(folder: Path, prefix: str) -> int:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """``config.yaml`` as a mapping.
-
-    Raises:
-        ValueError: not YAML, or a kind of transcoder this reader does not know.
-    """
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model.architectures.sites import Site
-from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder
+from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder, TranscoderReader
 from crosstrace.replacement_model.dictionaries.readers.base import (
     FileFormat,
-    TranscoderReader,
     check_causal,
     checked_rows,
     site_of,

@@ -1,9 +1,9 @@
-"""One safetensors file, read piece by piece.
+"""A safetensors file, read piece by piece.
 
-Two ways in, for two uses. A whole tensor comes as a view of the mapped file: pages are read when they are touched and
-belong to the page cache; they count as resident memory until the tensor is dropped, so each call maps the file anew and
-nothing keeps it. Scattered rows are read with positioned reads into a tensor of their own: no page of the file is ever
-mapped, so that memory is what was asked for, and neighbouring rows are one read.
+There are two ways in. A whole tensor comes as a view of the mapped file: pages are read when they are touched and belong
+to the page cache; they count as resident memory until the tensor is dropped, so each call maps the file anew and nothing
+keeps it. Scattered rows are read with positioned reads into a new tensor: no page of the file is mapped, so memory holds
+only the rows, and neighbouring rows take one read.
 """
 
 from __future__ import annotations
@@ -26,21 +26,27 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-# Rows with gaps up to this size between them are read in one go: skipping costs more than reading so much.
+# Rows with gaps up to this size between them are read in one go: skipping costs more than reading the gap.
 _GAP_BYTES = 16 * 2**10
 # A run longer than this is read in pieces.
 _RUN_BYTES = 16 * 2**20
 
 
 class TensorFile:
-    """One safetensors file, checked when opened.
+    """A safetensors file, checked when opened.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, cut short or not a safetensors file; the file is named.
+    Attributes:
+        path: The file.
+        keys: The names of its tensors.
     """
 
     def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ValueError: It is empty, cut short or not a safetensors file; the file is named.
+        """
         self.path = path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: file is missing")
@@ -63,18 +69,30 @@ class TensorFile:
             ) from error
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the header alone."""
+        """Return the shape of a tensor, from the header alone.
+
+        Raises:
+            ValueError: The tensor is missing.
+        """
         return tuple(self._entry(key)["shape"])
 
     def dtype(self, key: str) -> torch.dtype:
-        """The dtype of a tensor, from the header alone."""
+        """Return the dtype of a tensor, from the header alone.
+
+        Raises:
+            ValueError: The tensor is missing, or stored in a dtype that is not supported.
+        """
         stored = self._entry(key)["dtype"]
         if stored not in _DTYPES:
             raise ValueError(f"{self.path}: {key} is stored as {stored}; supported: {', '.join(_DTYPES)}")
         return _DTYPES[stored]
 
     def check(self, key: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
-        """The tensor's shape; one that does not fit (None: any size) is a ValueError that names file, key and shapes."""
+        """Return a tensor's shape, checked against the expected one (None: any size).
+
+        Raises:
+            ValueError: The shape does not fit; file, key and both shapes are named.
+        """
         found = self.shape(key)
         if len(found) != len(shape) or any(want not in (None, have) for have, want in zip(found, shape, strict=True)):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -82,18 +100,29 @@ class TensorFile:
         return found
 
     def get(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
-        """A tensor of the given shape as a view of the mapped file, which stays mapped as long as the tensor lives."""
+        """Return a tensor as a view of the mapped file, which stays mapped as long as the tensor lives.
+
+        Raises:
+            ValueError: The tensor is missing or has another shape (None: any size).
+        """
         self.check(key, shape)
         with self._mapped() as file:
             return file.get_tensor(key)
 
     def rows(self, key: str, shape: tuple[int | None, ...], indices_n: Tensor, first_column: int = 0) -> Tensor:
-        """(n, columns - first_column, ...) some rows of a tensor, read without mapping it.
+        """Read some rows of a tensor without mapping it.
 
         Args:
-            shape: the tensor's own, None for any size.
+            key: The tensor.
+            shape: Its expected shape, None for any size.
             indices_n: (n,) int64 in any order, repeated or not; each row is read once.
-            first_column: leave out what lies before it in each row's first dimension.
+            first_column: Leave out what lies before it in each row's first dimension.
+
+        Returns:
+            (n, columns - first_column, ...) in the stored dtype.
+
+        Raises:
+            ValueError: The tensor is missing, has another shape, or changes while it is read.
         """
         found, dtype = self.check(key, shape), self.dtype(key)
         distinct_n, where_n = np.unique(indices_n.cpu().numpy(), return_inverse=True)
@@ -112,7 +141,7 @@ class TensorFile:
         return rows[torch.from_numpy(where_n)]
 
     def _read_run(self, file: int, target: np.ndarray, features: np.ndarray, base: int, row_bytes: int) -> None:
-        """Rows that lie near each other: one positioned read, straight into place where they are neighbours."""
+        """Read rows that lie near each other in one positioned read, straight into place if they are neighbours."""
         first, wanted = int(features[0]), target.shape[1]
         span = (int(features[-1]) - first) * row_bytes + wanted
         if span == target.size:
@@ -141,7 +170,7 @@ class TensorFile:
 def _runs(features: np.ndarray, row_bytes: int, wanted: int) -> Iterator[tuple[int, int]]:
     """Split ascending features into runs worth one read each."""
     gaps = np.diff(features) * row_bytes - wanted
-    # A row that is only read in part leaves a gap even to its neighbour; up to a fifth more bytes is worth one read less.
+    # A row that is read in part leaves a gap even to its neighbour; a fifth more bytes is worth saving a read.
     near = gaps <= max(_GAP_BYTES, wanted // 5)
     most = max(1, _RUN_BYTES // row_bytes)
     start = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crosstrace.replacement_model import hub
-from crosstrace.replacement_model.dictionaries.readers.base import TranscoderReader
+from crosstrace.replacement_model.dictionaries.base import TranscoderReader
 from crosstrace.replacement_model.dictionaries.readers.registry import format_of, known_formats
 
 
@@ -17,7 +17,7 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
             enough offline). For Gemma Scope 2's per-layer files `…/transcoder_all/width_16k_l0_small_affine` names
             the family `layer_*_width_16k_l0_small_affine`; a folder that holds one family needs no more.
         check: Whether to read a sample of decoder rows and refuse weight towards earlier layers. Without it only
-            headers are read, and of files that are on the hub alone only headers are fetched: for plans, not for
+            headers are read, and only headers are fetched of files that are not on this machine: for plans, not for
             tracing.
 
     Returns:

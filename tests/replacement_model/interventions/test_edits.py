@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-import torch
 from cases import load_case
 
 from crosstrace.replacement_model import (
@@ -23,7 +21,6 @@ from crosstrace.replacement_model import (
     TokenAt,
 )
 from crosstrace.replacement_model.interventions.edits import resolve
-from crosstrace.replacement_model.interventions.references import find_features, parse_positions
 
 LABELS = {(0, 3): "Texas", (2, 7): "Texas", (1, 1): "Texas, Utah", (3, 9): "say Austin"}
 
@@ -39,47 +36,6 @@ def model() -> ReplacementModel:
 @pytest.fixture(scope="module")
 def ids() -> list[int]:
     return load_case("clt_affine").input_ids
-
-
-@pytest.mark.parametrize(
-    ("text", "positions"),
-    [
-        ("7", 7),
-        ("-1", -1),
-        ("2,5,-3", (2, 5, -3)),
-        ("3:6", slice(3, 6)),
-        ("3:", slice(3, None)),
-        (":", slice(None, None)),
-    ],
-)
-def test_positions_as_written(text: str, positions: object) -> None:
-    assert parse_positions(text) == positions
-    assert find_features(f"L3/41@{text}", {}) == FeatureAt(3, 41, positions)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("text", ["Texas@4:", '"Texas"@4:', ' "Texas" @4:'])
-def test_a_label_names_all_its_features(text: str) -> None:
-    places = (FeatureAt(0, 3, slice(4, None)), FeatureAt(2, 7, slice(4, None)))
-    assert find_features(text, LABELS) == Supernode("Texas", places)
-
-
-def test_labels_with_an_at_sign_or_a_comma() -> None:
-    assert find_features('"Texas, Utah"', LABELS) == Supernode("Texas, Utah", (FeatureAt(1, 1),))
-    assert find_features("me@home@2", {(1, 2): "me@home"}) == Supernode("me@home", (FeatureAt(1, 2, 2),))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("texas", "'Texas'"), ("Texs", "'Texas'"), ("Austin", "'say Austin'"), ("zzzz", "no label is close")],
-)
-def test_an_unknown_label_suggests_close_ones(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown feature label .*{said}"):
-        find_features(text, LABELS)
-
-
-def test_without_labels_the_other_way_to_write_is_named() -> None:
-    with pytest.raises(ValueError, match="have no labels; write features as L3/417@7"):
-        find_features("Texas", {})
 
 
 def test_every_place_gets_one_factor_and_offset(model: ReplacementModel, ids: list[int]) -> None:
@@ -229,26 +185,6 @@ def test_one_intervention_changes_a_place_once(model: ReplacementModel, ids: lis
     local = model.local(ids)
     edits = resolve([Scale(where, 2.0), Add(where, 1.0)], local, model.local)  # type: ignore[arg-type]
     assert edits.features == {(1, 5, 3): (2.0, 1.0)}
-
-
-@pytest.mark.parametrize("position", [np.int64(5), torch.tensor(5), [5], np.array([5]), (np.int32(5),)])
-def test_positions_are_whole_numbers_of_any_make(model: ReplacementModel, ids: list[int], position: object) -> None:
-    edits = resolve([Ablate(FeatureAt(1, 3, position))], model.local(ids), model.local)  # type: ignore[arg-type]
-    assert list(edits.features) == [(1, 5, 3)]
-
-
-def test_positions_of_any_make_are_shown(model: ReplacementModel, ids: list[int]) -> None:
-    for position in (np.int64(99), torch.tensor(99), (np.int64(99),)):
-        with pytest.raises(ValueError, match=r"^L1/3@99: position 99 is outside the prompt"):
-            resolve([Ablate(FeatureAt(1, 3, position))], model.local(ids), model.local)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^L1/3: slice\(2.5, None, None\) is not a range of positions"):
-        resolve([Ablate(FeatureAt(1, 3, slice(2.5, None)))], model.local(ids), model.local)
-
-
-@pytest.mark.parametrize("position", ["5", 5.0, True, (1.5,), object()])
-def test_other_positions_are_refused(model: ReplacementModel, ids: list[int], position: object) -> None:
-    with pytest.raises(ValueError, match=r"^L1/3.*is not a position; give a whole number"):
-        resolve([Ablate(FeatureAt(1, 3, position))], model.local(ids), model.local)  # type: ignore[arg-type]
 
 
 def test_swapping_in_everywhere_leaves_generated_tokens_alone(model: ReplacementModel, ids: list[int]) -> None:

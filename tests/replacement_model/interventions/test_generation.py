@@ -134,10 +134,14 @@ def test_sampling_is_passed_through(model: ReplacementModel, case: Case) -> None
 
 
 def test_hooks_are_gone_afterwards(model: ReplacementModel, case: Case) -> None:
+    with torch.no_grad():
+        before = model.model(torch.tensor([case.input_ids])).logits
     model.generate(case.input_ids, [Set("L1/3", 2.0)], max_new_tokens=1)
     with pytest.raises(ValueError, match="outside"):
         model.generate(case.input_ids, [Set("L1/3@99", 2.0)], max_new_tokens=1)
-    assert not any(module._forward_hooks for module in model.model.modules())
+    with torch.no_grad():
+        plain = model.model(torch.tensor([case.input_ids])).logits
+    torch.testing.assert_close(plain, before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,12 @@ def test_both_ends_of_every_feature(model: ReplacementModel) -> None:
             torch.testing.assert_close(expected.gather(1, tokens).float(), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_some_features_in_any_blocks(model: ReplacementModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_features_in_any_blocks(model: ReplacementModel) -> None:
     some = torch.tensor([5, 0, 2])
     whole = direct_logits(model, 1, some, 4)
-    monkeypatch.setattr("crosstrace.replacement_model.readouts.direct_logits._LOGITS_AT_A_TIME", 1)
-    one_by_one = direct_logits(model, 1, some, 4)
+    blocks: list[int] = []
+    one_by_one = direct_logits(model, 1, some, 4, blocks.append, block_size=1)
+    assert blocks == [1, 1, 1]
     assert torch.equal(whole.promoted, one_by_one.promoted)
     torch.testing.assert_close(whole.raised, one_by_one.raised)
     assert direct_logits(model, 1, some[:0], 4).promoted.shape == (0, 4)

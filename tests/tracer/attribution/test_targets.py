@@ -35,11 +35,26 @@ def local(model) -> LocalReplacementModel:
         ('"\n"', Logit("\n")),
         ("L3/417@7", Feature(3, 417, 7)),
         ("L3/417", Feature(3, 417)),
+        ("3/417@-1", Feature(3, 417, -1)),
+        ('"3/417"', Logit("3/417")),
         ("L3", Logit("L3")),
     ],
 )
 def test_parse(text, target):
     assert parse_target(text) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("L3/417@2:4", "target 'L3/417@2:4' must name one position, as in L3/417@7"),
+        ("L3/417@x", "positions 'x' cannot be read; write 7, -1"),
+        ("L3/x", "feature 'L3/x' cannot be read; write L3/417 or L3/417@7"),
+    ],
+)
+def test_features_that_cannot_be_read(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_target(text)
 
 
 def test_fewest_top_logits_that_reach_the_probability():

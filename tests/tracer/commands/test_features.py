@@ -112,6 +112,18 @@ def test_features_that_are_not_there(cards):
     )
     assert "layer 2 has features 0 to 511" in said(run("features", "L2/512", "--cards", cards))
     assert "layers 0 to 5" in said(run("features", "L6/0", "--cards", cards))
+    assert "feature 'L0/x' cannot be read; write L3/417 or L3/417@7" in said(run("features", "L0/x", "--cards", cards))
+
+
+def test_every_way_to_write_a_feature_shows_its_card(cards):
+    layer, feature = next(iter(FeatureCards(cards)))
+    shown = {
+        run("features", f"{text}/{feature}{at}", "--cards", cards).stdout
+        for text in (layer, f"L{layer}")
+        for at in ("", "@7")
+    }
+    assert len(shown) == 1
+    assert f"L{layer}/{feature}" in shown.pop()
 
 
 def test_export(cards, tmp_path):
@@ -181,6 +193,8 @@ def test_a_feature_of_a_graph(graph, cards):
     assert result.exit_code == 0, result.output
     for part in ("in this prompt", "Dallas", f"({position})", "from", "to", "promotes"):
         assert part in result.stdout
+    for written in (f"{layer}/{feature}", f"L{layer}/{feature}@{position}", f"{layer}/{feature}@-1"):
+        assert run("show", graph, "--feature", written, "--cards", cards).stdout == result.stdout
     label = traced.feature_labels[0]
     assert label in run("show", graph, "--feature", label, "--cards", cards).stdout
     assert "is not active in the graph's prompt" in said(run("show", graph, "--feature", "L0/9999", "--cards", cards))
