@@ -17,8 +17,7 @@ from torch import nn
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
 from crosstrace.replacement_model.architectures.text_part import TextPart, text_part
-from crosstrace.replacement_model.architectures.weight_files import WeightFiles, check_whole, read_json
-from crosstrace.replacement_model.finite import not_finite
+from crosstrace.replacement_model.architectures.weight_files import WeightFiles, check_whole, not_finite, read_json
 from crosstrace.replacement_model.hub import errors_in_one_line
 
 _TOKENIZER_FILES = (

@@ -1,16 +1,18 @@
-"""The files of a checkpoint: which of them holds which tensor, and whether they are whole."""
+"""The files that weights come in: whether they are whole, and which of a checkpoint's holds which tensor."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from crosstrace.replacement_model.hub import check_fetched, read_text
 
@@ -105,12 +107,39 @@ def check_whole(paths: Iterable[Path]) -> None:
                 raise ValueError(f"{path}: not valid JSON: cut short at {size:,} bytes? fetch it again")
 
 
-def _tensors(path: Path) -> set[str]:
+def not_finite(tensor: Tensor) -> str | None:
+    """Return `"NaN"` or `"infinity"` if a tensor holds one, else None; one pass, at the speed of memory.
+
+    Example:
+        >>> not_finite(torch.tensor([1.0, float("inf")]))
+        'infinity'
+    """
+    if not tensor.numel():
+        return None
+    low, high = tensor.aminmax()  # which pass NaN on
+    if low.isfinite() and high.isfinite():
+        return None
+    return "NaN" if low.isnan() or high.isnan() else "infinity"
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[Any]:
+    """Open a safetensors file as `safetensors.safe_open` does, which checks its header and its length.
+
+    Raises:
+        ValueError: It is a Git LFS pointer, empty, cut short or not a safetensors file; the file is named.
+    """
     check_fetched(path)
     try:
-        with safe_open(path, framework="pt") as file:  # checks that the file is as long as its header says
-            return set(file.keys())
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
         raise ValueError(
-            f"{path}: not a whole safetensors file ({path.stat().st_size:,} bytes; cut short? fetch it again): {error}"
+            f"{path}: not a whole safetensors file ({size:,} bytes; empty or cut short? fetch it again): {error}"
         ) from error
+
+
+def _tensors(path: Path) -> set[str]:
+    with mapped(path) as file:
+        return set(file.keys())

@@ -11,17 +11,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from crosstrace.replacement_model.finite import not_finite
-from crosstrace.replacement_model.hub import check_fetched
+from crosstrace.replacement_model.architectures.weight_files import mapped, not_finite
 
 _DTYPES = {
     "F64": torch.float64,
@@ -53,24 +50,12 @@ class TensorFile:
         self.path = path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: file is missing")
-        check_fetched(path)
-        with self._mapped() as file:  # checks the header, and that the file is as long as it says
+        with mapped(path) as file:
             self.keys = set(file.keys())
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
             self._header: dict[str, Any] = json.loads(raw.read(length))
         self._data_start = 8 + length
-
-    @contextmanager
-    def _mapped(self) -> Iterator[Any]:
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                yield file
-        except (SafetensorError, OSError) as error:
-            size = self.path.stat().st_size
-            raise ValueError(
-                f"{self.path}: not a whole safetensors file ({size:,} bytes; empty or cut short? fetch it again): {error}"
-            ) from error
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header alone.
@@ -116,7 +101,7 @@ class TensorFile:
         """
         self.check(key, shape)
         self.dtype(key)
-        with self._mapped() as file:
+        with mapped(self.path) as file:
             tensor = file.get_tensor(key)
         if not unread:
             self._check_finite(key, tensor)
@@ -129,7 +114,7 @@ class TensorFile:
             ValueError: The tensor is missing or holds anything else.
         """
         self._entry(key)
-        with self._mapped() as file:
+        with mapped(self.path) as file:
             tensor = file.get_tensor(key)
         if tensor.numel() != 1 or tensor.item() != int(tensor.item()):
             raise ValueError(f"{self.path}: {key} is {tensor.tolist()}; expected one whole number")
