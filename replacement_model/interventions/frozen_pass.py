@@ -164,5 +164,8 @@ class _Norms:
         base_bwd = self.prompts.stack(unchanged)
         changed_bwd = base_bwd + change_bwd
         now_bw1 = torch.rsqrt(changed_bwd.pow(2).mean(-1, keepdim=True) + self.eps)
-        # By the product rule rather than as a difference of two norms' outputs: a zero change stays zero.
-        return gain_d * (now_bw1 * change_bwd + (now_bw1 - inverse_bw1) * base_bwd)
+        # By the product rule, and 1/√t - 1/√s as (s - t) / (√s √t (√s + √t)), rather than as differences of what is
+        # nearly the same: no change stays exactly none, and a small one exact to rounding.
+        grown_bw1 = ((2 * base_bwd + change_bwd) * change_bwd).mean(-1, keepdim=True)
+        less_bw1 = grown_bw1 * now_bw1 * now_bw1 * inverse_bw1 * inverse_bw1 / (now_bw1 + inverse_bw1)
+        return gain_d * (now_bw1 * change_bwd - less_bw1 * base_bwd)
