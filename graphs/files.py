@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Finds what would keep a file from being written, before minutes are spent on its content.
+    """Check that a file can be written, before minutes are spent on its content.
 
     Raises:
-        OSError: There is no such folder, it may not be written to, or the path is a folder; one line that says which.
+        OSError: The folder does not exist or may not be written to, or the path is a folder; one line that says which.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -26,14 +26,14 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes beside `path`, flushes to disk, then renames: a reader sees the old file or the whole new one.
+    """Write beside `path`, flush to disk, then rename: a reader sees the old file or the whole new one.
 
     Args:
-        path: The file to write; an existing one is replaced, a symbolic link is followed.
+        path: The file; an existing one is replaced, a symbolic link is followed.
         content: The bytes, or a function that writes them to the binary file it is given.
 
     Raises:
-        OSError: One line that names the folder or file when it cannot be written; nothing is left behind.
+        OSError: The file cannot be written; one line that names it or its folder. Nothing is left behind.
 
     Example:
         >>> write_atomically("graph.json", b"{}")
@@ -42,7 +42,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
     target = Path(os.path.realpath(path))
     folder = target.parent
     check_writable(path)
-    # Not `tempfile`: its files are readable by their owner alone, here the umask should decide as for any other file.
+    # Not `tempfile`: its files are readable by their owner alone; here the umask should decide, as for any other file.
     beside = folder / f".crosstrace-{secrets.token_hex(8)}.part"
     try:
         with open(beside, "xb") as file:

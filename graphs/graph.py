@@ -6,7 +6,9 @@ Edges are stored as sparse rows: at 50,000 nodes a dense n × n would not fit. `
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +17,24 @@ import scipy.sparse
 import torch
 
 from crosstrace.graphs.layout import NodeLayout
+from crosstrace.graphs.notebook import as_html
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
+from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
 from crosstrace.graphs.text import short
+
+_LENGTHS = {"N": "active_features", "K": "selected_features", "P": "tokens", "k": "logit_tokens"}
+
+
+def _tensor(dtype: torch.dtype, *shape: str | int) -> Mapping[str, Any]:
+    """What a tensor field has to be; letters as in this module's first lines."""
+    return {"kind": "tensor", "dtype": dtype, "shape": shape}
+
+
+def _strings(length: str) -> Mapping[str, Any]:
+    return {"kind": "strings", "shape": (length,)}
+
+
+_SPARSE: Mapping[str, Any] = {"kind": "sparse", "shape": ("n", "n")}
 
 
 @dataclass(eq=False)
@@ -24,9 +42,9 @@ class AttributionGraph:
     """Direct effects between features, error nodes, tokens and targets of one prompt.
 
     `edges[target, source]` is the direct effect of a source on a target through the local replacement model, in the
-    units of the target (pre-activation of a feature, centred logit). Node order: see `NodeLayout`. Targets ("logit"
-    nodes) are output logits, or what else was traced: a contrast, a residual vector, a feature.
-    Tensors are moved to the CPU and brought to the types below.
+    units of the target (pre-activation of a feature, centred logit). For the node order see `NodeLayout`. Targets
+    ("logit" nodes) are output logits, or whatever else was traced: a contrast, a residual vector, a feature.
+    Tensors are moved to the CPU and converted to the types below.
 
     Raises:
         ValueError: A field has the wrong shape, or holds NaN or infinity; the message names it.
@@ -37,97 +55,83 @@ class AttributionGraph:
         True
     """
 
-    active_features: torch.Tensor
+    active_features: torch.Tensor = field(metadata=_tensor(torch.int64, "N", 3))
     """(N, 3) int64: (layer, position, feature), ascending."""
-    activations: torch.Tensor
+    activations: torch.Tensor = field(metadata=_tensor(torch.float32, "N"))
     """(N,) float32: activation of each active feature."""
-    selected_features: torch.Tensor
+    selected_features: torch.Tensor = field(metadata=_tensor(torch.int64, "K"))
     """(K,) int64: rows of `active_features` that are nodes, ascending."""
-    tokens: torch.Tensor
+    tokens: torch.Tensor = field(metadata=_tensor(torch.int64, "P"))
     """(P,) int64: token ids of the prompt."""
-    token_strings: list[str]
-    logit_tokens: torch.Tensor
+    token_strings: list[str] = field(metadata=_strings("P"))
+    """P strings: the text of each token."""
+    logit_tokens: torch.Tensor = field(metadata=_tensor(torch.int64, "k"))
     """(k,) int64: token of each target; -1 where the target is not a single token."""
-    logit_strings: list[str]
-    logit_probabilities: torch.Tensor
+    logit_strings: list[str] = field(metadata=_strings("k"))
+    """k strings: the text of each target's token, or the name of the target."""
+    logit_probabilities: torch.Tensor = field(metadata=_tensor(torch.float32, "k"))
     """(k,) float32: weight of each target in influence; for output logits their probability."""
-    logit_positions: torch.Tensor
+    logit_positions: torch.Tensor = field(metadata=_tensor(torch.int64, "k"))
     """(k,) int64: position at which each target is read."""
-    logit_layers: torch.Tensor
+    logit_layers: torch.Tensor = field(metadata=_tensor(torch.int64, "k"))
     """(k,) int64: L for an output logit, l for a feature or residual vector of layer l."""
     n_layers: int
-    edges: scipy.sparse.csr_array
+    """L."""
+    edges: scipy.sparse.csr_array = field(metadata=_SPARSE)
     """(n, n) float32: only nonzero edges are stored; rows of errors and tokens are empty."""
-    unattributed: torch.Tensor
+    unattributed: torch.Tensor = field(metadata=_tensor(torch.float32, "n"))
     """(n,) float32: what excluded positions and decoder biases add to each row."""
-    omitted: torch.Tensor
+    omitted: torch.Tensor = field(metadata=_tensor(torch.float32, "n"))
     """(n,) float32: signed sum of the edges from active features that were not selected."""
-    omitted_magnitude: torch.Tensor
+    omitted_magnitude: torch.Tensor = field(metadata=_tensor(torch.float32, "n"))
     """(n,) float32: sum of the absolute values of those edges; counts as error in the scores."""
-    target_values: torch.Tensor
+    target_values: torch.Tensor = field(metadata=_tensor(torch.float32, "n"))
     """(n,) float32: left-hand side of completeness, from the forward pass; 0 for errors and tokens."""
     prompt: str
+    """The prompt as text."""
     model_name: str
+    """The model as it was named when the graph was traced."""
     transcoders_name: str
+    """The transcoders as they were named when the graph was traced."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What reproduces the graph; JSON-able. `prune` adds its thresholds under `pruning`."""
-    feature_labels: list[str] = field(default_factory=list)
-    """(K,) words for each selected feature, "" where unknown."""
-    node_mask: torch.Tensor | None = None
-    """(n,) bool: nodes kept by pruning; None on a raw graph, as the next two."""
-    edge_mask_sparse: scipy.sparse.csr_array | None = None
+    """What reproduces the graph; must be JSON-able. `prune` adds its thresholds under `pruning`."""
+    feature_labels: list[str] = field(default_factory=list, metadata=_strings("K"))
+    """K strings: a label for each selected feature, "" where unknown."""
+    node_mask: torch.Tensor | None = field(default=None, metadata=_tensor(torch.bool, "n"))
+    """(n,) bool: nodes kept by pruning; None on a raw graph, as are the next two."""
+    edge_mask_sparse: scipy.sparse.csr_array | None = field(default=None, metadata=_SPARSE)
     """(n, n) bool: edges kept by pruning."""
-    influence: torch.Tensor | None = None
+    influence: torch.Tensor | None = field(default=None, metadata=_tensor(torch.float64, "n"))
     """(n,) float64: cumulative share of influence at which each node enters (small = important)."""
 
     def __post_init__(self) -> None:
-        N, K = len(self.active_features), len(self.selected_features)
-        P, k = len(self.tokens), len(self.logit_tokens)
-        n = self.layout.n
-        for name, dtype, shape in (
-            ("active_features", torch.int64, (N, 3)),
-            ("activations", torch.float32, (N,)),
-            ("selected_features", torch.int64, (K,)),
-            ("tokens", torch.int64, (P,)),
-            ("logit_tokens", torch.int64, (k,)),
-            ("logit_probabilities", torch.float32, (k,)),
-            ("logit_positions", torch.int64, (k,)),
-            ("logit_layers", torch.int64, (k,)),
-            ("unattributed", torch.float32, (n,)),
-            ("omitted", torch.float32, (n,)),
-            ("omitted_magnitude", torch.float32, (n,)),
-            ("target_values", torch.float32, (n,)),
-            ("node_mask", torch.bool, (n,)),
-            ("influence", torch.float64, (n,)),
-        ):
-            if (value := getattr(self, name)) is not None:
-                setattr(self, name, _checked_tensor(name, value, dtype, shape))
-        self.feature_labels = list(self.feature_labels) or [""] * K
-        for name, length in (("token_strings", P), ("logit_strings", k), ("feature_labels", K)):
-            if len(getattr(self, name)) != length:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, expected {length}")
-        _check_range("selected_features", self.selected_features, N)
-        _check_range("logit_positions", self.logit_positions, P)
+        size = {letter: len(getattr(self, name)) for letter, name in _LENGTHS.items()} | {"n": self.layout.n}
+        self.feature_labels = list(self.feature_labels) or [""] * size["K"]
+        for part in _fields("tensor", "strings", "sparse"):
+            value = getattr(self, part.name)
+            if value is not None:
+                shape = tuple(size.get(length, length) for length in part.metadata["shape"])
+                setattr(self, part.name, _checked(part, value, shape))
+        _check_range("selected_features", self.selected_features, size["N"])
+        _check_range("logit_positions", self.logit_positions, size["P"])
         if bool((self.logit_probabilities < 0).any()):
             raise ValueError("logit_probabilities holds a negative weight; influence needs weights of 0 or more")
-        for name in ("edges", "edge_mask_sparse"):
-            value = getattr(self, name)
-            if value is not None and tuple(value.shape) != (n, n):
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {(n, n)}")
         self.edges = canonical(self.edges)
         if not np.isfinite(self.edges.data).all():
             raise ValueError("edges holds NaN or infinity")
-        if np.diff(self.edges.indptr)[K : self.layout.logits.start].any():
+        if np.diff(self.edges.indptr)[size["K"] : self.layout.logits.start].any():
             raise ValueError("edges has an edge into an error or token node; those rows must be empty")
         if self.edge_mask_sparse is not None:
             self.edge_mask_sparse = mask_as_csr(self.edge_mask_sparse)
 
     @property
     def layout(self) -> NodeLayout:
+        """The order of the nodes."""
         return NodeLayout(len(self.selected_features), self.n_layers, len(self.tokens), len(self.logit_tokens))
 
     @property
     def n(self) -> int:
+        """Number of nodes."""
         return self.layout.n
 
     @property
@@ -141,17 +145,17 @@ class AttributionGraph:
         return None if self.edge_mask_sparse is None else torch.from_numpy(self.edge_mask_sparse.toarray())
 
     def kept_nodes(self) -> list[int]:
-        """Nodes that pruning kept, ascending; all of them on a raw graph."""
+        """Return the nodes that pruning kept, ascending; all of them on a raw graph."""
         return list(range(self.n)) if self.node_mask is None else self.node_mask.nonzero().flatten().tolist()
 
     def kept_edges(self) -> scipy.sparse.csr_array:
-        """(n, n) float32: the edges that pruning kept; all of them on a raw graph (then not a copy)."""
+        """Return the (n, n) float32 edges that pruning kept; all of them on a raw graph (then not a copy)."""
         if self.edge_mask_sparse is None:
             return self.edges
         return canonical(scipy.sparse.csr_array(self.edges.multiply(self.edge_mask_sparse)))
 
     def completeness_error(self) -> float:
-        """Largest |left − right| over feature and target rows, relative to the row's sum of absolute terms.
+        """Return the largest |left − right| over feature and target rows, relative to the row's sum of absolute terms.
 
         left = `target_values`; right = Σ edges + omitted + unattributed, in float64. Pruning does not change it.
 
@@ -171,17 +175,36 @@ class AttributionGraph:
         return float(error[rows].max(initial=0.0))
 
     def feature_of(self, node: int) -> tuple[int, int, int]:
-        """(layer, position, feature) of a feature node.
+        """Return (layer, position, feature) of a feature node.
 
         Raises:
+            IndexError: There is no such node.
             ValueError: The node is not a feature.
         """
         row = self.active_features[self.selected_features[self.layout.feature_of(node)]]
         layer, position, feature = row.tolist()
         return layer, position, feature
 
+    def feature_key(self, node: int) -> tuple[int, int]:
+        """Return (layer, feature) of a feature node: by these, feature cards and decoder directions are looked up.
+
+        Raises:
+            IndexError: There is no such node.
+            ValueError: The node is not a feature.
+
+        Example:
+            >>> graph.feature_of(0), graph.feature_key(0)
+            ((0, 3, 417), (0, 417))
+        """
+        layer, _, feature = self.feature_of(node)
+        return layer, feature
+
     def place_of(self, node: int) -> tuple[int, int]:
-        """(layer, position) of any node: tokens have layer -1, output logits layer L."""
+        """Return (layer, position) of any node: tokens have layer -1, output logits layer L.
+
+        Raises:
+            IndexError: There is no such node.
+        """
         layout = self.layout
         match layout.kind(node):
             case "feature":
@@ -195,12 +218,16 @@ class AttributionGraph:
                 return int(self.logit_layers[i]), int(self.logit_positions[i])
 
     def describe(self, node: int) -> str:
-        """One line: 'Texas (L3/417 @ Dallas)', 'error L3 @ Dallas', 'token Dallas', 'logit Austin (p=0.85)'."""
+        """Describe a node in one line: 'Texas (L3/417 @ Dallas)', 'error L3 @ Dallas', 'token Dallas', 'logit Austin (p=0.85)'.
+
+        Raises:
+            IndexError: There is no such node.
+        """
         layout = self.layout
         kind = layout.kind(node)
         if kind == "logit":
             i = layout.logit_of(node)
-            if int(self.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is no probability
+            if int(self.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is not a probability
                 return f"target {short(self.logit_strings[i], 60)}"
             what = "logit" if int(self.logit_layers[i]) == self.n_layers else "target"
             return f"{what} {short(self.logit_strings[i])} (p={float(self.logit_probabilities[i]):.3f})"
@@ -215,26 +242,77 @@ class AttributionGraph:
         return f"{short(label, 60)} ({name})" if label.strip() else name
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the whole graph, lossless, as `.safetensors`; see `crosstrace.graphs.storage`.
+        """Write the whole graph, lossless, as `.safetensors`.
 
         Raises:
             OSError: The file cannot be written; nothing is left behind.
-        """
-        from crosstrace.graphs.storage import save
+            ValueError: `settings` cannot be written as JSON.
 
-        save(self, path)
+        Example:
+            >>> graph.save("raw.safetensors")
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for part in _fields("tensor"):
+            if (tensor := getattr(self, part.name)) is not None:
+                tensors[part.name] = tensor
+        for part in _fields("sparse"):
+            if (matrix := getattr(self, part.name)) is not None:
+                tensors |= csr_tensors(_stored_name(part), matrix)
+        write_values(path, {part.name: getattr(self, part.name) for part in _fields("strings", "value")}, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AttributionGraph:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            OSError: There is no such file.
-            ValueError: The file is damaged, not a crosstrace graph, or of a newer version.
-        """
-        from crosstrace.graphs.storage import load
+            OSError: There is no such file, or it cannot be read.
+            ValueError: The file is damaged, incomplete, not a crosstrace graph, or of a newer version; one line that
+                names it and says which.
 
-        return load(path)
+        Example:
+            >>> graph = AttributionGraph.load("raw.safetensors")
+        """
+        dense, sparse = _fields("tensor"), _fields("sparse")
+        required = [part.name for part in dense if _is_required(part)]
+        required += [name for part in sparse if _is_required(part) for name in csr_names(_stored_name(part))]
+        values, tensors = read_values(path, [part.name for part in _fields("strings", "value")], required)
+        values |= {part.name: tensors[part.name] for part in dense if part.name in tensors}
+        try:
+            n = len(tensors["unattributed"])
+            for part in sparse:
+                if csr_names(_stored_name(part))[0] in tensors:
+                    values[part.name] = csr_of(_stored_name(part), tensors, n)
+            return cls(**values)
+        except (ValueError, TypeError, KeyError) as problem:
+            raise ValueError(f"{path}: {' '.join(str(problem).split())}") from None
+
+    def _repr_html_(self) -> str:
+        """The interactive page in a frame, for notebooks."""
+        return as_html(self)
+
+
+def _fields(*kinds: str) -> list[dataclasses.Field[Any]]:
+    """Fields of a graph by kind; what has none is a plain value."""
+    return [part for part in dataclasses.fields(AttributionGraph) if part.metadata.get("kind", "value") in kinds]
+
+
+def _is_required(part: dataclasses.Field[Any]) -> bool:
+    return part.default is dataclasses.MISSING
+
+
+def _stored_name(part: dataclasses.Field[Any]) -> str:
+    return part.name.removesuffix("_sparse")
+
+
+def _checked(part: dataclasses.Field[Any], value: Any, shape: tuple[int, ...]) -> Any:
+    match part.metadata["kind"]:
+        case "tensor":
+            return _checked_tensor(part.name, value, part.metadata["dtype"], shape)
+        case "strings" if len(value) != shape[0]:
+            raise ValueError(f"{part.name} has {len(value)} entries, expected {shape[0]}")
+        case "sparse" if tuple(value.shape) != shape:
+            raise ValueError(f"{part.name} has shape {tuple(value.shape)}, expected {shape}")
+    return value
 
 
 def _checked_tensor(name: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Pins and groups that the page has saved, or that any graph's JSON carries as `qParams`."""
+"""Pins and groups that the page has saved, or that a graph's JSON holds as `qParams`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WANTED = "expected 'qParams' with 'supernodes', as the page saves it"
 
 
 class SavedState(NamedTuple):
-    """Node numbers, in the graph's node order."""
+    """What is pinned and grouped, as numbers in the graph's node order."""
 
     pinned: list[int]
     """Members of supernodes included."""
@@ -22,7 +22,7 @@ class SavedState(NamedTuple):
     """(name, nodes) pairs; a node is in at most one."""
 
     def q_params(self, graph: AttributionGraph) -> dict[str, Any]:
-        """As viewers read it, for the nodes that the graph's masks keep."""
+        """Return it as viewers read it, for the nodes that the graph's masks keep."""
         ids, kept = node_ids(graph), set(graph.kept_nodes())
         groups = [[name, *(ids[node] for node in nodes if node in kept)] for name, nodes in self.supernodes]
         return {
@@ -35,11 +35,11 @@ class SavedState(NamedTuple):
 
 
 def read_state(path: str | os.PathLike[str], graph: AttributionGraph) -> SavedState:
-    """Pins and groups from a file that the page saved for this graph.
+    """Read pins and groups from a file that the page saved for this graph.
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is no saved state, or names a node that the graph does not have; one line that says which.
+        ValueError: It is not a saved state, or names a node that the graph does not have; one line that says which.
 
     Example:
         >>> state = read_state("dallas.state.json", graph)
@@ -53,7 +53,7 @@ def read_state(path: str | os.PathLike[str], graph: AttributionGraph) -> SavedSt
         found = []
         for name in names:
             if name not in number:
-                raise ValueError(f"{path}: node {name!r} is not in this graph; was the state saved for another one?")
+                raise ValueError(f"{path}: node {name!r} is not in this graph: was the state saved for another one?")
             found.append(number[name])
         return found
 
@@ -70,11 +70,11 @@ def read_state(path: str | os.PathLike[str], graph: AttributionGraph) -> SavedSt
 
 
 def check_state(path: str | os.PathLike[str]) -> dict[str, list[Any]]:
-    """The file's `pinnedIds` and `supernodes`, of the right shape.
+    """Return a file's `pinnedIds` and `supernodes`, checked for their shape.
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is no saved state; one line that names the file and says why.
+        ValueError: It is not a saved state; one line that names the file and says why.
     """
     file = Path(path)
     if not file.is_file():

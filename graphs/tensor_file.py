@@ -1,4 +1,4 @@
-"""safetensors files written tensor by tensor and read where they lie: neither end holds the whole file in memory."""
+"""Safetensors files, written tensor by tensor and read in place: neither end holds the whole file in memory."""
 
 from __future__ import annotations
 
@@ -34,33 +34,43 @@ _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor to be written: its values are asked for when their turn comes, and dropped afterwards."""
+    """A tensor to be written: its values are read when their turn comes, and dropped afterwards."""
 
     name: str
     dtype: Any
+    """Of NumPy."""
     shape: tuple[int, ...]
     read: Callable[[], NDArray[Any]]
+    """Returns the values."""
 
     @staticmethod
     def of(name: str, array: NDArray[Any]) -> TensorSource:
+        """Return an array in memory as a source."""
         return TensorSource(name, array.dtype, array.shape, lambda: array)
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 def narrowest(largest: int) -> np.dtype[Any]:
-    """The smallest unsigned type that holds numbers from 0 to `largest`."""
+    """Return the smallest unsigned type that holds numbers from 0 to `largest`.
+
+    Example:
+        >>> narrowest(255)
+        dtype('uint8')
+    """
     return next(np.dtype(code) for code in ("<u1", "<u2", "<u4", "<u8") if largest <= np.iinfo(code).max)
 
 
 def write_tensors(path: str | os.PathLike[str], metadata: tuple[str, str], tensors: Sequence[TensorSource]) -> None:
-    """Writes a safetensors file, whole or not at all; equal content gives equal bytes.
+    """Write a safetensors file, whole or not at all; equal content gives equal bytes.
 
     Args:
-        metadata: One entry of the header's metadata: its key and its text.
-        tensors: In any order. Wider types come first in the file, so that every tensor is aligned.
+        path: The file.
+        metadata: The one entry of the header's metadata: its key and its text.
+        tensors: In any order; wider types come first in the file, so that every tensor is aligned.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -83,18 +93,19 @@ def write_tensors(path: str | os.PathLike[str], metadata: tuple[str, str], tenso
         file.write(len(header).to_bytes(8, "little") + header)
         for tensor in ordered:
             values = np.asarray(tensor.read(), dtype=np.dtype(tensor.dtype).newbyteorder("<"), order="C")
-            assert values.shape == tuple(tensor.shape), f"{tensor.name} is {values.shape}, said to be {tensor.shape}"
+            assert values.shape == tuple(tensor.shape), f"{tensor.name} is {values.shape}, declared as {tensor.shape}"
             file.write(values.reshape(-1).view(np.uint8).data)
 
     write_atomically(path, write)
 
 
 def map_tensors(path: str | os.PathLike[str]) -> tuple[Mapping[str, str], dict[str, NDArray[Any]]]:
-    """The metadata and the tensors of a safetensors file, the latter as views of the mapped file.
+    """Return the metadata and the tensors of a safetensors file, the latter as views of the mapped file.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
-        ValueError: It is no safetensors file, cut short, or holds a type that cards do not use; the file is named.
+        ValueError: It is not a safetensors file, is cut short, or holds a type that NumPy does not have; the file is
+            named.
     """
     file = Path(path)
     if not file.is_file():

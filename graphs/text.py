@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 
-# Right-to-left text itself is fine; the invisible marks that turn the text after them around are not.
+# Right-to-left text itself is fine; the invisible marks that reverse the text after them are not.
 _DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥", "\u2028": "↵", "\u2029": "↵", "\x7f": "␡"}
 
 
 def visible(text: str) -> str:
-    """Line breaks, control characters, direction marks and lone surrogates as visible signs.
+    """Return text with line breaks, control characters, direction marks and lone surrogates as visible signs.
 
-    What is left is valid in XML and UTF-8; every other character, emoji and scripts included, stays as it is.
+    The result is valid in XML and UTF-8; every other character, emoji and all scripts included, stays as it is.
 
     Example:
         >>> visible("a\\nb\\x00\\ud800")
@@ -22,7 +22,12 @@ def visible(text: str) -> str:
 
 
 def short(text: str, limit: int = 24) -> str:
-    """`visible` text without surrounding blanks (unless there is nothing else), cut to `limit` characters."""
+    """Return `visible` text without surrounding blanks (unless there is nothing else), cut to `limit` characters.
+
+    Example:
+        >>> short(" Dallas"), short("  "), short("")
+        ('Dallas', '␣␣', '∅')
+    """
     shown = visible(text.strip(" ")) or ("␣" * len(text) if text else "∅")
     return shown if len(shown) <= limit else shown[: limit - 1].rstrip() + "…"
 

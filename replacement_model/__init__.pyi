@@ -13,8 +13,8 @@ from .dictionaries.base import ActivationKind as ActivationKind
 from .dictionaries.base import Encoder as Encoder
 from .dictionaries.base import SparseDictionary as SparseDictionary
 from .dictionaries.base import TranscoderReader as TranscoderReader
-from .dictionaries.card_places import cards_path as cards_path
 from .dictionaries.readers.base import FileFormat as FileFormat
+from .dictionaries.readers.card_places import cards_path as cards_path
 from .dictionaries.readers.opening import open_transcoders as open_transcoders
 from .dictionaries.readers.registry import register_reader as register_reader
 from .dictionaries.transcoders import Transcoders as Transcoders

@@ -1,1 +1,1 @@
-"""What matters in a graph: influence, pruning, scores, paths, groups of nodes, and two graphs side by side."""
+"""What matters in a graph: influence, pruning, scores, paths, groups of nodes, and the comparison of two graphs."""

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.notebook import note, table
+
+_SHOWN = 10
 
 
 class InGraph(NamedTuple):
@@ -22,40 +25,51 @@ class InGraph(NamedTuple):
 
     position: int
     activation: float
-    influence: float  # its share of the influence of all nodes on the targets
-    kept: bool  # by pruning; True in a raw graph
+    influence: float
+    """Its share of the influence of all nodes on the targets, 0 to 1."""
+    kept: bool
+    """Whether pruning kept it; True in a raw graph."""
 
 
 @dataclass(frozen=True)
 class ComparedFeature:
-    """A feature at a place that the two prompts have in common, or that only one of them has."""
+    """A feature at a position that the two prompts share, or that only one of them has."""
 
     layer: int
     feature: int
     label: str
     token: str
+    """The text of the token at its position."""
     a: InGraph | None
+    """What it is in the first graph; None where it is not active or was not selected."""
     b: InGraph | None
+    """Likewise in the second."""
 
     @property
     def change(self) -> float:
-        """Influence in B less influence in A; where it is missing it has none."""
+        """Influence in B minus influence in A; where the feature is missing it has none."""
         return (self.b.influence if self.b else 0.0) - (self.a.influence if self.a else 0.0)
 
 
 @dataclass(frozen=True)
 class GraphComparison:
-    """What :func:`compare` finds; each list by falling influence (shared features by the size of the change)."""
+    """What `compare` finds; each list starts with the largest change of influence."""
 
     shared: list[ComparedFeature]
+    """Features of both graphs."""
     only_a: list[ComparedFeature]
+    """Features of the first graph alone."""
     only_b: list[ComparedFeature]
-    aligned: list[tuple[int, int]]  # (position in A, position in B) of the tokens in common
+    """Features of the second graph alone."""
+    aligned: list[tuple[int, int]]
+    """(position in A, position in B) of the tokens in common."""
     prompts: tuple[str, str]
+    """Of A and B."""
     targets: tuple[list[tuple[str, float | None]], list[tuple[str, float | None]]]
+    """Of A and B: (text, probability) of each target; None where it is not a token and so has no probability."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain Python, as :func:`write_comparison` writes it."""
+        """Return plain Python values, as `write_comparison` writes them."""
 
         def feature(item: ComparedFeature) -> dict[str, Any]:
             sides = {name: side and side._asdict() for name, side in (("a", item.a), ("b", item.b))}
@@ -68,16 +82,44 @@ class GraphComparison:
             | {"aligned_positions": self.aligned}
         )
 
+    def _repr_html_(self) -> str:
+        """Tables of the largest changes, for notebooks."""
+        columns = ("label", "feature", "at", "influence in A", "in B", "change")
+
+        def percent(side: InGraph | None) -> str:
+            return f"{side.influence:.1%}" if side else "–"
+
+        parts = [note(f"A: {self.prompts[0]}"), note(f"B: {self.prompts[1]}")]
+        for title, items in (("Changed most", self.shared), ("Only in A", self.only_a), ("Only in B", self.only_b)):
+            rows = [
+                (
+                    item.label,
+                    f"L{item.layer}/{item.feature}",
+                    item.token,
+                    percent(item.a),
+                    percent(item.b),
+                    f"{item.change:+.1%}",
+                )
+                for item in items[:_SHOWN]
+            ]
+            if rows:
+                parts.append(table(f"{title} ({len(rows)} of {len(items)})", columns, rows))
+        return "".join(parts)
+
 
 def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
-    """Compare two graphs of the same model: two prompts, or one before and after an intervention.
+    """Compare two graphs of the same model: two prompts, or one prompt before and after an intervention.
 
     Features are matched by layer, index and token: positions are aligned by the longest runs of tokens in common
-    (``difflib.SequenceMatcher``), and a feature at a position without a partner is matched with nothing. Only features
-    that pruning kept in at least one of the graphs are listed; whether a graph is raw or pruned changes no influence.
+    (`difflib.SequenceMatcher`), and a feature at a position without a counterpart is matched with nothing. Only features
+    that pruning kept in at least one of the graphs are listed; influence is the same in a raw and a pruned graph.
+
+    Args:
+        a: A raw or pruned graph.
+        b: Another one, of the same model and transcoders.
 
     Raises:
-        ValueError: the graphs are not of the same model and transcoders; both names are given.
+        ValueError: The graphs are not of the same model and transcoders; both names are given.
 
     Example:
         >>> comparison = compare(AttributionGraph.load("dallas.safetensors"), AttributionGraph.load("oakland.safetensors"))
@@ -87,7 +129,7 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
     check_comparable(a, b)
     aligned = aligned_positions(a, b)
     to_a = {position_b: position_a for position_a, position_b in aligned}
-    # A position of B without a partner keeps a key of its own, which no position of A has.
+    # A position of B without a counterpart keeps a key of its own, which no position of A has.
     found_a = {(layer, feature, position): node for node, (layer, position, feature) in _features(a)}
     found_b = {
         (layer, feature, to_a.get(position, ~position)): node for node, (layer, position, feature) in _features(b)
@@ -121,7 +163,11 @@ def _targets(graph: AttributionGraph) -> list[tuple[str, float | None]]:
 
 
 def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:
-    """Raises ValueError unless both are of one model and the same transcoders; it gives both names."""
+    """Check that both graphs are of one model and the same transcoders.
+
+    Raises:
+        ValueError: They are not; both names are given.
+    """
     for what, left, right in (
         ("model", a.model_name, b.model_name),
         ("transcoders", a.transcoders_name, b.transcoders_name),
@@ -134,16 +180,16 @@ def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:
 
 
 def aligned_positions(a: AttributionGraph, b: AttributionGraph) -> list[tuple[int, int]]:
-    """(position in A, position in B) of the tokens in common: the longest runs of them, in order."""
+    """Return (position in A, position in B) of the tokens in common: the longest runs of them, in order."""
     blocks = difflib.SequenceMatcher(a=a.tokens.tolist(), b=b.tokens.tolist(), autojunk=False).get_matching_blocks()
     return [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
 
 
 def counterparts(a: AttributionGraph, b: AttributionGraph) -> dict[int, int]:
-    """For each node of A that B has too, its number in B.
+    """Return, for each node of A that B has too, its number in B.
 
-    Features and errors are the same at the same layer (and index) and aligned positions, tokens at aligned positions,
-    targets if they are the same token (or, without one, are called the same) of the same layer.
+    Features and errors are the same if layer (and index) are and their positions are aligned; tokens if their positions
+    are aligned; targets if they are the same token (or, without one, have the same name) of the same layer.
 
     Example:
         >>> counterparts(dallas, oakland)[dallas.layout.token_index(0)] == oakland.layout.token_index(0)
@@ -155,7 +201,7 @@ def counterparts(a: AttributionGraph, b: AttributionGraph) -> dict[int, int]:
 
 
 def _keys(graph: AttributionGraph, position_in_a: dict[int, int]) -> Iterable[tuple[int, tuple[Any, ...]]]:
-    """What makes a node the same in both graphs; nodes at positions without a partner have none."""
+    """What makes a node the same in both graphs; nodes at positions without a counterpart have none."""
     layout = graph.layout
     for node in range(graph.n):
         kind = layout.kind(node)
@@ -173,7 +219,10 @@ def write_comparison(comparison: GraphComparison, path: str | os.PathLike[str]) 
     """Write a comparison as JSON.
 
     Raises:
-        OSError: the file cannot be written; nothing is left behind.
+        OSError: The file cannot be written; nothing is left behind.
+
+    Example:
+        >>> write_comparison(compare(dallas, oakland), "both.json")
     """
     write_atomically(path, json.dumps(comparison.to_json(), indent=1, allow_nan=False).encode())
 

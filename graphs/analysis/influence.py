@@ -16,23 +16,28 @@ from numpy.typing import NDArray
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.sparse_rows import Floats, row_sums
 
-# Rows are taken in blocks of about this many edges: bounds the float64 copies.
-_EDGES_PER_BLOCK = 1 << 22
+EDGES_PER_BLOCK = 1 << 22
+"""Rows are taken in blocks of about this many edges, which bounds the float64 copies."""
 
 
 def target_weights(graph: AttributionGraph) -> Floats:
-    """(n,) w: the weight of each target, 0 for every other node."""
+    """Return (n,) w: the weight of each target, 0 for every other node.
+
+    Example:
+        >>> target_weights(graph)[graph.layout.logits].sum() <= 1
+        True
+    """
     weights = np.zeros(graph.n)
     weights[graph.layout.logits] = graph.logit_probabilities.double().numpy()
     return weights
 
 
 def row_scale(edges: scipy.sparse.csr_array, extra: Floats | None = None) -> Floats:
-    """(n,) factors that bring the absolute rows to sum 1; 0 for empty rows.
+    """Return (n,) factors that scale the absolute rows to sum 1; 0 for empty rows.
 
     Args:
         edges: (n, n).
-        extra: (n,) weight into each row that no stored edge stands for, counted in its sum.
+        extra: (n,) weight into each row beyond its stored edges; counted in its sum.
     """
     total = row_sums(edges, absolute=True)
     if extra is not None:
@@ -41,23 +46,29 @@ def row_scale(edges: scipy.sparse.csr_array, extra: Floats | None = None) -> Flo
         return np.where(total > 0, 1 / total, 0.0)
 
 
-def spread(edges: scipy.sparse.csr_array, scale: Floats, weights: Floats) -> Floats:
-    """(n,) Σ_{j≥1} w·Aʲ for A = diag(scale)·|edges|.
+def spread(
+    edges: scipy.sparse.csr_array, scale: Floats, weights: Floats, edges_per_block: int = EDGES_PER_BLOCK
+) -> Floats:
+    """Return (n,) Σ_{j≥1} w·Aʲ for A = diag(scale)·|edges|: the influence of every node.
 
     Args:
         edges: (n, n); a row's sources among the rows that have edges must come before it, as they do in node order.
         scale: (n,) factor of each row.
         weights: (n,) w.
+        edges_per_block: How many edges are taken at a time.
 
     Raises:
         ValueError: An edge goes from a node to itself or to an earlier one.
+
+    Example:
+        >>> influence = spread(graph.edges, row_scale(graph.edges), target_weights(graph))
     """
     influence = np.zeros(edges.shape[0])
     rows = np.flatnonzero(np.diff(edges.indptr))
     latest = _latest_source(edges, rows)
     stop = len(rows)
     while stop > 0:
-        start = _block_start(edges, rows, latest, stop)
+        start = _block_start(edges, rows, latest, stop, edges_per_block)
         # Rows between those of the block are empty, so the block's edges lie in one piece.
         first, last = edges.indptr[rows[start]], edges.indptr[rows[stop - 1] + 1]
         block = rows[start:stop]
@@ -82,11 +93,13 @@ def _latest_source(edges: scipy.sparse.csr_array, rows: NDArray[np.int64]) -> ND
     return latest
 
 
-def _block_start(edges: scipy.sparse.csr_array, rows: NDArray[np.int64], latest: NDArray[np.int64], stop: int) -> int:
+def _block_start(
+    edges: scipy.sparse.csr_array, rows: NDArray[np.int64], latest: NDArray[np.int64], stop: int, edges_per_block: int
+) -> int:
     """The longest block rows[start:stop] in which no row is the source of another."""
     start, latest_in_block = stop - 1, latest[stop - 1]
     end = edges.indptr[rows[stop - 1] + 1]
-    while start > 0 and end - edges.indptr[rows[start - 1]] <= _EDGES_PER_BLOCK:
+    while start > 0 and end - edges.indptr[rows[start - 1]] <= edges_per_block:
         latest_in_block = max(latest_in_block, latest[start - 1])
         # A row that feeds one of the block must wait until that one is done.
         if latest_in_block >= rows[start - 1]:

@@ -1,14 +1,15 @@
 """The strongest paths from tokens to a target.
 
-A path's strength is the product, along it, of each edge's share of its target's absolute input: what influence (see
-`influence.py`) sums over all paths. The graph is a DAG in node order, so the n best paths into every node follow from
-the n best into its sources: one pass, exact, a few numpy calls a row.
+A path's strength is the product, along it, of each edge's share of its target's absolute input: influence (see
+`influence.py`) is the sum of this over all paths. The graph is a DAG in node order, so the n best paths into every node
+follow from the n best into its sources: one pass, exact, a few NumPy calls per row.
 
 Letters: n nodes, b the number of paths asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,31 +19,56 @@ from numpy.typing import NDArray
 from crosstrace.graphs.analysis.influence import row_scale
 from crosstrace.graphs.analysis.subgraphs import restricted
 from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.notebook import table
 
 
 class Path(NamedTuple):
-    """`nodes` from token to target; `strength` 0 to 1; `sign` +1 or -1: the product of the edges' signs."""
+    """A path through a graph."""
 
     nodes: list[int]
+    """From token to target."""
     strength: float
+    """0 to 1."""
     sign: int
+    """+1 or -1: the product of the edges' signs."""
+
+
+class Paths(list[Path]):
+    """A list of paths through one graph.
+
+    Attributes:
+        graph: The graph.
+    """
+
+    def __init__(self, graph: AttributionGraph, paths: Iterable[Path]) -> None:
+        super().__init__(paths)
+        self.graph = graph
+
+    def _repr_html_(self) -> str:
+        """A table of the paths, for notebooks."""
+        rows = [
+            (f"{path.strength:.2%}", "+" if path.sign > 0 else "−", " → ".join(map(self.graph.describe, path.nodes)))
+            for path in self
+        ]
+        return table("", ("strength", "sign", "path"), rows)
 
 
 def strongest_paths(
     graph: AttributionGraph, target: int | None = None, n: int = 5, through_features: bool = True
-) -> list[Path]:
-    """The n strongest paths from a token to a target, strongest first; fewer if there are fewer.
+) -> Paths:
+    """Return the n strongest paths from a token to a target, strongest first; fewer if there are fewer.
 
-    Only edges that the masks keep are walked. Shares are of the row's whole input (all edges of the raw graph), so that
+    Only edges that the masks keep are followed. Shares are of the row's whole input (all edges of the raw graph), so that
     a path has the same strength before and after pruning.
 
     Args:
         graph: Raw or pruned.
         target: A target or feature node; the first target if None.
-        n: How many, at least 1.
+        n: How many paths, at least 1.
         through_features: Leave out the direct edge from a token to `target`, unless there is no other path.
 
     Raises:
+        IndexError: There is no node `target`.
         ValueError: `n` is below 1, there is no target, or `target` is a token or an error.
 
     Example:
@@ -89,11 +115,11 @@ def strongest_paths(
     if through_features and best[target, 0] == -np.inf:
         fill(target, without_tokens=False)
     found = (int(rank) for rank in np.flatnonzero(best[target] > -np.inf))
-    return [_walk_back(graph, target, rank, best, from_node, from_rank) for rank in found]
+    return Paths(graph, (_walk_back(graph, target, rank, best, from_node, from_rank) for rank in found))
 
 
 def along_strongest_paths(graph: AttributionGraph, n: int) -> AttributionGraph:
-    """The graph with masks that keep only the n strongest paths to its first target.
+    """Return the graph with masks that keep only the n strongest paths to its first target.
 
     Raises:
         ValueError: As `strongest_paths`.
@@ -110,7 +136,7 @@ def _largest(values: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     """Indices of the n largest values, largest first; among equals the earlier first."""
     candidates = np.arange(len(values))
     if len(values) > n:
-        # Everything tied with the n-th stays a candidate, so that the choice among equals does not hang on `partition`.
+        # Everything tied with the n-th stays a candidate, so that `partition` does not decide among equals.
         candidates = np.flatnonzero(values >= np.partition(values, len(values) - n)[len(values) - n])
     return candidates[np.argsort(-values[candidates], kind="stable")][:n]
 

@@ -1,7 +1,8 @@
 """Pruning: the nodes and edges that carry most of the influence on the targets.
 
-Ameisen et al. 2025, "Circuit Tracing", appendix on graph pruning, as DESIGN.md fixes it. Deviations: equal values are
-kept or dropped together whatever their order, and a node or edge without influence is never kept for its own sake.
+Ameisen et al. 2025, "Circuit Tracing", appendix on graph pruning. Deviations: equal values are kept or dropped
+together whatever their order; a node or edge without influence is never kept for its own sake; and after thresholding,
+loose ends are removed until none is left.
 
 Letters: n nodes, E stored edges.
 """
@@ -27,12 +28,12 @@ _ROUNDING = 1e-12
 def prune(
     graph: AttributionGraph, node_threshold: float = NODE_THRESHOLD, edge_threshold: float = EDGE_THRESHOLD
 ) -> AttributionGraph:
-    """The graph with `node_mask`, `edge_mask_sparse` and `influence` filled in; edges are shared, not copied.
+    """Return the graph with `node_mask`, `edge_mask_sparse` and `influence` filled in; edges are shared, not copied.
 
-    Nodes: the fewest whose influence reaches `node_threshold` of the total, targets and tokens always. Edges among
-    them: the fewest whose score, normalised edge × (influence + weight of its target), reaches `edge_threshold` of the
-    total. Then features without an incoming or outgoing edge and errors without an outgoing one go, until nothing
-    changes. Ties are kept. An already pruned graph is pruned afresh from all its edges.
+    It keeps the fewest nodes whose influence reaches `node_threshold` of the total; targets and tokens always stay. Among
+    these it keeps the fewest edges whose score, normalised edge × (influence + weight of its target), reaches
+    `edge_threshold` of the total. Then it drops features without an incoming or outgoing edge and errors without an
+    outgoing one, until nothing changes. Ties are kept. An already pruned graph is pruned afresh from all its edges.
 
     Args:
         graph: Raw or pruned.
@@ -81,7 +82,7 @@ def prune(
 
 
 def unpruned(graph: AttributionGraph) -> AttributionGraph:
-    """The graph without what `prune` filled in; edges are shared, not copied.
+    """Return the graph without what `prune` filled in; edges are shared, not copied.
 
     Example:
         >>> graph_scores(unpruned(pruned)) == graph_scores(graph)
@@ -91,13 +92,21 @@ def unpruned(graph: AttributionGraph) -> AttributionGraph:
 
 
 def check_threshold(name: str, value: float) -> None:
-    """Raises ValueError unless 0 ≤ value ≤ 1."""
+    """Check a threshold of pruning.
+
+    Args:
+        name: What the message calls it.
+        value: The threshold.
+
+    Raises:
+        ValueError: It is not a number from 0 to 1.
+    """
     if not isinstance(value, int | float) or math.isnan(value) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, not {value}")
 
 
 def reaching(values: Floats, threshold: float) -> Mask:
-    """Mask of the fewest values (≥ 0) whose sum reaches `threshold` of the total; ties are kept, zeros never."""
+    """Return a mask of the fewest values (≥ 0) whose sum reaches `threshold` of the total; ties are kept, zeros never."""
     if threshold >= 1:
         return values > 0
     descending = np.sort(values)[::-1]
@@ -109,9 +118,9 @@ def reaching(values: Floats, threshold: float) -> Mask:
 
 
 def entry_shares(influence: Floats) -> Floats:
-    """(n,) cumulative share of the total at which each node enters, most influential first; 1 without influence.
+    """Return (n,) the cumulative share of the total at which each node enters, most influential first.
 
-    Tied nodes enter together, at the share of the first of them.
+    Tied nodes enter together, at the share of the first of them. Where nothing has influence, all shares are 1.
     """
     order = np.argsort(-influence, kind="stable")
     descending = influence[order]
@@ -126,7 +135,12 @@ def entry_shares(influence: Floats) -> Floats:
 
 
 def cumulative_influence(graph: AttributionGraph) -> torch.Tensor:
-    """(n,) float64: the graph's `influence`, computed where it is raw."""
+    """Return (n,) float64, the graph's `influence`; on a raw graph it is computed.
+
+    Example:
+        >>> float(cumulative_influence(graph).max())
+        1.0
+    """
     if graph.influence is not None:
         return graph.influence
     edges = graph.edges
@@ -134,7 +148,7 @@ def cumulative_influence(graph: AttributionGraph) -> torch.Tensor:
 
 
 def _drop_loose_ends(layout: NodeLayout, nodes: Mask, targets: np.ndarray, sources: np.ndarray) -> Mask:
-    """Takes nodes out of `nodes` (in place) until none is a loose end; returns which of the edges are left."""
+    """Remove nodes from `nodes` (in place) until none is a loose end, and say which of the edges are left."""
     alive = np.ones(len(targets), dtype=np.bool_)
     inner = slice(0, layout.tokens.start)
     while True:

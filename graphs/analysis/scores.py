@@ -1,7 +1,7 @@
 """How much of the model's computation a graph explains.
 
-Ameisen et al. 2025, "Circuit Tracing", on evaluating attribution graphs: replacement and completeness scores.
-Deviation: what a cap on the number of features left out (`omitted_magnitude`) counts as an error source of its row.
+Ameisen et al. 2025, "Circuit Tracing", section on evaluating attribution graphs: replacement and completeness scores.
+Deviation: what a cap on the number of features leaves out (`omitted_magnitude`) counts as an error source of its row.
 """
 
 from __future__ import annotations
@@ -10,28 +10,42 @@ from typing import NamedTuple
 
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.notebook import table
 from crosstrace.graphs.sparse_rows import keep, row_sums
 
 
 class GraphScores(NamedTuple):
-    """Both between 0 and 1; 1 means that nothing runs through errors."""
+    """How much of the model a graph explains: both between 0 and 1; 1 means that nothing runs through errors."""
 
     replacement: float
+    """Share of the influence on the targets that ends in tokens rather than in errors."""
     completeness: float
+    """Share of incoming weight that does not come from errors, averaged over nodes by their influence."""
+
+    def _repr_html_(self) -> str:
+        """A table of the two, for notebooks."""
+        return table(
+            "",
+            ("score", "value", ""),
+            [
+                ("replacement", self.replacement, "of the influence ends in tokens rather than in errors"),
+                ("completeness", self.completeness, "of the incoming weight does not come from errors"),
+            ],
+        )
 
 
 def graph_scores(graph: AttributionGraph) -> GraphScores:
-    """(replacement, completeness).
+    """Return (replacement, completeness).
 
-    replacement: of the influence on the targets that is followed to its end, the share that ends in tokens rather than
-    in errors. completeness: the share of incoming weight that does not come from errors, averaged over all nodes with
+    Replacement is the share of the influence on the targets, followed to its end, that ends in tokens rather than in
+    errors. Completeness is the share of incoming weight that does not come from errors, averaged over all nodes with
     (influence + target weight) as weights; it gives partial credit for paths that end in an error late.
 
     On a pruned graph the scores are those of what the masks keep: dropped edges count as absent and the rows are
-    normalised again, as the field's tools do; compare pruned graphs with pruned graphs at equal thresholds.
-    `omitted_magnitude` is not pruned: it stays whole in every row.
+    normalised again, as other tools do; compare pruned graphs only at equal thresholds. `omitted_magnitude` is not
+    pruned: it stays whole in every row.
 
-    A graph without any influence has nothing to explain: both scores are 0.
+    In a graph without any influence there is nothing to explain: both scores are 0.
 
     Example:
         >>> replacement, completeness = graph_scores(graph)

@@ -1,14 +1,14 @@
 """How alike two features are, between 0 and 1: half by what they mean, half by where they are in the graph.
 
-0.50 · meaning: the most that any of these says, of those that are known of both; left out where none is.
-    labels: Jaccard overlap of their words. One with a label and one without share none.
-    promoted tokens: Jaccard overlap of their words.
-    contexts: cosine of tf-idf of the tokens in the top contexts (what all features' contexts hold says nothing).
-    decoder directions, where they are given: cosine.
-0.35 · neighbours: mean of the cosines of incoming and of outgoing edges in the raw graph.
-0.15 · place: mean of "same position" and 1 / (1 + layers apart).
+- 0.50 · meaning: the largest of these, among those known for both features; left out where none is known.
+    - labels: Jaccard overlap of their words. A feature with a label and one without share none.
+    - promoted tokens: Jaccard overlap of their words.
+    - contexts: cosine of tf-idf of the tokens in the top contexts (a token in all features' contexts counts nothing).
+    - decoder directions, where they are given: cosine.
+- 0.35 · neighbours: mean of the cosines of incoming and of outgoing edges in the raw graph.
+- 0.15 · place: mean of "same position" and 1 / (1 + layers apart).
 
-Negative cosines count as 0. The sum is divided by the weights that count.
+Negative cosines count as 0. The sum is divided by the weights that were used.
 
 Letters: S features compared, n nodes.
 """
@@ -40,19 +40,19 @@ _FILLER = frozenset(
 def similarity_of(
     graph: AttributionGraph, features: Sequence[int], cards: Cards | None = None, directions: Directions | None = None
 ) -> Floats:
-    """(S, S) symmetric, ones on the diagonal, rounded so that no sum's order decides.
+    """Return (S, S) similarities, symmetric, ones on the diagonal, rounded so that no sum depends on its order.
 
     Args:
-        graph: Raw or pruned; all its edges count, dropped ones too: many a feature keeps a single edge, to the target
-            that all of them share.
+        graph: Raw or pruned; all its edges count, dropped ones too: pruning leaves many features a single edge, to the
+            target that all of them share.
         features: Feature nodes.
         cards: For (layer, feature), what is known of it; `promoted` and `contexts` count.
         directions: For (layer, feature), what its decoder writes; vectors of one length.
 
     Raises:
-        ValueError: Directions of different lengths, or not of numbers.
+        ValueError: The directions have different lengths, or hold NaN or infinity.
     """
-    keys = [graph.feature_of(node)[::2] for node in features]
+    keys = [graph.feature_key(node) for node in features]
     known_cards = {key: cards[key] for key in keys if key in cards} if cards else {}
     labels = [graph.feature_labels[graph.layout.feature_of(node)] for node in features]
     kinds = [
@@ -83,7 +83,7 @@ def _directions(keys: list[Key], directions: Directions) -> tuple[Floats, Mask]:
 
 
 def _labels(labels: list[str]) -> tuple[Floats, Mask]:
-    """One with words and one without share none; two without are judged by the rest alone."""
+    """A feature with words and one without share none; two without are compared by the rest alone."""
     values, count = _overlap([words_of([label]) for label in labels])
     return values, (count[:, None] > 0) | (count[None, :] > 0)
 
@@ -131,18 +131,18 @@ def _place(graph: AttributionGraph, features: Sequence[int]) -> Floats:
 
 
 def promoted(card: Mapping[str, Any]) -> list[str]:
-    """The tokens that a card says are promoted, whether given as strings or as [token, value]."""
+    """Return the tokens that a card lists as promoted, whether given as strings or as [token, value]."""
     return [entry if isinstance(entry, str) else str(entry[0]) for entry in card.get("promoted") or ()]
 
 
 def words_of(texts: Sequence[str]) -> frozenset[str]:
-    """The words in some texts, but filler; a text made of filler alone ("the") still has words."""
+    """Return the words in some texts without filler; texts of filler alone ("the") keep it."""
     found = {word for text in texts for word in re.findall(r"\w+", text.casefold())}
     return frozenset(found - _FILLER or found)
 
 
 def _counts(rows: list[dict[str, float]]) -> scipy.sparse.csr_array:
-    """(S, V') how much of each string a feature has."""
+    """(S, number of strings) how much of each string a feature has."""
     column = {name: i for i, name in enumerate(sorted({name for row in rows for name in row}))}
     entries = [(i, column[name], value) for i, row in enumerate(rows) for name, value in row.items()]
     where = tuple(np.array([entry[axis] for entry in entries], dtype=np.int64) for axis in (0, 1))
@@ -151,7 +151,7 @@ def _counts(rows: list[dict[str, float]]) -> scipy.sparse.csr_array:
 
 
 def _cosine(rows: scipy.sparse.csr_array) -> Floats:
-    """(S, S) cosine between rows, negative ones as 0; empty rows resemble none."""
+    """(S, S) cosine between rows, negative ones as 0; an empty row resembles no other."""
     length = np.sqrt(rows.astype(np.float64).power(2).sum(axis=1))
     with np.errstate(divide="ignore"):
         scale = np.where(length > 0, 1 / length, 0.0)

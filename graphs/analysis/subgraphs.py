@@ -1,4 +1,4 @@
-"""A graph of which less is kept than pruning kept: some nodes, some edges.
+"""Subgraphs: masks that keep only some nodes and edges of what pruning kept.
 
 Letters: n nodes.
 """
@@ -19,7 +19,7 @@ from crosstrace.graphs.sparse_rows import keep, rows_of
 def restricted(
     graph: AttributionGraph, nodes: Collection[int], edges: Collection[tuple[int, int]] | None = None
 ) -> AttributionGraph:
-    """The graph with masks that keep only `nodes`, and only `edges` between them; edges are shared, not copied.
+    """Return the graph with masks that keep only `nodes`, and only `edges` between them; edges are shared, not copied.
 
     What the graph's own masks drop stays dropped.
 
@@ -29,7 +29,7 @@ def restricted(
         edges: (source, target) pairs; None for all between `nodes`.
 
     Raises:
-        ValueError: A node that the graph does not have.
+        ValueError: The graph does not have one of the nodes.
 
     Example:
         >>> restricted(pruned, nodes=[3, 17, 240]).kept_nodes()

@@ -1,6 +1,6 @@
-"""Suggested supernodes: groups of features that seem to do one thing, to start from when simplifying a graph.
+"""Suggested supernodes: groups of features that seem to do one thing, as a start for simplifying a graph.
 
-Ameisen et al. 2025, "Circuit Tracing", group features by hand into supernodes by what they mean and how they connect;
+Ameisen et al. 2025, "Circuit Tracing", group features into supernodes by hand, by what they mean and how they connect;
 here the same evidence is put into numbers (`similarity.py`) and clustered (average linkage, `scipy.cluster.hierarchy`).
 """
 
@@ -27,23 +27,23 @@ def suggest_supernodes(
     min_similarity: float = MIN_SIMILARITY,
     directions: Directions | None = None,
 ) -> list[tuple[str, list[int]]]:
-    """Groups of two or more of the features that pruning kept, most influential group first.
+    """Suggest groups of two or more of the features that pruning kept, most influential group first.
 
-    The same graph always gives the same groups; a feature is in at most one, many are in none. Beyond 2,000 kept
+    The same graph always gives the same groups; a feature is in at most one, many are in none. Of more than 2,000 kept
     features only the 2,000 most influential are looked at.
 
     Args:
-        graph: Pruned, or raw: then it is pruned with the default thresholds.
+        graph: Pruned; a raw graph is first pruned with the default thresholds.
         cards: For (layer, feature), its card (`FeatureCards`, or mappings as `write_html` takes them), where known: the
-            tokens it promotes and the contexts it fires in count.
+            tokens that it promotes and the contexts in which it fires count.
         min_similarity: Average similarity, 0 to 1, at which groups stop growing; higher gives smaller groups.
-        directions: For (layer, feature), what its decoder writes, as `decoder_directions` gives it.
+        directions: For (layer, feature), what its decoder writes, as `crosstrace.tracer.decoder_directions` returns it.
 
     Returns:
-        (name, nodes) pairs; names are unique, nodes ascending numbers in the graph's node order.
+        (name, nodes) pairs; names are unique, nodes are ascending numbers in the graph's node order.
 
     Raises:
-        ValueError: `min_similarity` is outside 0..1, or the directions are not of one length.
+        ValueError: `min_similarity` is outside 0..1, or the directions have different lengths.
 
     Example:
         >>> suggest_supernodes(prune(graph))
@@ -75,7 +75,7 @@ def suggest_supernodes(
 
 def _cluster(similarity: Floats, min_similarity: float) -> np.ndarray:
     """(F,) number of each feature's group."""
-    # Here and not above: it is slow to import and nothing else needs it.
+    # Imported here because it is slow to import and nothing else needs it.
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -84,7 +84,7 @@ def _cluster(similarity: Floats, min_similarity: float) -> np.ndarray:
 
 
 def _name(graph: AttributionGraph, nodes: list[int]) -> str:
-    """The commonest label; without labels, the layers and the token."""
+    """The most common label; without labels, the layers and the token."""
     labels = Counter(label.strip() for node in nodes if (label := graph.feature_labels[node]).strip())
     if labels:
         return short(min(labels, key=lambda label: (-labels[label], len(label), label)), 40)

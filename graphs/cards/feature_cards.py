@@ -1,23 +1,23 @@
-"""Feature cards: what a corpus showed of each feature of a transcoder, in one file that is read where it lies.
+"""Feature cards: what a corpus showed about each feature of a transcoder, in one file that is read in place.
 
 The file is `.safetensors`; `crosstrace features` writes it. One header entry, `crosstrace-cards`, is JSON: the version,
-what the cards belong to (model, transcoders, corpus), and how they were made. The tensors, for every layer l:
+what the cards belong to (model, transcoders, corpus), and how they were made. The tensors of every layer l:
 
 | tensor | shape | |
 | --- | --- | --- |
 | `l.features` | (S,) | the features that fired, ascending |
-| `l.fired` | (S,) | at how many positions |
+| `l.fired` | (S,) | at how many positions each fired |
 | `l.exponent`, `l.histogram` | (S,), (S, bins) | bin i counts activations from i to i + 1 times 2^exponent / bins |
 | `l.spread` | (S,) | standard deviation of the direct logits over the vocabulary |
 | `l.promoted`, `l.suppressed` | (S, T) | tokens at both ends of the direct logits, strongest first |
-| `l.raised`, `l.lowered` | (S, T) | float16, these tokens' logits, in units of the spread |
+| `l.raised`, `l.lowered` | (S, T) | float16: these tokens' logits, in units of the spread |
 | `l.offsets` | (S + 1,) | the contexts of feature i are rows offsets[i] to offsets[i + 1], strongest first |
 | `l.context`, `l.peak` | (R,) | which context, and where in it the activation is largest |
 | `l.windows` | (R + 1,) | the activations of row r are entries windows[r] to windows[r + 1] |
-| `l.position`, `l.activation` | (E,) | where in the context, and how much; all others in the window are 0 |
+| `l.position`, `l.activation` | (E,) | where in the context, and how strongly; all others in the window are 0 |
 
-and for all of them `starts` (C + 1,), the contexts' places in `tokens`; `token_ids` (V',), the tokens that occur, to which
-all token numbers in the file refer; `strings` and `string_starts`, these tokens' text in UTF-8.
+For all layers together: `starts` (C + 1,), where each context starts in `tokens`; `token_ids` (V',), the tokens that occur,
+to which all token numbers in the file refer; `strings` and `string_starts`, these tokens' text in UTF-8.
 
 Letters: S features that fired, T tokens at each end, R rows, E entries, C contexts, V' tokens that occur.
 """
@@ -30,6 +30,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosstrace.graphs.cards.labels import automatic_label
+from crosstrace.graphs.notebook import note, table, text
 from crosstrace.graphs.tensor_file import map_tensors
+from crosstrace.graphs.text import short
 
 if TYPE_CHECKING:
     from crosstrace.graphs.graph import AttributionGraph
 
 FORMAT, VERSION = "crosstrace-cards", 1
+_SHOWN_CARDS, _SHOWN_CONTEXTS = 20, 5
 _SHARED = ("starts", "tokens", "token_ids", "strings", "string_starts")
 _OF_A_LAYER = (
     *("features", "fired", "exponent", "histogram"),
@@ -50,37 +54,56 @@ _OF_A_LAYER = (
     *("offsets", "context", "peak", "windows", "position", "activation"),
 )
 Key = tuple[int, int]
+"""(layer, feature)."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """A piece of the corpus on which a feature fires strongly.
-
-    Attributes:
-        tokens: the window's tokens as text. activations: of the feature, on each of them.
-        peak: the token with the largest activation.
-        number, start: which context of the file it is from, and where in it the window begins.
-    """
+class TopContext:
+    """A piece of the corpus on which a feature fires strongly."""
 
     tokens: list[str]
+    """The window's tokens as text."""
     activations: list[float]
+    """The feature's activation on each of them."""
     peak: int
+    """Index of the token with the largest activation."""
     number: int
+    """Which context of the file it is from."""
     start: int
+    """Where in that context the window begins."""
 
 
-class FeatureCards(Mapping[Key, dict[str, Any]]):
+class FeatureCard(dict[str, Any]):
+    """What pages show of a feature; in a notebook it shows itself.
+
+    Keys: `label` (see `cards/labels.py`), `promoted` and `suppressed` ([token, logit] pairs), `contexts` (each with
+    `tokens`, `activations`, `peak`), `histogram` (`counts`, `edges`), `firing_rate` (0 to 1), `max_activation`.
+    """
+
+    def _repr_html_(self) -> str:
+        """Label, promoted and suppressed tokens, and the top contexts, for notebooks."""
+        tops = [
+            f"<p>{_context_html(context['tokens'], context['activations'], self['max_activation'])}</p>"
+            for context in self["contexts"][:_SHOWN_CONTEXTS]
+        ]
+        logits = table("", ("promotes", "suppresses"), [(_pairs(self["promoted"]), _pairs(self["suppressed"]))])
+        rate = f"fires on {self['firing_rate']:.2%} of tokens, at most {self['max_activation']:.4g}"
+        return f"<p><strong>{text(self['label'])}</strong></p>{note(rate)}{logits}{''.join(tops)}"
+
+
+class FeatureCards(Mapping[Key, FeatureCard]):
     """The cards in a file, by (layer, feature); only features that fired have one. Nothing is read before it is used.
 
-    A card is what pages show: `label` (see `card_labels.py`), `promoted` and `suppressed` ([token, logit] pairs), `contexts`
-    (each `tokens`, `activations`, `peak`), `histogram` (`counts`, `edges`), `firing_rate` (0 to 1), `max_activation`.
-
     Attributes:
-        path: the file. model_name, transcoders_name: what the cards were made of.
-        fingerprints: of `model` and `transcoders`, the same for the same weights under any name.
+        path: The file.
+        model_name: The model that the cards were made with.
+        transcoders_name: The transcoders that the cards were made with.
+        fingerprints: Of `model` and `transcoders`; the same for the same weights under any name.
         corpus: `names`, `texts`, `contexts`, `tokens`, `digest`.
-        positions: how many the firing rates are shares of. settings: context length, window and the like.
-        n_features: of each layer, whether they fired or not. vocabulary_size: of the model.
+        positions: Number of positions of which the firing rates are shares.
+        settings: Context length, window and the like.
+        n_features: Number of features of each layer, whether they fired or not.
+        vocabulary_size: Of the model.
 
     Example:
         >>> cards = FeatureCards("cards.safetensors")
@@ -89,10 +112,14 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """
+        """Open a file of cards.
+
+        Args:
+            path: The file.
+
         Raises:
-            OSError: there is no such file.
-            ValueError: it holds no cards, is damaged, or of a newer version; one line that names it.
+            OSError: There is no such file.
+            ValueError: It holds no cards, is damaged, or of a newer version; one line that names it.
         """
         self.path = Path(path)
         metadata, self._tensors = map_tensors(path)
@@ -118,6 +145,7 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
 
     @property
     def n_layers(self) -> int:
+        """Number of layers."""
         return len(self.n_features)
 
     def __len__(self) -> int:
@@ -134,10 +162,12 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
                 return self._row(layer, feature) is not None
         return False
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        """
+    def __getitem__(self, key: Key) -> FeatureCard:
+        """Return the card of (layer, feature).
+
         Raises:
-            KeyError: the feature did not fire in the corpus. ValueError: the file is damaged there.
+            KeyError: The feature did not fire in the corpus.
+            ValueError: The file is damaged at this card.
         """
         layer, row = key[0], self._existing(key)
         try:
@@ -145,60 +175,75 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
         except (IndexError, ValueError) as problem:
             raise ValueError(f"{self.path}: the card of L{key[0]}/{key[1]} is damaged ({problem})") from None
 
-    def _card(self, key: Key, layer: int, row: int) -> dict[str, Any]:
+    def _repr_html_(self) -> str:
+        """A table of the first cards, for notebooks."""
+        rows = [
+            (f"L{layer}/{feature}", self.label((layer, feature)), f"{self.firing_rate((layer, feature)):.2%}")
+            for layer, feature in islice(self, _SHOWN_CARDS)
+        ]
+        title = f"{self.path.name}: {len(self):,} feature cards of {self.transcoders_name}"
+        return table(title, ("feature", "label", "fires on"), rows) + note(
+            "cards[layer, feature] shows a card, cards.search(text) finds features"
+        )
+
+    def _card(self, key: Key, layer: int, row: int) -> FeatureCard:
         promoted, suppressed = self._logits(layer, row, "promoted"), self._logits(layer, row, "suppressed")
         contexts = self.contexts(key)
-        return {
-            "label": self._label(layer, row, [context.tokens[context.peak] for context in contexts], promoted),
-            "promoted": [list(pair) for pair in promoted],
-            "suppressed": [list(pair) for pair in suppressed],
-            "contexts": [
+        return FeatureCard(
+            label=self._label(layer, row, [context.tokens[context.peak] for context in contexts], promoted),
+            promoted=[list(pair) for pair in promoted],
+            suppressed=[list(pair) for pair in suppressed],
+            contexts=[
                 {"tokens": context.tokens, "activations": context.activations, "peak": context.peak}
                 for context in contexts
             ],
-            "histogram": self._histogram(layer, row),
-            "firing_rate": self.firing_rate(key),
-            "max_activation": max(contexts[0].activations),
-        }
+            histogram=self._histogram(layer, row),
+            firing_rate=self.firing_rate(key),
+            max_activation=max(contexts[0].activations),
+        )
 
     def label(self, key: Key) -> str:
-        """The automatic label of a feature; see `card_labels.py`.
+        """Return the automatic label of a feature; see `cards/labels.py`.
 
         Raises:
-            KeyError: the feature did not fire in the corpus.
+            KeyError: The feature did not fire in the corpus.
         """
         layer, row = key[0], self._existing(key)
         peaks = [self._string(int(token)) for token in self._peak_tokens(layer, *self._rows(layer, row))]
         return self._label(layer, row, peaks, self._logits(layer, row, "promoted", 1))
 
     def firing_rate(self, key: Key) -> float:
-        """The share of the corpus' positions at which a feature is active.
+        """Return the share of the corpus' positions at which a feature is active, 0 to 1.
 
         Raises:
-            KeyError: it never is.
+            KeyError: The feature did not fire in the corpus.
         """
         return int(self._tensors[f"{key[0]}.fired"][self._existing(key)]) / self.positions
 
     def firing_rates(self) -> list[list[float]]:
-        """For each layer the firing rates of its features that fired, by feature."""
+        """Return, for each layer, the firing rates of the features that fired, in ascending order of features."""
         return [
             (self._tensors[f"{layer}.fired"].astype(np.float64) / self.positions).tolist()
             for layer in range(self.n_layers)
         ]
 
-    def contexts(self, key: Key) -> list[Context]:
-        """The top contexts of a feature, strongest first.
+    def contexts(self, key: Key) -> list[TopContext]:
+        """Return the top contexts of a feature, strongest first.
 
         Raises:
-            KeyError: the feature did not fire in the corpus.
+            KeyError: The feature did not fire in the corpus.
         """
         layer, row = key[0], self._existing(key)
         return [self._context(layer, number) for number in range(*self._rows(layer, row))]
 
     def search(self, text: str, limit: int = 20) -> list[Key]:
-        """Features that promote a token with these letters in it, or fire most on one; strongest logit first, then rate.
+        """Find features by a token that they promote or fire on: the strongest logit first, then the highest firing rate.
 
-        Looks at every feature's most promoted token and its strongest context, whatever the case.
+        Only the most promoted token and the strongest context of each feature are searched.
+
+        Args:
+            text: Letters of the token, in upper or lower case.
+            limit: Number of features to return at most.
         """
         wanted = text.strip().casefold()
         strings = [self._string(number).casefold() for number in range(len(self._tensors["token_ids"]))]
@@ -218,10 +263,15 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
         return [key for _, _, key in sorted(found)[:limit]]
 
     def belongs_to(self, model_name: str, transcoders_name: str, fingerprints: Mapping[str, str] | None = None) -> str:
-        """Empty if these are cards of that model and those transcoders; else one line that says what is different.
+        """Check that these are the cards of a model and transcoders.
 
         Args:
-            fingerprints: what `graph.settings["fingerprints"]` holds. They decide; names only where one is unknown.
+            model_name: The model's name.
+            transcoders_name: The transcoders' name.
+            fingerprints: What `graph.settings["fingerprints"]` holds. They decide; the names do where one is unknown.
+
+        Returns:
+            "" if they are, otherwise one line that says what is different.
         """
         theirs = {"model": model_name, "transcoders": transcoders_name}
         mine = {"model": self.model_name, "transcoders": self.transcoders_name}
@@ -252,12 +302,12 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
         return first, last
 
     def _peak_tokens(self, layer: int, first: Any, last: int | None = None) -> NDArray[Any]:
-        """The token at the peak of some rows: of an array of them, or of a range."""
+        """The token at the peak of rows: of an array of them, or of a range."""
         rows = slice(first, last) if last is not None else first
         starts = self._tensors["starts"][self._tensors[f"{layer}.context"][rows]].astype(np.int64)
         return np.asarray(self._tensors["tokens"][starts + self._tensors[f"{layer}.peak"][rows]])
 
-    def _context(self, layer: int, number: int) -> Context:
+    def _context(self, layer: int, number: int) -> TopContext:
         context = int(self._tensors[f"{layer}.context"][number])
         peak = int(self._tensors[f"{layer}.peak"][number])
         begin, end = self._tensors["starts"][context : context + 2].tolist()
@@ -269,7 +319,7 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
         positions = self._tensors[f"{layer}.position"][first:last].astype(np.int64) - low
         activations[positions] = self._tensors[f"{layer}.activation"][first:last]
         # Activations have 11 significant bits (see `tracer/cards/tops.py`): more than five digits would be noise.
-        return Context(tokens, [float(f"{value:.5g}") for value in activations.tolist()], peak - low, context, low)
+        return TopContext(tokens, [float(f"{value:.5g}") for value in activations.tolist()], peak - low, context, low)
 
     def _logits(self, layer: int, row: int, end: str, count: int | None = None) -> list[tuple[str, float]]:
         values = {"promoted": "raised", "suppressed": "lowered"}[end]
@@ -294,9 +344,13 @@ class FeatureCards(Mapping[Key, dict[str, Any]]):
 
 
 def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> AttributionGraph:
-    """The graph with automatic labels for the features that have none; the graph itself without cards.
+    """Return the graph with automatic labels for the features that have none.
 
-    Of a pruned graph only the features that pruning kept get one.
+    In a pruned graph only the features that pruning kept get one.
+
+    Args:
+        graph: Raw or pruned.
+        cards: Its features' cards; without any, the graph itself is returned.
 
     Example:
         >>> with_card_labels(graph, FeatureCards("cards.safetensors")).feature_labels[0]
@@ -310,11 +364,25 @@ def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> Att
         if node >= len(labels):
             break
         if not labels[node].strip():
-            key = graph.feature_of(node)[::2]
+            key = graph.feature_key(node)
             if key not in known:
                 known[key] = cards.label(key) if key in cards else ""
             labels[node] = known[key]
     return dataclasses.replace(graph, feature_labels=labels)
+
+
+def _pairs(logits: list[list[Any]]) -> str:
+    return ", ".join(f"{short(token)} {value:+.2f}" for token, value in logits)
+
+
+def _context_html(tokens: list[str], activations: list[float], largest: float) -> str:
+    """Tokens, the more strongly the feature fires the stronger their background."""
+    return "".join(
+        f'<span style="background:rgba(0,114,178,{0.5 * value / largest:.2f})" title="{value:.4g}">{text(token)}</span>'
+        if value > 0
+        else text(token)
+        for token, value in zip(tokens, activations, strict=True)
+    )
 
 
 def _last_part(name: str) -> str:

@@ -1,13 +1,13 @@
-"""Names for features that nobody has named, by one stated rule; they begin with `~`.
+"""Labels for features that nobody has labelled, by one fixed rule; they begin with `~`.
 
-`~ Dallas, Houston → Austin`: what it fires on, then what it promotes.
+`~ Dallas, Houston → Austin` says what the feature fires on, then what it promotes.
 
-- *Fires on*: the token at the peak of each top context. The commonest, if half of the contexts or more have it;
-  otherwise the two commonest, then "…" if there are more. Case and surrounding blanks are no difference; of equally
-  common ones the one in the stronger context comes first.
-- *Promotes*: the token whose logit the decoder raises most, if it stands out: if it is 1.2 times what the largest of as
-  many normally distributed numbers of the same spread is expected to be (spread · √(2 ln V), V tokens). Early layers'
-  decoders mostly do not speak of tokens, and then nothing is said.
+- *Fires on*: the token at the peak of each top context. The most common one, if at least half of the contexts have it;
+  otherwise the two most common, then "…" if there are more. Case and surrounding blanks are ignored; of equally common
+  tokens the one in the stronger context comes first.
+- *Promotes*: the token whose logit the decoder raises most, if it stands out: if it is at least 1.2 times the expected
+  largest of V normally distributed numbers of the same spread (spread · √(2 ln V), V tokens). Decoders of early layers
+  mostly do not point at tokens; then this part is left out.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from collections.abc import Sequence
 from crosstrace.graphs.text import short
 
 MARK = "~"
+"""How automatic labels begin."""
 _STANDS_OUT = 1.2
 _LONGEST = 16
 
 
 def automatic_label(peaks: Sequence[str], promoted: Sequence[tuple[str, float]], spread: float, vocabulary: int) -> str:
-    """The rule of this module.
+    """Return the label that this module's rule gives.
 
     Args:
         peaks: The token at the peak of each top context, strongest first.
         promoted: Tokens and their logits, strongest first.
         spread: Standard deviation of the logits over the vocabulary.
-        vocabulary: Its size.
+        vocabulary: Size of the vocabulary.
 
     Example:
         >>> automatic_label([" is", " is"], [(" Austin", 9.0)], 0.5, 820)

@@ -1,11 +1,11 @@
-"""Feature cards as the JSON that public viewers read: one file a feature.
+"""Feature cards as the JSON that public viewers read: one file per feature.
 
 Viewers in the style of Anthropic's attribution-graphs frontend, circuit-tracer's among them, ask for
-`features/SCAN/NUMBER.json`: SCAN is the graph's, NUMBER the Cantor pairing of layer and feature that stands in the graph's
-nodes as `feature`. In each are `index` (the same number), `top_logits`, `bottom_logits` (tokens) and `examples_quantiles`, a
-list of {`quantile_name`, `examples`} with `tokens`, `tokens_acts_list`, `train_token_ind` (the peak) and
-`is_repeated_datapoint` for each example; beside them `act_min` and `act_max` (the colours' range), `activation_frequency`
-and `histogram`.
+`features/SCAN/NUMBER.json`. SCAN is the graph's; NUMBER is the Cantor pairing of layer and feature, which the graph's nodes
+hold as `feature`. Each file holds `index` (the same number), `top_logits`, `bottom_logits` (tokens) and
+`examples_quantiles`: a list of {`quantile_name`, `examples`}, each example with `tokens`, `tokens_acts_list`,
+`train_token_ind` (the peak) and `is_repeated_datapoint`. It also holds `act_min` and `act_max` (the range of the colours),
+`activation_frequency` and `histogram`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
-from crosstrace.graphs.exporters.neuronpedia import cantor_pairing, scan_name
 from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.viewer_ids import cantor_pairing, scan_name
 
 _QUANTILE = "Top activations"
 
@@ -26,20 +26,20 @@ _QUANTILE = "Top activations"
 def export_cards(
     cards: FeatureCards, folder: str | os.PathLike[str], features: Iterable[Key] | None = None, scan: str | None = None
 ) -> int:
-    """Writes `FOLDER/features/SCAN/NUMBER.json` for every feature that has a card.
+    """Write `FOLDER/features/SCAN/NUMBER.json` for every feature that has a card.
 
     Args:
         cards: An open file of cards.
-        folder: Made if need be; its parent must be there.
-        features: Only these (layer, feature); None takes all.
+        folder: Made if it does not exist; its parent must exist.
+        features: Only these (layer, feature); all if None.
         scan: Name of the model in viewers, as in `write_json`; from the model's name if None.
 
     Returns:
-        How many files were written.
+        Number of files written.
 
     Raises:
         KeyError: A feature has no card.
-        OSError: The folder cannot be made, or a file not be written.
+        OSError: The folder cannot be made, or a file cannot be written.
         ValueError: `scan` holds more than letters, digits, `_`, `.` and `-`.
 
     Example:
@@ -59,7 +59,7 @@ def export_cards(
 
 
 def card_as_json(cards: FeatureCards, key: Key) -> dict[str, Any]:
-    """What `export_cards` writes for one feature, as plain Python values.
+    """Return what `export_cards` writes for one feature, as plain Python values.
 
     Raises:
         KeyError: The feature has no card.

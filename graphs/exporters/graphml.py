@@ -14,11 +14,16 @@ from crosstrace.graphs.text import visible
 
 
 def write_graphml(graph: AttributionGraph, path: str | os.PathLike[str], figure: Figure | None = None) -> None:
-    """Writes what the masks keep (all of a raw graph), or what `figure` shows of it, as `.graphml`.
+    """Write what the masks keep (all of a raw graph), or what `figure` shows of it, as `.graphml`.
 
     Nodes are named as in the JSON export and have the attributes of `to_networkx`, each with its type (string, long,
     double), and `supernode`: the name of the group that `figure` puts them in, "" for none. Edges have `weight`. Strings
-    are as in the graph, but for what XML cannot hold (control characters, lone surrogates), which becomes visible signs.
+    are unchanged, except that what XML cannot hold (control characters, lone surrogates) becomes visible signs.
+
+    Args:
+        graph: Raw or pruned.
+        path: The file.
+        figure: What of it is written; all that the masks keep if None.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -28,7 +33,7 @@ def write_graphml(graph: AttributionGraph, path: str | os.PathLike[str], figure:
         >>> networkx.read_graphml("dallas.graphml").nodes["3_417_7"]["label"]
         'Texas (L3/417 @ Dallas)'
     """
-    # Slow to import and not needed by anything else here.
+    # Imported here because it is slow to import.
     import networkx
 
     figure = figure or Figure()
@@ -54,7 +59,7 @@ def _make_writable(attributes: dict[str, Any]) -> None:
 
 
 def _sign(character: str) -> str:
-    """A carriage return would come back as a line feed; direction marks are data here and stay."""
+    """Keep direction marks, which are data here; not carriage returns, which would come back as line feeds."""
     code = ord(character)
     in_xml = character in "\t\n" or 0x20 <= code < 0xD800 or 0xE000 <= code < 0xFFFE or code >= 0x10000
     return character if in_xml else visible(character)

@@ -14,21 +14,25 @@ if TYPE_CHECKING:
 
 
 def to_networkx(graph: AttributionGraph) -> networkx.DiGraph:
-    """Nodes and edges that the masks keep (all of a raw graph), edges from source to target, plain Python values.
+    """Return the nodes and edges that the masks keep (all of a raw graph), edges from source to target.
 
-    Nodes are numbered as in the graph's node order. Node attributes: `kind`, `node_id`, `layer` (-1 for tokens, L for
-    output logits), `position`, `token` (string at that position), `label` (readable), `influence` (cumulative); for
-    features `feature`, `activation`, `words` ("" where unknown); for tokens `token_id`; for targets `token`
-    (its own string), `token_id` (-1 where not a token), `probability`. Edge attribute: `weight` (signed).
-    Graph attributes: `prompt`, `model_name`, `transcoders_name`, `n_layers`, `settings` (as JSON, so that
-    networkx can write GraphML).
+    Nodes are numbered in the graph's node order; attributes are plain Python values.
+
+    - Every node has `kind`, `node_id`, `layer` (-1 for tokens, L for output logits), `position`, `token` (the string at
+      that position), `label` (one readable line) and `influence` (cumulative).
+    - Features also have `feature`, `activation` and `words` (their label, "" where unknown).
+    - Tokens also have `token_id`.
+    - Targets have their own string as `token`, and `token_id` (-1 where they are not a token) and `probability`.
+    - Edges have `weight` (signed).
+    - The graph has `prompt`, `model_name`, `transcoders_name`, `n_layers` and `settings` (as JSON, so that networkx can
+      write GraphML).
 
     Example:
         >>> digraph = to_networkx(prune(graph))
         >>> digraph.in_degree(graph.layout.logit_index(0), weight="weight")
         11.25
     """
-    # Slow to import and not needed by anything else here.
+    # Imported here because it is slow to import.
     import networkx
 
     digraph = networkx.DiGraph(

@@ -1,15 +1,14 @@
 """The graph as JSON for Neuronpedia's uploader and Anthropic-style viewers.
 
 Letters: L layers, P positions.
-The shape is that of Neuronpedia's graph schema; notes say where a public viewer reads more out of a field than its
-name tells.
+The shape is that of Neuronpedia's graph schema; comments say where a public viewer reads more into a field than its
+name says.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from typing import Any
 
 from crosstrace.graphs.analysis.pruning import cumulative_influence
@@ -17,9 +16,7 @@ from crosstrace.graphs.analysis.scores import graph_scores
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.saved_state import SavedState
-from crosstrace.graphs.viewer_ids import node_ids, target_numbers
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+from crosstrace.graphs.viewer_ids import cantor_pairing, node_ids, scan_name, target_numbers, viewer_name
 
 
 def write_json(
@@ -29,7 +26,7 @@ def write_json(
     scan: str | None = None,
     state: SavedState | None = None,
 ) -> None:
-    """Writes what the masks keep (all of a raw graph) as `.json`; ASCII, no NaN.
+    """Write what the masks keep (all of a raw graph) as `.json`; ASCII, no NaN.
 
     Args:
         graph: Raw or pruned.
@@ -52,13 +49,17 @@ def write_json(
 def graph_as_json(
     graph: AttributionGraph, slug: str | None = None, scan: str | None = None, state: SavedState | None = None
 ) -> dict[str, Any]:
-    """What `write_json` writes, as plain Python values."""
+    """Return what `write_json` writes, as plain Python values; for the arguments see there.
+
+    Raises:
+        ValueError: `slug` or `scan` holds more than letters, digits, `_`, `.` and `-`.
+    """
     ids = node_ids(graph)
     edges = graph.kept_edges().tocoo()
     return {
         "metadata": _metadata(
             graph,
-            _name("slug", slug, "-".join(graph.prompt.lower().split())[:60], "graph"),
+            viewer_name("slug", slug, "-".join(graph.prompt.lower().split())[:60], "graph"),
             scan_name(graph.model_name, scan),
         ),
         "qParams": (state or SavedState([], [])).q_params(graph),
@@ -71,22 +72,8 @@ def graph_as_json(
     }
 
 
-def scan_name(model_name: str, scan: str | None = None) -> str:
-    """How viewers call the model: `scan`, or the last part of the model's name.
-
-    Raises:
-        ValueError: `scan` holds more than letters, digits, `_`, `.` and `-`.
-    """
-    return _name("scan", scan, model_name.rstrip("/").split("/")[-1], "model")
-
-
-def cantor_pairing(layer: int, feature: int) -> int:
-    """One number for (layer, feature), from which viewers get both back."""
-    return (layer + feature) * (layer + feature + 1) // 2 + feature
-
-
 def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
-    # Here and not above: reading the installed version costs start-up time.
+    # Imported here because it is slow to import.
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -101,7 +88,7 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
         "scan": scan,
         "prompt_tokens": graph.token_strings,
         "prompt": graph.prompt,
-        # Viewers open with only the nodes whose influence is within this share: in a raw graph, all.
+        # Viewers open with only the nodes whose influence is within this share; of a raw graph, with all.
         "node_threshold": pruning.get("node_threshold", 1.0),
         "schema_version": 1,
         "info": {
@@ -174,14 +161,6 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
 
 
 def _quotable(token: str) -> str:
-    # Viewers take the token to be what stands between the first two double quotes, and the probability what follows
-    # the first "(p=": inside a token both are written with look-alikes. `token` of other exports is unchanged.
+    # Viewers take what stands between the first two double quotes for the token, and what follows the first "(p=" for
+    # the probability: inside a token both are written with look-alikes. Other exports have the token as it is.
     return token.replace('"', "”").replace("(p=", "(p＝")
-
-
-def _name(what: str, given: str | None, found: str, fallback: str) -> str:
-    if given is None:
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", found).strip("-") or fallback
-    if not _NAME.fullmatch(given):
-        raise ValueError(f"{what} must be made of letters, digits, '_', '.' and '-', not {given!r}")
-    return given

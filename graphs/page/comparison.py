@@ -1,26 +1,39 @@
-"""Two graphs of the same model on one interactive page: what `comparison.py` finds, to look at.
+"""Two graphs of the same model on one interactive page: what `analysis/comparison.py` finds, to look at.
 
-The page (`viewer/src/compare.ts`) holds both graphs as `page_data` writes them, and for each node of either which node
-of the other it is.
+The page (`viewer/src/compare.ts`) holds both graphs as `page_data` returns them, and for each node of either its
+counterpart in the other.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from crosstrace.graphs.analysis.comparison import aligned_positions, check_comparable, counterparts
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.page.data import Card, page_data
+from crosstrace.graphs.page.contents import Card, Key, PageData
+from crosstrace.graphs.page.data import page_data
 from crosstrace.graphs.page.export import page
+from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.text import short
 from crosstrace.graphs.viewer_ids import node_ids
 
 FORMAT, VERSION = "crosstrace-comparison-page", 1
-# What stands for a partner that the other page does not hold; `viewer/src/pair.ts` knows them.
+# What stands for a counterpart that the other page does not hold; `viewer/src/pair.ts` knows them.
 ABSENT, ELSEWHERE, UNTRACED = -1, -2, -3
+
+
+class ComparisonPageData(TypedDict):
+    """The JSON value inside a page of two graphs."""
+
+    format: str
+    version: int
+    names: list[str]
+    graphs: list[PageData]
+    counterparts: list[list[int]]
+    """For each node on either page its number on the other, or `ABSENT`, `ELSEWHERE`, `UNTRACED`."""
 
 
 def write_comparison_html(
@@ -28,21 +41,22 @@ def write_comparison_html(
     b: AttributionGraph,
     path: str | os.PathLike[str],
     names: Sequence[str] = ("A", "B"),
-    cards: Mapping[tuple[int, int], Card] | None = None,
+    cards: Mapping[Key, Card] | None = None,
 ) -> None:
-    """Writes both graphs on one interactive page: an `.html` file that opens offline.
+    """Write both graphs on one interactive page: an `.html` file that opens offline.
 
-    What both have and what only one has are told apart by shape and colour; a node selected in one is found in the other,
-    and the page lists what became more or less important. It prunes both graphs live.
+    Shape and colour tell what both have from what only one has; a node selected in one is found in the other, and the
+    page lists what became more or less important. It prunes both graphs live.
 
     Args:
-        a, b: Raw or pruned graphs of the same model and transcoders.
+        a: A raw or pruned graph.
+        b: Another one, of the same model and transcoders.
         path: The file.
         names: What the two are called on the page, for example "before" and "after".
-        cards: What is known of features, as in `write_html`.
+        cards: What is known of features, as for `write_html`.
 
     Raises:
-        ValueError: The graphs are not of the same model, or too large for a page.
+        ValueError: The graphs are not of the same model, are too large for a page, or `names` are not two.
         OSError: The file cannot be written; nothing is left behind.
 
     Example:
@@ -56,14 +70,19 @@ def comparison_page_data(
     a: AttributionGraph,
     b: AttributionGraph,
     names: Sequence[str] = ("A", "B"),
-    cards: Mapping[tuple[int, int], Card] | None = None,
-) -> dict[str, Any]:
-    """See `write_comparison_html`, whose arguments these are."""
+    cards: Mapping[Key, Card] | None = None,
+    limits: PageLimits = LIMITS,
+) -> ComparisonPageData:
+    """Return the content of a page of two graphs; for the arguments see `write_comparison_html`.
+
+    Raises:
+        ValueError: As `write_comparison_html`.
+    """
     check_comparable(a, b)
     if len(names) != 2:
         raise ValueError(f"names must be two, one for each graph, not {len(names)}")
-    data = [page_data(graph, cards, supernodes=()) for graph in (a, b)]
-    # The page looks in both: no card need be there twice.
+    data = [page_data(graph, cards, supernodes=(), limits=limits) for graph in (a, b)]
+    # The page looks in both, so no card has to be there twice.
     data[1]["cards"] = {key: card for key, card in data[1]["cards"].items() if key not in data[0]["cards"]}
     to_b, aligned = counterparts(a, b), aligned_positions(a, b)
     to_a = {node_b: node_a for node_a, node_b in to_b.items()}
@@ -87,7 +106,7 @@ def _active(graph: AttributionGraph, position_there: Mapping[int, int]) -> set[t
     return {(layer, position_there[p], feature) for layer, p, feature in rows if p in position_there}
 
 
-def _numbers(graph: AttributionGraph, data: Mapping[str, Any]) -> dict[int, int]:
+def _numbers(graph: AttributionGraph, data: PageData) -> dict[int, int]:
     """For each node that the page holds, its number there."""
     on_page = {name: i for i, name in enumerate(data["nodes"]["id"])}
     return {node: on_page[name] for node, name in enumerate(node_ids(graph)) if name in on_page}
@@ -95,12 +114,12 @@ def _numbers(graph: AttributionGraph, data: Mapping[str, Any]) -> dict[int, int]
 
 def _partners(
     graph: AttributionGraph,
-    data: Mapping[str, Any],
+    data: PageData,
     on_other_page: Mapping[int, int],
     partner_of: Mapping[int, int],
     active_there: set[tuple[int, int, int]],
 ) -> list[int]:
-    """For each node on a graph's page its number on the other's page, or what stands for one that is not there."""
+    """For each node on a graph's page its number on the other's, or what stands for one that is not there."""
     partners = []
     for node in _numbers(graph, data):
         if node in partner_of:

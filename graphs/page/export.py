@@ -1,11 +1,11 @@
 """One HTML file with everything inside: the graph, its cards, and the scripts that draw them.
 
-`page/page.html` is built from `viewer/` and shipped, so that nobody needs node to write a page; here the data is put
-into it. Two things keep strings in the graph from ever acting as anything but text:
+`page/page.html` is built from `viewer/` and shipped, so that writing a page does not need node; the data is put into it
+here. Two things keep strings in the graph from ever acting as anything but text:
 
-- the data is JSON in a script element of a type that browsers do not run, with `<`, `>`, `&` and all that is not ASCII
+- the data is JSON in a script element of a type that browsers do not run, with `<`, `>`, `&` and everything outside ASCII
   written as escapes, so that no string can end the element;
-- a content security policy names the hashes of the one script and the one style sheet, and forbids all else: other
+- a content security policy names the hashes of the one script and the one style sheet, and forbids everything else: other
   scripts, event handlers in markup, and every request to the network.
 """
 
@@ -24,15 +24,15 @@ from typing import Any
 
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.page.data import Card, cards_as_json, cards_of_features, page_data
+from crosstrace.graphs.page.contents import Card, Key, cards_as_json, features_of
+from crosstrace.graphs.page.data import cards_of_features, page_data
 from crosstrace.graphs.page.from_json import read_json_page
+from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.text import short
 
-LARGEST_PAGE = 100_000_000
-
-Cards = Mapping[tuple[int, int], Card]
-# Given the names of model and transcoders, and the weights' fingerprints where known.
+Cards = Mapping[Key, Card]
 CardFinder = Callable[[str, str, Mapping[str, str] | None], Cards | None]
+"""Given the names of model and transcoders, and the weights' fingerprints where known, finds the cards."""
 
 
 def write_html(
@@ -41,38 +41,46 @@ def write_html(
     cards: Cards | None = None,
     supernodes: Sequence[tuple[str, Sequence[int]]] | None = None,
     state: Mapping[str, Any] | None = None,
+    limits: PageLimits = LIMITS,
 ) -> None:
-    """Writes the graph as an interactive page: one `.html` file that opens offline.
+    """Write the graph as an interactive page: one `.html` file that opens offline.
 
-    The page prunes live. It opens at the graph's own thresholds (the defaults for a raw graph), and holds the dropped
-    nodes and edges too, or of a large graph the most influential 4,000 nodes.
+    The page prunes live. It opens at the graph's own thresholds (the defaults for a raw graph). It holds the dropped nodes
+    and edges too; of a large graph it holds the most influential 4,000 nodes.
 
     Args:
         graph: Raw or pruned.
         path: The file.
         cards: For (layer, feature), what is known of the feature; JSON-able, every key optional: `label`, `promoted` and
-            `suppressed` (tokens, or [token, value] pairs), `contexts` (each `tokens` and `activations`, equally long),
-            `histogram` (`counts` and `edges`, one more), `firing_rate` (0 to 1). A `FeatureCards` file will do.
-        supernodes: Groups to suggest in the page, (name, nodes); `suggest_supernodes` chooses if None.
-        state: What is pinned and grouped when the page opens: `pinnedIds`, `supernodes`, `clickedId`, as the page saves.
+            `suppressed` (tokens, or [token, value] pairs), `contexts` (each with `tokens` and `activations` of the same
+            length), `histogram` (`counts`, and one more `edges`), `firing_rate` (0 to 1). `FeatureCards` will do.
+        supernodes: Groups that the page suggests, (name, nodes); `suggest_supernodes` chooses them if None.
+        state: What is pinned and grouped when the page opens: `pinnedIds`, `supernodes`, `clickedId`, as the page saves it.
+        limits: How much the page may hold.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
-        ValueError: The graph is too large for a page even when pruned, or `cards` or `state` cannot be JSON.
+        ValueError: The graph is too large for a page even when pruned, or `cards` or `state` cannot be written as JSON.
 
     Example:
         >>> write_html(prune(graph), "dallas.html", cards={(3, 417): {"label": "Texas", "promoted": [" Austin"]}})
     """
-    write_atomically(path, page(page_data(graph, cards, supernodes, state)))
+    write_atomically(path, page(page_data(graph, cards, supernodes, state, limits), limits=limits))
 
 
-def view(file: str | os.PathLike[str], path: str | os.PathLike[str], cards: Cards | CardFinder | None = None) -> None:
-    """Writes the page of a graph file: crosstrace's `.safetensors`, or JSON of crosstrace, circuit-tracer, Neuronpedia.
+def view(
+    file: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    cards: Cards | CardFinder | None = None,
+    limits: PageLimits = LIMITS,
+) -> None:
+    """Write the page of a graph file: crosstrace's `.safetensors`, or JSON of crosstrace, circuit-tracer, Neuronpedia.
 
     Args:
         file: The graph.
         path: The page.
-        cards: As of `write_html`, or a function that finds them once it is known what the graph is of.
+        cards: As for `write_html`, or a function that finds them once it is known what the graph is of.
+        limits: How much the page may hold.
 
     Raises:
         OSError: There is no such file, or the page cannot be written.
@@ -85,37 +93,39 @@ def view(file: str | os.PathLike[str], path: str | os.PathLike[str], cards: Card
         case ".safetensors":
             graph = AttributionGraph.load(file)
             names = graph.model_name, graph.transcoders_name, graph.settings.get("fingerprints")
-            write_html(graph, path, cards(*names) if callable(cards) else cards)
+            write_html(graph, path, cards(*names) if callable(cards) else cards, limits=limits)
         case ".json":
-            data = read_json_page(file)
+            data = read_json_page(file, limits)
             found = cards(data["model"], data["transcoders"], None) if callable(cards) else cards
-            nodes = data["nodes"]
-            features = {
-                (layer, feature)
-                for kind, layer, feature in zip(nodes["kind"], nodes["layer"], nodes["feature"], strict=True)
-                if kind == "f"
-            }
-            data["cards"] = cards_as_json(cards_of_features(found or {}, features))
-            write_atomically(path, page(data))
+            data["cards"] = cards_as_json(cards_of_features(found or {}, features_of(data), limits))
+            write_atomically(path, page(data, limits=limits))
         case _:
             raise ValueError(f"cannot view {os.fspath(file)!r}: expected a graph as .safetensors or .json")
 
 
-def page(data: Mapping[str, Any], template: str = "page.html", title: str | None = None) -> bytes:
-    """The finished page around what `page_data` gives; `template` is one of those built from `viewer/`.
+def page(
+    data: Mapping[str, Any], template: str = "page.html", title: str | None = None, limits: PageLimits = LIMITS
+) -> bytes:
+    """Return the finished page around its content.
+
+    Args:
+        data: What `page_data` returns.
+        template: One of those built from `viewer/`.
+        title: The page's title; from the prompt if None.
+        limits: How much the page may hold.
 
     Raises:
-        ValueError: `data` is not JSON-able (NaN included), or makes a page of more than 100 MB.
+        ValueError: `data` cannot be written as JSON (it holds NaN, for example), or is too large.
     """
     empty = files("crosstrace.graphs.page").joinpath(template).read_text(encoding="utf-8")
     try:
         content = script_safe(data)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"the page's content cannot be written as JSON: {problem}") from None
-    if len(content) > LARGEST_PAGE:
+    if len(content) > limits.page_bytes:
         raise ValueError(
-            f"the page would hold {len(content) / 1e6:,.0f} MB (at most {LARGEST_PAGE / 1e6:,.0f} MB): prune the graph "
-            "further first, or give fewer cards"
+            f"the page would hold {len(content) / 1e6:,.0f} MB (at most {limits.page_bytes / 1e6:,.0f} MB): prune the "
+            "graph further first, or give fewer cards"
         )
     filled = empty.replace("{{CSP}}", html.escape(_policy(empty)))
     title = f"{title or short(str(data.get('prompt') or 'graph'), 80)} · crosstrace"
@@ -125,7 +135,7 @@ def page(data: Mapping[str, Any], template: str = "page.html", title: str | None
 
 
 def script_safe(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, nor a line of one; ASCII.
+    """Return JSON that can end neither the script element it stands in nor a line of it; ASCII.
 
     Example:
         >>> script_safe("</script>")

@@ -1,10 +1,10 @@
 """The graph in Graphviz's DOT language, as a `Figure` says.
 
-In the layout `positions` the engine named in the file is `nop`: every node has its place (see `picture.py`) and only
-the edges are drawn, so that plain `dot -Tsvg graph.dot` draws it. The other layouts leave the places to Graphviz:
-`layers` to `dot`, one rank a layer; `force` to `sfdp`, or `fdp` where there are frames, which `sfdp` cannot draw.
+In the layout `positions` the engine named in the file is `nop`: every node has its place (see `placement.py`) and only
+the edges are routed, so that plain `dot -Tsvg graph.dot` draws it. The other layouts leave the places to Graphviz:
+`layers` to `dot`, one rank per layer; `force` to `sfdp`, or to `fdp` where there are frames, which `sfdp` cannot draw.
 
-Colours: Okabe & Ito 2008, told apart by colour-blind readers; every node type has a shape of its own as well.
+Colours are those of Okabe & Ito 2008, which colour-blind readers can tell apart; every node type also has its own shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crosstrace.graphs.text import short, visible
 if TYPE_CHECKING:
     import pydot
 
-FONT = "Helvetica,Arial,sans-serif"
+FONT = "Helvetica"  # one name and not a list: graphviz-pure knows its measures, browsers and Graphviz what is like it
 POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 _FEATURE = {"style": "rounded,filled", "fillcolor": "#DCEEF9", "color": "#56B4E9"}
 STYLES = {
@@ -39,7 +39,12 @@ _FRAME = {"style": "rounded,filled", "fillcolor": "#F4F6F8", "color": "#8A97A3",
 
 
 def write_dot(graph: AttributionGraph, path: str | os.PathLike[str], figure: Figure | None = None) -> None:
-    """Writes what the masks keep (all of a raw graph), or what `figure` shows of it, as `.dot`.
+    """Write what the masks keep (all of a raw graph), or what `figure` shows of it, as `.dot`.
+
+    Args:
+        graph: Raw or pruned.
+        path: The file.
+        figure: What of it is drawn, and how; all that the masks keep if None.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -51,7 +56,12 @@ def write_dot(graph: AttributionGraph, path: str | os.PathLike[str], figure: Fig
 
 
 def to_pydot(graph: AttributionGraph, figure: Figure | None = None) -> pydot.Dot:
-    """What `write_dot` writes, as a `pydot.Dot`. Node names are the ids of the JSON export, `supernode-0` for a merged one."""
+    """Return what `write_dot` writes. Nodes are named by the ids of the JSON export, merged ones `supernode-0` and so on.
+
+    Example:
+        >>> to_pydot(prune(graph)).get_type()
+        'digraph'
+    """
     figure = figure or Figure()
     drawing = drawing_of(graph, figure)
     dot = _empty(figure, drawing)
@@ -69,22 +79,22 @@ def to_pydot(graph: AttributionGraph, figure: Figure | None = None) -> pydot.Dot
 
 
 def quoted(text: str) -> str:
-    """A DOT string that Graphviz shows as `text`, for attributes in which it expands escapes (labels).
+    """Return a DOT string that Graphviz shows as `text`, for attributes in which it expands escapes (labels).
 
     Backslashes are doubled (`\\N` would become the node's name) and `&` is written as an entity (`&amp;` would become
-    `&`). pydot leaves a string alone that is already quoted; its own quoting does neither.
+    `&`). pydot leaves a string that is already quoted alone; its own quoting does neither.
     """
     text = visible(text).replace("\\", "\\\\").replace("&", "&amp;").replace('"', '\\"')
     return f'"{text}"'
 
 
 def tooltip(text: str) -> str:
-    """As `quoted`, for tooltips: Graphviz expands their escapes once or twice, by version, so none are left."""
+    """Return the same as `quoted`, for tooltips: versions of Graphviz expand their escapes once or twice, so none are left."""
     return quoted(text.replace("\\", "∖"))
 
 
 def html(lines: tuple[Line, ...], bold: bool = True) -> str:
-    """An HTML-like label, one line of text under the other."""
+    """Return an HTML-like label, one line of text under the other."""
     shown = []
     for line in lines:
         text = _html_text(line.text)
@@ -101,7 +111,7 @@ def _html_text(text: str) -> str:
 
 
 def _empty(figure: Figure, drawing: Drawing) -> pydot.Dot:
-    """The graph's own attributes; without places of our own, prompt and legend are the graph's label."""
+    """The graph's own attributes; where Graphviz chooses the places, prompt and legend are the graph's label."""
     import pydot
 
     attributes: dict[str, Any] = {
@@ -129,7 +139,7 @@ def _empty(figure: Figure, drawing: Drawing) -> pydot.Dot:
 
 
 def _add_nodes(dot: pydot.Dot, drawing: Drawing, figure: Figure, picture: Picture | None) -> None:
-    """The nodes, one `rank=same` group a layer unless layers are left out."""
+    """The nodes, in one `rank=same` group per layer unless layers are left out."""
     rows: dict[int, list[DrawnNode]] = defaultdict(list)
     for node in drawing.nodes:
         rows[node.row].append(node)
@@ -194,7 +204,7 @@ def _add_edges(dot: pydot.Dot, drawing: Drawing) -> None:
 
 
 def _add_frames(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
-    """A cluster with its place for each frame: one a group and position."""
+    """A cluster with its place for each frame: one per group and position."""
     inside: dict[tuple[int, int], list[str]] = defaultdict(list)
     for node in drawing.nodes:
         if node.group >= 0:
@@ -227,14 +237,15 @@ def _add_cluster(dot: pydot.Dot, i: int, label: str, names: list[str], **attribu
 
 
 def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
-    """Row names at the left, the prompt above, the legend below: nodes of their own, named `note_…`."""
+    """Row names at the left, the prompt above, the legend below: as nodes named `note_…`."""
     for i, row in enumerate(picture.rows):
         place = (-50.0, (row.bottom + row.top) / 2)
         dot.add_node(_note(f"note_row_{i}", (60, 20), quoted(row.name), place))
-    title = Line(short(drawing.title, max(60, int(picture.width / 8))))
-    width = text_width(title.text, 13)
-    black = {"fontsize": "13", "fontcolor": quoted("#000000")}
-    dot.add_node(_note("note_title", (width, 24), html((title,)), (width / 2 - 80, picture.height + 36), **black))
+    title = short(drawing.title, max(60, int(picture.width / 8)))
+    width = text_width(title, 13)
+    style = {"fontname": quoted(f"{FONT}-Bold"), "fontsize": "13", "fontcolor": quoted("#000000"), "margin": "0"}
+    left_aligned = quoted(title).removesuffix('"') + '\\l"'
+    dot.add_node(_note("note_title", (width, 24), left_aligned, (width / 2 - 68, picture.height + 36), **style))
     x, y = -60.0, -38.0
     for kind in _kinds(drawing):
         dot.add_node(_note(f"note_{kind}", (10, 10), quoted(""), (x, y), **_quoted_values(STYLES[kind])))
@@ -250,7 +261,7 @@ def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
 
 
 def _kinds(drawing: Drawing) -> list[str]:
-    """Those in the legend: of supernodes only where there are some."""
+    """Kinds in the legend: supernodes only where there are some."""
     merged = any(node.kind == "supernode" for node in drawing.nodes)
     return [kind for kind in STYLES if kind != "supernode" or merged]
 
@@ -272,7 +283,7 @@ def _note(
 ) -> pydot.Node:
     import pydot
 
-    # Text may be wider than its place where the font is another one than that it was measured in: "shape" lets it.
+    # Text may be wider than its place where it is drawn in another font than it was measured in; "shape" allows that.
     attributes: dict[str, Any] = {"shape": "plaintext", "fontcolor": quoted("#555555"), "fixedsize": "shape"} | style
     if place is not None:
         attributes["pos"] = _pos(*place)

@@ -1,7 +1,7 @@
-"""What a picture of a graph shows: nodes with their lines of text, edges, groups; where it all stands is `picture.py`'s.
+"""What a picture of a graph shows: nodes with their lines of text, edges, groups. `placement.py` says where it all stands.
 
-A `Figure` says what to draw of a graph; `drawing_of` makes a `Drawing` of it, in which nothing but names, words and
-numbers is left, so that a merged supernode is a node like any other.
+A `Figure` says what to draw of a graph; `drawing_of` makes a `Drawing` of it, in which only names, words and numbers are
+left, so that a merged supernode is a node like any other.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ class Figure:
     """What to draw of a graph, and how.
 
     Raises:
-        ValueError: An unknown layout, `top_paths` below 1, or a node in two supernodes.
+        ValueError: The layout is unknown, `top_paths` is below 1, or a node is in two supernodes.
 
     Example:
         >>> write_dot(pruned, "paper.dot", Figure(top_paths=10, supernodes=suggest_supernodes(pruned), merged=True))
     """
 
     supernodes: Sequence[tuple[str, Sequence[int]]] = ()
-    """(name, nodes) pairs, as `suggest_supernodes` and `read_supernodes` give them: a frame is drawn around each."""
+    """(name, nodes) pairs, as `suggest_supernodes` and `read_state` return them: a frame is drawn around each."""
     merged: bool = False
     """Draw each supernode as one node; its edges are the sums of its members'."""
     only: Collection[int] | None = None
-    """Draw only these nodes (those of them that pruning kept)."""
+    """Draw only those of these nodes that pruning kept."""
     top_paths: int | None = None
-    """Draw only the so many strongest paths to the first target."""
+    """Draw only this many of the strongest paths to the first target."""
     layout: Layout = "positions"
-    """`positions`: layers by tokens of the prompt. `layers`: one rank a layer, order and columns chosen by Graphviz so
-    that few edges cross. `force`: connected nodes near each other, layers and positions left out."""
+    """`positions`: layers by tokens of the prompt. `layers`: one rank per layer, order and columns chosen by Graphviz so
+    that few edges cross. `force`: connected nodes near each other, without layers and positions."""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -60,7 +60,11 @@ class Figure:
             raise ValueError(f"node {twice[0]} is in two supernodes; it can be in one only")
 
     def part_of(self, graph: AttributionGraph) -> AttributionGraph:
-        """The graph with masks that keep what is drawn of it."""
+        """Return the graph with masks that keep what is drawn of it.
+
+        Raises:
+            ValueError: The graph does not have a node of `only`.
+        """
         if self.only is not None:
             graph = restricted(graph, nodes=self.only)
         return graph if self.top_paths is None else along_strongest_paths(graph, self.top_paths)
@@ -68,51 +72,65 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
+    """A line of a node's label."""
+
     text: str
     small: bool = False
 
     @property
     def size(self) -> float:
+        """Of the font, in points."""
         return SMALL_FONT_SIZE if self.small else FONT_SIZE
 
 
 @dataclass(frozen=True)
 class DrawnNode:
+    """A node of a picture."""
+
     name: str
-    """Unique; the id of the JSON export, or `supernode-0`."""
+    """Unique: the id of the JSON export, or `supernode-0`."""
     kind: str
-    """feature, error, token, logit, or supernode."""
+    """Feature, error, token, logit, or supernode, in lower case."""
     row: int
     """Its layer; -1 for tokens, L for targets."""
     position: int
     lines: tuple[Line, ...]
     about: str
-    """One line that says all."""
+    """What the tooltip says: a line that describes it, and a line of details."""
     group: int = -1
     """The frame it is in, an index into `Drawing.groups`; -1 for none."""
 
 
 @dataclass(frozen=True)
 class DrawnEdge:
+    """An edge of a picture, between names of nodes."""
+
     source: str
     target: str
     weight: float
     about: str
+    """What the tooltip says."""
 
 
 @dataclass(frozen=True)
 class Drawing:
+    """A picture before anything has its place."""
+
     title: str
     n_layers: int
     nodes: list[DrawnNode]
     edges: list[DrawnEdge]
-    """Weakest first: the strong ones are drawn over them."""
+    """Weakest first, so that strong ones are drawn over weak ones."""
     groups: list[str]
     """Names of the frames."""
 
 
 def drawing_of(graph: AttributionGraph, figure: Figure) -> Drawing:
-    """What `figure` shows of the graph: of what its masks keep, all of a raw graph."""
+    """Return what `figure` shows of what the graph's masks keep (all of a raw graph).
+
+    Raises:
+        ValueError: The graph does not have a node that the figure names.
+    """
     graph = figure.part_of(graph)
     kept = set(graph.kept_nodes())
     supernodes = [(name, [node for node in nodes if node in kept]) for name, nodes in figure.supernodes]
@@ -140,7 +158,7 @@ def drawing_of(graph: AttributionGraph, figure: Figure) -> Drawing:
 
 
 def _edges(graph: AttributionGraph, names: dict[int, str], drawn: dict[str, DrawnNode]) -> list[DrawnEdge]:
-    """Sums of the kept edges between nodes drawn as different ones."""
+    """Sums of the kept edges between nodes that are drawn apart."""
     edges = graph.kept_edges().tocoo()
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for source, target, weight in zip(edges.col.tolist(), edges.row.tolist(), edges.data.tolist(), strict=True):
@@ -176,7 +194,7 @@ def _single(graph: AttributionGraph, node: int, name: str, influence: float, gro
 
 
 def _merged(graph: AttributionGraph, name: str, words: str, members: list[int]) -> DrawnNode:
-    """Stands in the middle layer of its members, at the position where most of them are."""
+    """A supernode as one node, in the middle layer of its members, at the position where most of them are."""
     places = [graph.place_of(node) for node in members]
     layers = [layer for layer, _ in places]
     position, _ = Counter(position for _, position in places).most_common(1)[0]
@@ -202,7 +220,7 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
         case _:
             i = layout.logit_of(node)
             words = Line(short(graph.logit_strings[i]))
-            if int(graph.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is no probability
+            if int(graph.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is not a probability
                 return (words,)
             return words, Line(f"p = {float(graph.logit_probabilities[i]):.3f}", small=True)
 

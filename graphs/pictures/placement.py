@@ -1,10 +1,10 @@
-"""Where everything stands in a picture: one row a layer, tokens at the bottom, targets on top, columns by position.
+"""Where everything stands in a picture: one row per layer, tokens at the bottom, targets on top, columns by position.
 
-Graphviz's own layered layout was tried: it keeps the rows but not the columns, and took 5 s at 160 nodes instead of
-half a second. So places are computed here and Graphviz draws. A cell (row, position) with many nodes wraps into
-several lines of nodes. Within a column, each group (supernode) has a lane to itself over the rows that it spans, so
-that the frame around it holds its members alone; a group that spans several positions has a frame in each. Without
-groups columns are bent a little: on a straight one all edges between its rows would be one line.
+Graphviz's own layered layout keeps the rows but not the columns, and took 5 s at 160 nodes instead of half a second. So
+places are computed here, and Graphviz draws. A cell (row, position) with many nodes wraps into several lines of nodes.
+Within a column, each group (supernode) has its own lane over the rows that it spans, so that the frame around it holds
+its members alone; a group that spans several positions has a frame at each. Without groups, columns are bent a little:
+in a straight one all edges between its rows would fall on one line.
 Units are points (1/72 inch), y upwards.
 """
 
@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from crosstrace.graphs.pictures.figure import FONT_SIZE, Drawing, DrawnNode
 
 _ERROR_SIZE = 10.0
-_BEND = 0.18  # of a picture's height: how far the middle of a column stands to the right of its ends
+_BEND = 0.18  # share of a picture's height by which the middle of a column stands to the right of its ends
 _FRAME, _FRAME_TITLE, _LANE_GAP = 5.0, 10.0, 8.0
 
 
 @dataclass(frozen=True)
 class _Gaps:
-    """Between boxes, lines of boxes, columns, and the least and most between rows."""
+    """Space between boxes, lines of boxes and columns, and the least and most between rows."""
 
     box: float
     line: float
@@ -33,7 +33,7 @@ class _Gaps:
 
 
 _ROOMY = _Gaps(box=8.0, line=8.0, column=20.0, rows=(30.0, 110.0))
-# A large graph is printed smaller: less air makes larger letters.
+# A large graph is shown smaller: less space between nodes makes larger letters.
 _DENSE = _Gaps(box=4.0, line=5.0, column=8.0, rows=(22.0, 60.0))
 _LARGE = 120
 
@@ -50,7 +50,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Frame:
-    """Around the members of a group at one position, room for its name included."""
+    """A rectangle around the members of a group at one position, with room for the group's name."""
 
     group: int
     left: float
@@ -70,6 +70,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
+    """Where everything stands."""
+
     boxes: dict[str, Box]
     """By node name."""
     rows: list[Row]
@@ -89,10 +91,12 @@ class _Lane:
 
     @property
     def slot(self) -> float:
+        """Width for one node."""
         return max((size_of(node)[0] for cell in self.cells.values() for node in cell), default=0.0) + self.gap
 
     @property
     def across(self) -> int:
+        """Number of slots side by side."""
         # Boxes are wider than tall: this makes a full cell about square.
         return max((math.ceil(math.sqrt(len(cell) * 0.4)) for cell in self.cells.values()), default=0) or 1
 
@@ -101,12 +105,13 @@ class _Lane:
         return self.across * self.slot if self.cells else 0.0
 
     def lines(self, row: int) -> int:
+        """Number of lines of nodes in a row."""
         return math.ceil(len(self.cells.get(row, ())) / self.across)
 
 
 @dataclass
 class _Column:
-    """One position: errors in a strip of their own at the left, where they are out of the way; then the lanes."""
+    """One position: errors in a strip at the left, where they are out of the way; then the lanes."""
 
     errors: dict[int, DrawnNode]
     lanes: list[_Lane]
@@ -115,26 +120,28 @@ class _Column:
 
     @property
     def strip(self) -> float:
+        """Width of the errors' strip."""
         return _ERROR_SIZE + self.gap if self.errors else 0.0
 
     @property
     def inner(self) -> float:
+        """Where the lanes begin."""
         return self.left + self.strip
 
     @property
     def room(self) -> float:
-        """For the lanes."""
+        """Width of all lanes."""
         return max(sum(lane.width for lane in self.lanes) + _LANE_GAP * (len(self.lanes) - 1), 0.0)
 
     def alone(self, lane: _Lane, row: int) -> bool:
-        """Whether nothing in the row is in a group, and no frame passes through it: then the column is all its own."""
+        """Whether a lane has the row to itself: nothing in it is in a group, and no frame passes through it."""
         return not lane.framed and not any(
             min(other.cells) <= row <= max(other.cells) for other in self.lanes if other is not lane
         )
 
 
 def arrange(drawing: Drawing) -> Picture:
-    """Boxes of the nodes, frames of the groups; rows and columns without nodes take no room."""
+    """Return the places of a drawing's nodes and frames; rows and columns without nodes take no room."""
     gaps = _ROOMY if len(drawing.nodes) <= _LARGE else _DENSE
     positions = sorted({node.position for node in drawing.nodes})
     columns = [_column([node for node in drawing.nodes if node.position == p], gaps.box) for p in positions]
@@ -159,7 +166,7 @@ def arrange(drawing: Drawing) -> Picture:
         for row in rows
     }
     bands = {row: max(band, _ERROR_SIZE) for row, band in bands.items()}
-    # A wide picture gets more room between its rows: flat edges cannot be told apart.
+    # A wide picture has more room between its rows: flat edges are hard to tell apart.
     spare = 0.45 * width - sum(bands.values())
     row_gap = min(max(spare / max(len(rows) - 1, 1), gaps.rows[0]), gaps.rows[1])
 
@@ -187,8 +194,8 @@ def arrange(drawing: Drawing) -> Picture:
 def _bent(drawing: Drawing, boxes: dict[str, Box], height: float, narrowest: float) -> dict[str, Box]:
     """Columns as arcs, so that edges of one column do not all run along one line.
 
-    By less than half the width of the narrowest column: a node has to be seen above its own token. The last one, which
-    has most of the nodes, has nothing at its right that its nodes could be taken for.
+    They are bent by less than half the width of the narrowest column, so that a node stands above its own token. The last
+    one, which has most of the nodes, may be bent more: there is no column to its right.
     """
     last = max((node.position for node in drawing.nodes), default=0)
     bent = {}
@@ -201,7 +208,7 @@ def _bent(drawing: Drawing, boxes: dict[str, Box], height: float, narrowest: flo
 
 
 def _column(nodes: list[DrawnNode], gap: float) -> _Column:
-    """The first lane holds what is in no group; groups share a lane where their rows are apart."""
+    """A column whose first lane holds what is in no group; groups share a lane where their rows do not overlap."""
     errors = {node.row: node for node in nodes if node.kind == "error" and node.group < 0}
     single: dict[int, list[DrawnNode]] = defaultdict(list)
     groups: dict[int, dict[int, list[DrawnNode]]] = defaultdict(lambda: defaultdict(list))
@@ -249,14 +256,19 @@ def _frames(drawing: Drawing, boxes: dict[str, Box]) -> list[Frame]:
 
 
 def text_width(text: str, size: float = FONT_SIZE) -> float:
-    """Rough width of a text in points: Graphviz knows better, but only after the layout."""
-    # Emoji parts (flags, families) count as wide although Unicode does not say so of each.
+    """Return the rough width of a text in points: Graphviz knows it better, but only after the layout.
+
+    Args:
+        text: One line.
+        size: Of the font, in points.
+    """
+    # Parts of emoji (flags, families) count as wide, although Unicode does not call each of them so.
     wide = sum(unicodedata.east_asian_width(character) in "WF" or character >= "\U0001f000" for character in text)
     return size * (0.6 * (len(text) - wide) + 1.25 * wide)
 
 
 def size_of(node: DrawnNode) -> tuple[float, float]:
-    """Width and height of the node's box."""
+    """Return width and height of a node's box, in points."""
     if node.kind == "error":
         return _ERROR_SIZE, _ERROR_SIZE
     width = max((text_width(line.text, line.size) for line in node.lines), default=0.0) + 12

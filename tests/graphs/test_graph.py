@@ -89,6 +89,7 @@ def test_names_read_well():
     )  # fmt: skip
     layout = graph.layout
     assert graph.feature_of(0) == (0, 0, 417)
+    assert graph.feature_key(1) == (1, 5)
     assert [graph.describe(node) for node in (0, 1, layout.error_index(1, 0), layout.token_index(0))] == [
         "Texas (L0/417 @ Dallas)",
         "L1/5 @ ↵",

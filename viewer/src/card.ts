@@ -1,4 +1,4 @@
-// The card of a feature: what is known of it beyond its edges. Every part is optional; what is there is shown.
+// The card of a feature: what is known about it beyond its edges. Every part is optional.
 
 import type { Card } from "./data";
 import { h, svg } from "./dom";
@@ -29,11 +29,11 @@ function firing(model: Model, node: number): HTMLElement | null {
   return section("In this prompt", marked(model.data.tokens, activations, model.position(node)));
 }
 
-/** Tokens with their activations as shades; the strongest also underlined, for those who cannot tell the shades. */
+/** Tokens with their activations as shades; the strongest also underlined, for readers who cannot tell the shades apart. */
 function marked(texts: string[], activations: number[], here = -1): HTMLElement {
   const most = activations.reduce((a, b) => Math.max(a, b), 0);
   const line = h("p", { class: "tokens", dir: "auto" });
-  // A tokenizer of whole words leaves the blanks out.
+  // A tokenizer of whole words drops the blanks.
   const words = texts.length > 1 && !texts.some((text) => /^\s|\s$/.test(String(text)));
   texts.forEach((text, i) => {
     if (words && i) line.append(" ");
@@ -66,7 +66,7 @@ function histogram(card: Card): HTMLElement | null {
   const most = Math.max(...counts, 1);
   const image = svg("svg", { viewBox: `0 0 ${counts.length} 40`, class: "histogram", preserveAspectRatio: "none", role: "img", "aria-label": "Histogram of activations" });
   counts.forEach((count, i) => {
-    // Logarithmic: high activations are rare, and the ones that matter.
+    // Logarithmic, because high activations are rare and matter most.
     const height = count > 0 ? Math.max((36 * Math.log1p(count)) / Math.log1p(most), 1) : 0;
     image.append(svg("rect", { x: i + 0.08, y: 40 - height, width: 0.84, height }));
   });

@@ -1,4 +1,4 @@
-// The side of a comparison: while nothing is selected, what changed; else one node with both graphs' numbers and edges.
+// The panel of a comparison: while nothing is selected, what changed; otherwise one node with both graphs' numbers and edges.
 
 import { featureCard } from "./card";
 import { button, byId, h, on } from "./dom";
@@ -72,7 +72,7 @@ export class ComparePanel {
     list.set(lists[this.tab]);
   }
 
-  /** The heads of the two columns of numbers. */
+  /** The headings of the two columns of numbers. */
   private columns(third = "change"): HTMLElement {
     const [a, b] = this.pair.sides;
     return h("div", { class: "pair-head" }, h("span", {}, short(a.name, 8)), h("span", {}, short(b.name, 8)), h("span", {}, third));
@@ -143,10 +143,10 @@ export class ComparePanel {
     );
   }
 
-  /** Both graphs' edges of a node in one list, the largest weight first: those that one of them shows. */
+  /** A node's edges that either graph shows, in one list, the largest weight first. */
   private edges(title: string, id: string, both: Both, incoming: boolean): HTMLElement[] {
     const { pair } = this;
-    // What one graph prunes may be an edge there all the same.
+    // An edge that one graph prunes still has a weight there.
     const weight = (side: number, neighbour: number): number | null => {
       if (both[side] < 0 || neighbour < 0) return null;
       const { model } = pair.sides[side];

@@ -1,4 +1,4 @@
-// What the page holds, as graphs/page/data.py writes it, and the graph decoded from it.
+// What the page holds, as graphs/page/contents.py declares it, and the graph decoded from it.
 // Letters: n nodes, E edges.
 
 export type Kind = "feature" | "error" | "token" | "logit";
@@ -47,7 +47,7 @@ export interface PageData {
   /** Of the whole graph; null where the file held a pruned one. */
   scores: { replacement: number; completeness: number } | null;
   start: { node: number; edge: number; nodeLimit: number };
-  /** Targets that are no token (a contrast, a direction): their `probability` is only a weight. */
+  /** Targets that are not a token (a contrast, a direction): their `probability` is only a weight. */
   notTokens: number[];
   notes: string[];
   fires: Record<string, [number, number][]>;

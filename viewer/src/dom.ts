@@ -1,4 +1,4 @@
-// Making elements. Data only ever becomes text or an attribute's value, never markup.
+// Makes elements. Data only ever becomes text or the value of an attribute, never markup.
 
 type Child = Node | string | null | undefined | false;
 type Handlers = { [K in keyof HTMLElementEventMap]?: (event: HTMLElementEventMap[K]) => void };

@@ -1,4 +1,4 @@
-// Saving the state to a file and loading it again; nothing leaves the computer.
+// Saves the state to a file and loads it again; nothing leaves the computer.
 
 import { byId, h } from "./dom";
 import type { Model } from "./model";
@@ -27,7 +27,7 @@ export function listenForFiles(model: Model, store: Store, say: (message: string
   });
 }
 
-/** Takes over what a saved state, or the qParams of any graph's JSON, say; returns what to tell the reader. */
+/** Takes over a saved state, or the qParams of any graph's JSON; returns what to tell the reader. */
 async function load(file: File, model: Model, store: Store): Promise<string> {
   if (file.size > LARGEST) return `${file.name} is too large for a saved state.`;
   let content: unknown;

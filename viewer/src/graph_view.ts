@@ -17,9 +17,9 @@ export interface ViewOptions {
   look?: (node: number) => Look;
   /** Rows to keep even without nodes. */
   rows?: () => number[];
-  /** Told of the node under the pointer, -1 for none. */
+  /** Called with the node under the pointer, -1 for none. */
   hovering?: (node: number) => void;
-  /** Without pins and marks: where there is no subgraph to put them in. */
+  /** Without pins and marks, where there is no subgraph for them. */
   plain?: boolean;
 }
 
@@ -65,7 +65,7 @@ export class GraphView {
     this.arrange();
   }
 
-  /** Places the shown nodes anew, as after pruning or resizing. */
+  /** Places the shown nodes again, after pruning or resizing. */
   arrange(): void {
     if (!this.painter.width) return;
     this.painter.layout = arrange(this.model, this.painter.area, this.painter.texts, this.options.rows?.());
@@ -94,7 +94,7 @@ export class GraphView {
   private zoomed(event: D3ZoomEvent<HTMLElement, unknown>): void {
     this.painter.transform = event.transform;
     if (event.sourceEvent) this.moved = true;
-    // While moving, only the most important edges; the rest when it rests.
+    // While it moves, only the most important edges are drawn; all of them once it stops.
     this.request({ edges: true, nodes: true, moving: true });
     window.clearTimeout(this.settle);
     this.settle = window.setTimeout(() => this.request({ edges: true, moving: false }), 140);
@@ -104,7 +104,7 @@ export class GraphView {
     this.request({ edges: true, nodes: true, moving: false });
   }
 
-  /** Draws the topmost canvas anew, and the others where asked, before the next frame. */
+  /** Redraws the topmost canvas, and the others where asked, before the next frame. */
   private request(what: Partial<typeof this.pending> = {}): void {
     this.pending.edges ||= what.edges ?? false;
     this.pending.nodes ||= what.nodes ?? false;
@@ -136,7 +136,7 @@ export class GraphView {
     this.element.classList.toggle("focused", node >= 0 || path !== null);
   }
 
-  /** Brings a node out as if the pointer were on it; -1 ends that. */
+  /** Highlights a node as if the pointer were on it; -1 ends that. */
   hint(node: number): void {
     this.hinted = node;
     this.request();

@@ -1,4 +1,4 @@
-// Keys that work anywhere on the page, but not while writing.
+// Keys that work anywhere on the page, but not while typing.
 
 import { byId } from "./dom";
 
@@ -15,7 +15,7 @@ export interface Actions {
   turn(): void;
 }
 
-/** Keys for what the page can do; `search` and `escape` it always can. */
+/** Keys for what the page can do; every page has `search` and `escape`. */
 export function listenForKeys(actions: Partial<Actions> & Pick<Actions, "search" | "escape">): void {
   const help = byId<HTMLDialogElement>("help");
   const openHelp = (): void => help.showModal();

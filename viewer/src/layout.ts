@@ -1,4 +1,4 @@
-// Where nodes stand: one row a layer, tokens at the bottom, targets on top, columns by position of the prompt.
+// Where nodes stand: one row per layer, tokens at the bottom, targets on top, columns by position of the prompt.
 // A cell (row, column) with many nodes wraps into lines. Units are screen pixels at zoom 1, y downwards.
 
 import type { Model } from "./model";
@@ -16,7 +16,7 @@ export interface Row {
 export interface Layout {
   x: Float32Array;
   y: Float32Array;
-  /** (n,) room of each node; names are written inside where it is enough. */
+  /** (n,) room of each node; names are written inside where there is enough. */
   rooms: Float32Array;
   slotHeight: number;
   /** Room of a target, which may spread beyond its column. */
@@ -70,18 +70,18 @@ export interface Texts {
   name(node: number): number;
 }
 
-/** `rows` are kept even without nodes: so that two graphs have the same. */
+/** `rows` are kept even without nodes, so that two graphs have the same rows. */
 export function arrange(model: Model, area: Size, texts: Texts, rows: number[] = []): Layout {
   const cells = collect(model, rows);
   const P = model.data.tokens.length;
   for (const { slotWidth, slotHeight, lines } of candidates()) {
     const plan = measure(cells, P, lines, slotWidth, slotHeight, texts.token);
-    // Edges need air between the rows to be told apart.
+    // Edges need space between the rows to be told apart.
     const gap = Math.max(slotWidth > 56 ? 15 : 6, slotHeight * 0.4);
     const fits = plan.width <= area.width && plan.height + gap * cells.rows.length <= Math.max(area.height, 60);
     if (fits) return place(model, cells, plan, area, slotHeight, grow(cells, plan, area, slotWidth, texts));
   }
-  // Nothing fits: whatever must shrink least.
+  // Nothing fits: take what has to shrink least.
   const [slotWidth, slotHeight] = DOTS[DOTS.length - 1];
   const excess = (plan: Plan): number => Math.max(plan.width / area.width, (plan.height + 6 * cells.rows.length) / Math.max(area.height, 60));
   const plans = [1, 2, 3, 4, 6, 9, 14, 20, 30, 50].map((lines) => measure(cells, P, lines, slotWidth, slotHeight, texts.token));
@@ -151,7 +151,7 @@ function measure(
   return { across, strips, widths, bands, width: widths.reduce((a, b) => a + b, columnGap(P) * (P - 1)), height };
 }
 
-/** Slots by position: where there is width to spare, it goes to the columns whose names are cut; their widths grow too. */
+/** Slots by position: spare width goes to the columns whose names are cut; their widths grow too. */
 function grow(cells: Cells, plan: Plan, area: Size, slotWidth: number, texts: Texts): number[] {
   if (slotWidth < NAMED[NAMED.length - 1]) return plan.widths.map(() => slotWidth);
   const wanted = plan.widths.map((_, p) => {
@@ -198,7 +198,7 @@ function place(model: Model, cells: Cells, plan: Plan, area: Size, slotHeight: n
       cell.forEach((node, i) => {
         const line = Math.floor(i / plan.across[p]);
         const inLine = Math.min(plan.across[p], cell.length - line * plan.across[p]);
-        // Fewer nodes than elsewhere in the column have more room each.
+        // Where there are fewer nodes than elsewhere in the column, each has more room.
         rooms[node] = Math.max(slots[p], Math.min((plan.across[p] * slots[p]) / inLine, slots[p] < NAMED[NAMED.length - 1] ? 0 : NAMED[0]));
         x[node] = inner + (i - line * plan.across[p] - (inLine - 1) / 2) * rooms[node];
         y[node] = middle + (line - (depth - 1) / 2) * slotHeight;
@@ -217,7 +217,7 @@ function place(model: Model, cells: Cells, plan: Plan, area: Size, slotHeight: n
   return { x, y, rooms, slotHeight, topSlot, columns, rows, width, height };
 }
 
-/** Targets side by side around their column, the likeliest first, kept inside the picture. */
+/** Targets side by side around their column, the most likely first, kept inside the picture. */
 function placeTop(
   model: Model, top: number[], columns: Layout["columns"], y0: number, width: number, x: Float32Array, y: Float32Array,
 ): number {

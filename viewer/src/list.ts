@@ -59,7 +59,7 @@ export class List<T> {
       }
       wanted.set(index, row);
     }
-    // Rows that stay are left alone: taking them out and in again would lose the focus.
+    // Rows that stay are not touched: removing and inserting them again would lose the focus.
     for (const [index, row] of this.rows) if (wanted.get(index) !== row) row.remove();
     for (const child of [...this.inner.children]) if (wanted.get(Number((child as HTMLElement).dataset.index)) !== child) child.remove();
     for (const row of wanted.values()) if (!row.isConnected || row.parentNode !== this.inner) this.inner.append(row);

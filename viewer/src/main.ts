@@ -7,7 +7,7 @@ import { listenForFiles, save } from "./files";
 import { GraphView } from "./graph_view";
 import { listenForKeys } from "./keyboard";
 import { Model } from "./model";
-import { fail, rememberSoon } from "./page";
+import { fail, framed, rememberSoon } from "./page";
 import { Panel } from "./panel";
 import { influenceOf, prune } from "./prune";
 import { nodesOf, Search } from "./search";
@@ -42,7 +42,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
     } else {
       view.update();
       const regrouped = state.pinned !== before.pinned || state.supernodes !== before.supernodes;
-      // About the whole graph, pins change nothing.
+      // While nothing is selected, pins change nothing in the panel.
       if (state.clicked !== before.clicked || (regrouped && state.clicked)) panel.update();
     }
     subgraph.update(before);
@@ -57,6 +57,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
   byId("zoom-in").addEventListener("click", () => view.zoomBy(1.5));
   byId("zoom-out").addEventListener("click", () => view.zoomBy(1 / 1.5));
   byId("save").addEventListener("click", () => save(model, store));
+  byId("save").hidden = framed();
   byId("load").addEventListener("click", () => byId("load-file").click());
   listenForFiles(model, store, say);
   const clicked = (act: (id: string) => void): void => {
@@ -122,7 +123,7 @@ function say(message: string): void {
   saying = window.setTimeout(() => (element.hidden = true), 5000);
 }
 
-// For scripts and tests: the page's own pruning, also without a browser; in one, what is on the page.
+// For scripts and tests: the page's own pruning, which works without a browser too; in a browser, what is on the page.
 Object.assign(globalThis, {
   crosstrace: {
     prune(data: PageData, nodeThreshold: number, edgeThreshold: number) {

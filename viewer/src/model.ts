@@ -1,4 +1,4 @@
-// The graph with its current pruning, and how nodes are called.
+// The graph with its current pruning, and the names of nodes.
 
 import type { Card, Graph, Kind, PageData } from "./data";
 import { decode } from "./data";
@@ -65,7 +65,7 @@ export class Model {
     return [...sums].map(([node, weight]) => ({ node, weight, edge: -1 })).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
   }
 
-  /** Sorted when first asked for: most nodes never are. */
+  /** Sorted on first use: most nodes are never looked at. */
   private strongestFirst(list: Neighbour[] | undefined): Neighbour[] {
     if (!list) return [];
     if (!this.sorted.has(list)) {
@@ -110,7 +110,7 @@ export class Model {
     return this.data.nodes.position[node];
   }
 
-  /** Weight of a target in influence: of a token its probability. */
+  /** Weight of a target in influence; a token's is its probability. */
   probability(node: number): number {
     return this.data.nodes.probability[node];
   }
@@ -120,7 +120,7 @@ export class Model {
     return this.kind(node) === "logit" && !this.notTokens.has(node) ? this.probability(node) : null;
   }
 
-  /** The chance in words, "" where there is none. */
+  /** The probability in words, "" where there is none. */
   chanceText(node: number): string {
     const chance = this.chance(node);
     return chance === null ? "" : percent(chance);
@@ -130,7 +130,7 @@ export class Model {
     return this.data.nodes.activation[node];
   }
 
-  /** `layer/feature`, under which cards and places of firing are kept. */
+  /** `layer/feature`, the key of cards and firing positions. */
   featureKey(node: number): string {
     return `${this.layer(node)}/${this.data.nodes.feature[node]}`;
   }
@@ -144,7 +144,7 @@ export class Model {
     return this.kind(node) === "feature" ? (this.data.fires[this.featureKey(node)] ?? []) : [];
   }
 
-  /** The feature's words, from the graph or its card; "" where unknown. */
+  /** The feature's label, from the graph or its card; "" where unknown. */
   label(node: number): string {
     return (this.data.nodes.label[node] || this.card(node).label || "").trim();
   }
@@ -153,7 +153,7 @@ export class Model {
     return this.data.tokens[position] ?? "";
   }
 
-  /** What the node is called where there is little room. */
+  /** The node's name where there is little room. */
   name(node: number, limit = 40): string {
     switch (this.kind(node)) {
       case "feature":
@@ -199,7 +199,7 @@ export class Model {
     return best;
   }
 
-  /** What a search finds among the shown nodes: by label, token, promoted token or id; best influence first. */
+  /** What a search finds among the shown nodes: by label, token, promoted token or id; most influential first. */
   search(query: string): number[] {
     const wanted = query.trim().toLowerCase();
     if (!wanted) return [];

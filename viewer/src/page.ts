@@ -1,11 +1,15 @@
-// What both pages do with the address and with what goes wrong.
+// What both pages do with the address and with errors.
 
 import { byId } from "./dom";
 
 let remembering = 0;
 
+/** Whether the page is in a notebook's frame: there it has no address and may not save files. */
+export const framed = (): boolean => location.protocol === "about:";
+
 /** Keeps the state in the URL's fragment. Browsers limit how often the address may change: a slider would exceed it. */
 export function rememberSoon(fragment: () => string): void {
+  if (framed()) return;
   window.clearTimeout(remembering);
   remembering = window.setTimeout(() => history.replaceState(null, "", `#${fragment()}`), 200);
 }

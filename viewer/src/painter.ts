@@ -1,4 +1,4 @@
-// Draws the graph on three canvases: edges, nodes, and on top what hovering and selecting bring out. Only the topmost is
+// Draws the graph on three canvases: edges, nodes, and on top what hovering and selecting highlight. Only the topmost is
 // drawn again on hover, which keeps it quick with thousands of nodes; the lower two are dimmed by the style sheet.
 
 import type { ZoomTransform } from "d3-zoom";
@@ -17,9 +17,9 @@ const MOST_EDGES = 1600, MOVING_EDGES = 400, MOST_TOUCHING = 160;
 const NAME_FONT = 12, TOKEN_FONT = 13, SMALL_FONT = 11;
 
 export interface Focus {
-  /** The node whose edges are brought out, or -1. */
+  /** The node whose edges are highlighted, or -1. */
   node: number;
-  /** A path to bring out instead. */
+  /** A path to highlight instead. */
   edges: number[] | null;
   selected: number;
   found: number[];
@@ -109,7 +109,7 @@ export class Painter {
     return [sx, y + k * this.layout.y[node]];
   }
 
-  /** Where and how large a node is drawn; computed once for a zoom. */
+  /** Where and how large a node is drawn; computed once per zoom. */
   box(node: number): Box {
     return (this.boxes[node] ??= this.boxOf(node));
   }
@@ -143,7 +143,7 @@ export class Painter {
       const fits = this.textWidth(full, NAME_FONT) * 1.08 <= this.layout.topSlot * this.transform.k - 16;
       return model.layer(node) === model.data.layers && fits ? full : name;
     }
-    // The row already tells the layer.
+    // The row already shows the layer.
     return model.label(node) ? short(model.label(node), 40) : `#${model.data.nodes.feature[node]}`;
   }
 
@@ -155,7 +155,7 @@ export class Painter {
     this.clip(pen);
     const share = this.model.pruned.edgeShare, most = share[edges[0]];
     const heaviest = this.heaviest(edges);
-    // Many lines must be finer for the strong ones to be seen.
+    // Where there are many lines they are thinner, so that the strong ones stand out.
     const fine = Math.min(Math.max(Math.sqrt(260 / edges.length), 0.42), 1);
     // Least important first: the others are drawn over them.
     for (let i = edges.length - 1; i >= 0; i--) {
@@ -185,7 +185,7 @@ export class Painter {
     pen.globalAlpha = opacity;
     pen.lineWidth = width;
     pen.strokeStyle = weights[edge] > 0 ? this.theme.positive : this.theme.negative;
-    // Sign by dash as well as colour.
+    // The sign is shown by dashes as well as by colour.
     pen.setLineDash(weights[edge] > 0 ? [] : [2 + 1.5 * width, 2 + width]);
     pen.stroke();
     pen.setLineDash([]);

@@ -1,4 +1,4 @@
-// Two graphs side by side: which node of one is which of the other, and what is selected in both.
+// Two graphs side by side: which nodes correspond, and what is selected in both.
 
 import type { PageData } from "./data";
 import { GraphView } from "./graph_view";
@@ -28,7 +28,7 @@ export interface Place {
   node: number;
 }
 
-/** What the two graphs have of one thing; -1 where a side has nothing. */
+/** A node's number in either graph; -1 where a side does not have it. */
 export type Both = [number, number];
 
 export class Side {
@@ -58,7 +58,7 @@ export class Pair {
 
   constructor(data: ComparisonData, nodeThreshold: number, edgeThreshold: number) {
     if (data.format !== "crosstrace-comparison-page" || data.version !== 1) throw new Error("the page's data is of another version");
-    // A card is given once, with the graph that has it first.
+    // A card stands once, with the first graph that has it.
     const cards = { ...data.graphs[1].cards, ...data.graphs[0].cards };
     for (const graph of data.graphs) graph.cards = cards;
     const side = (i: number): Side => new Side(i, data.names[i], data.graphs[i], data.counterparts[i], nodeThreshold, edgeThreshold);
@@ -86,7 +86,7 @@ export class Pair {
     return { shape: kind, tone: kind === "feature" ? "shared" : kind };
   }
 
-  /** In words, what the other graph has of a node; "" where it shows it. */
+  /** Says why the other graph does not show a node; "" where it does. */
   elsewhere({ side, node }: Place): string {
     const other = this.other(side), partner = this.sides[side].counterparts[node];
     const { model } = this.sides[side];
@@ -94,7 +94,7 @@ export class Pair {
       case ABSENT:
         return model.kind(node) === "feature" ? `Not active in ${other.name}.` : `Not in ${other.name}.`;
       case ELSEWHERE:
-        return `In ${other.name} it matters too little to be on this page.`;
+        return `In ${other.name} it has too little influence to be on this page.`;
       case UNTRACED:
         return `Active in ${other.name}, but not among the features that were traced there.`;
       default:
@@ -120,12 +120,12 @@ export class Pair {
     return [...new Set(rows)];
   }
 
-  /** B less A: influence in the share of all nodes', where it is missing it has none. */
+  /** B minus A, of the share of all nodes' influence; a missing node has none. */
   change(both: Both): number {
     return this.sides[1].influence(both[1]) - this.sides[0].influence(both[0]);
   }
 
-  /** The side of which it is shown, A first. */
+  /** The side whose numbers are shown, A first. */
   placeOf([a, b]: Both): Place {
     const [first, second] = this.sides;
     return first.isShown(a) || (a >= 0 && !second.isShown(b)) ? { side: 0, node: a } : { side: 1, node: b };

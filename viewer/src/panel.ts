@@ -1,4 +1,4 @@
-// The side: about the whole graph while nothing is selected, else the card of the node or group and its edges.
+// The panel: about the whole graph while nothing is selected, otherwise the card and edges of the node or group.
 
 import { featureCard } from "./card";
 import { button, byId, h, on } from "./dom";
@@ -56,7 +56,7 @@ export class Panel {
       list.element,
     );
     list.set(features);
-    // Once the graph is painted: in a large one this takes a while.
+    // After the graph is painted, because it takes a while in a large one.
     window.clearTimeout(this.later);
     this.later = window.setTimeout(() => this.showPaths(paths, target), this.paths ? 0 : 60);
   }
@@ -110,7 +110,7 @@ export class Panel {
 
   private nodeButton(node: number, className: string, ...content: (Node | string)[]): HTMLElement {
     const { model } = this;
-    // Spoken in full; "listitem" keeps a long list countable for screen readers.
+    // Read out in full; "listitem" lets screen readers count a long list.
     const row = h("button", { type: "button", class: className, "data-id": model.id(node) }, ...(content as HTMLElement[]));
     return on(row, {
       click: () => {

@@ -1,10 +1,10 @@
-// Pruning and scores as graphs/analysis/pruning.py, influence.py and scores.py compute them, step by step the same:
+// Pruning and scores as graphs/analysis/pruning.py, influence.py and scores.py compute them, step by step;
 // the tests compare the masks. Letters: n nodes, E edges.
 
 import type { Graph } from "./data";
 
 const ROUNDING = 1e-12;
-/** As many edges as are ever drawn at once; sorting all of them would take longer than pruning. */
+/** The most edges ever drawn at once; sorting all of them would take longer than pruning. */
 const FIRST_EDGES = 2000;
 
 export interface Pruned {
@@ -87,7 +87,7 @@ function scores(graph: Graph, kept: Uint8Array): { replacement: number; complete
   return { replacement: intoTokens / (intoErrors + intoTokens), completeness: 1 - intoErrors / total };
 }
 
-/** (n,) factors that bring the absolute rows to sum 1; 0 for empty rows. `kept` null counts every edge. */
+/** (n,) factors that scale the absolute rows to sum 1; 0 for empty rows. `kept` null counts every edge. */
 export function rowScale(graph: Graph, kept: Uint8Array | null, extra: Float32Array | null): Float64Array {
   const scale = new Float64Array(graph.n);
   for (let i = 0; i < graph.n; i++) {
@@ -99,7 +99,7 @@ export function rowScale(graph: Graph, kept: Uint8Array | null, extra: Float32Ar
   return scale;
 }
 
-/** (n,) Σ_{j≥1} w·Aʲ. Rows with edges come after their sources, so that one sweep from the last row does. */
+/** (n,) Σ_{j≥1} w·Aʲ. Rows with edges come after their sources, so one sweep from the last row is enough. */
 function spread(graph: Graph, scale: Float64Array, kept: Uint8Array | null): Float64Array {
   const influence = new Float64Array(graph.n);
   for (let row = graph.n - 1; row >= 0; row--) {
@@ -121,7 +121,7 @@ function reaching(values: Float64Array, threshold: number, total: number | null)
     for (let i = ascending.length - 1; i >= 0; i--) all += ascending[i];
     const enough = (threshold - ROUNDING) * (total ?? all);
     if (all === 0) return mask;
-    // Only part of the graph may be here: then all of it is not enough, and all is kept.
+    // If only part of the graph is here, all of it may fall short of the threshold; then all is kept.
     let reached = 0;
     for (let i = ascending.length - 1; i >= 0; i--) {
       reached += ascending[i];
@@ -149,7 +149,7 @@ function entryShares(values: Float64Array, total: number): Float64Array {
   return shares;
 }
 
-/** Features need an edge in and one out, errors one out; whatever lacks it goes, until nothing changes. */
+/** Features need an edge in and one out, errors one out; what lacks one is dropped, until nothing changes. */
 function dropLooseEnds(graph: Graph, nodes: Uint8Array, kept: Uint8Array): void {
   const { kind, sources, targets } = graph;
   for (let changed = true; changed; ) {

@@ -11,9 +11,9 @@ import { whole } from "./text";
 /** What can be searched: a page's nodes, or those of two graphs. */
 export interface Searchable<T> {
   search(query: string): T[];
-  /** Marks what was found in the graph; [] ends that. */
+  /** Marks in the graph what was found; [] ends that. */
   mark(found: T[]): void;
-  /** Brings one out as if the pointer were on it; null ends that. */
+  /** Highlights one as if the pointer were on it; null ends that. */
   hint(item: T | null): void;
   row(item: T): HTMLElement;
   choose(item: T): void;

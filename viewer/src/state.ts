@@ -1,6 +1,6 @@
-// What the reader has done: thresholds, what is selected, pinned and grouped. Kept in the URL's fragment and in a JSON
-// of the shape that public viewers use: qParams with pinnedIds, supernodes ([name, id, id, …]) and clickedId; they leave
-// `positions` alone, their own `sg_pos` depends on how they order and size nodes.
+// What the reader has done: thresholds, what is selected, pinned and grouped. Kept in the URL's fragment and in JSON
+// of the shape that public viewers use: qParams with pinnedIds, supernodes ([name, id, id, …]) and clickedId. They ignore
+// `positions`; their own `sg_pos` depends on how they order and size nodes.
 
 import type { QParams } from "./data";
 
@@ -36,7 +36,7 @@ export class Store {
     this.listeners.push(listener);
   }
 
-  /** Changes the state; `keep` remembers the state before for undo. */
+  /** Changes the state; `keep` remembers the previous one for undo. */
   set(change: Partial<State>, keep = false): void {
     const before = this.state;
     if (keep) this.undone.push(before);
@@ -126,7 +126,7 @@ function without(supernodes: Supernode[], ids: string[]): Supernode[] {
     .filter((group) => group.ids.length > 0);
 }
 
-/** The part of a state that saved values give; whatever has not the right shape, or names no node, is left out. */
+/** The part of a state that saved values give; what has the wrong shape or names no node is left out. */
 export function fromQParams(given: unknown, known: (id: string) => boolean): Partial<State> {
   const change: Partial<State> = {};
   if (typeof given !== "object" || given === null) return change;
@@ -168,7 +168,7 @@ export function fromFragment(fragment: string, known: (id: string) => boolean): 
       const value = parts.get(name);
       if (value !== null) given[name] = JSON.parse(value);
     } catch {
-      // A cut-off link: the rest of it still counts.
+      // The link was cut off; its other parts still count.
     }
   }
   const change = fromQParams(given, known);

@@ -9,7 +9,7 @@ import { short, signed, visible } from "./text";
 
 interface Item {
   id: string;
-  /** Under which its place is kept: its id, for a group that of its first member. */
+  /** The key of its place: its id, or that of a group's first member. */
   key: string;
   name: string;
   members: number[];
@@ -42,7 +42,7 @@ export class Subgraph {
 
   update(before?: { pinned: string[] }): void {
     const { pinned } = this.store.state;
-    // The first pin opens the pane; who closes it keeps it closed.
+    // The first pin opens the pane; once closed, it stays closed.
     if (before && pinned.length > before.pinned.length && !before.pinned.length) this.open = true;
     this.pane.hidden = !this.open;
     const toggle = byId("open-subgraph");
@@ -175,7 +175,7 @@ export class Subgraph {
     return places;
   }
 
-  /** Moves a node so that its middle is at a point of the board, as far as it has room there. */
+  /** Moves a node so that its middle is at a point of the board, as closely as its room allows. */
   private put(item: Item, x: number, y: number): void {
     const { offsetWidth: width, offsetHeight: height } = item.element;
     const within = (value: number, size: number, room: number): number => Math.max(Math.min(value - size / 2, room - size - 2), 2);
@@ -222,7 +222,7 @@ export class Subgraph {
       const drag = this.dragging;
       this.dragging = null;
       if (!drag?.moved) return;
-      // What ends a drag is no click.
+      // The end of a drag is not a click.
       const swallow = (event: Event): void => event.stopPropagation();
       window.addEventListener("click", swallow, { capture: true });
       setTimeout(() => {

@@ -1,7 +1,7 @@
 // Strings from the graph as text that can be shown anywhere (graphs/text.py does the same), and numbers.
 
 const NAMED: Record<string, string> = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u2028": "↵", "\u2029": "↵", "\x7f": "␡" };
-// Right-to-left text itself is fine; the invisible marks that turn the text after them around are not.
+// Right-to-left text itself is fine; the invisible marks that reverse the text after them are not.
 const DIRECTION = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/;
 
 /** Line breaks, control characters, direction marks and lone surrogates as visible signs. */

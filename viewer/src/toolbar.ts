@@ -1,4 +1,4 @@
-// The sliders and what they leave over.
+// The sliders and what they keep.
 
 import { byId } from "./dom";
 import type { Model } from "./model";
@@ -45,7 +45,7 @@ export class Toolbar {
     byId("edge-count").textContent = `${whole(pruned.edges.length)} of ${whole(data.whole.edges)}`;
     byId("replacement").textContent = pruned.replacement.toFixed(2);
     byId("completeness").textContent = pruned.completeness.toFixed(2);
-    // Unknown for a graph of which only a pruned part is in the file.
+    // Unknown where the file held a pruned graph.
     byId("whole-replacement").textContent = data.scores ? `(whole graph ${data.scores.replacement.toFixed(2)})` : "";
     byId("whole-completeness").textContent = data.scores ? `(${data.scores.completeness.toFixed(2)})` : "";
   }

@@ -1,5 +1,6 @@
 // Drives the pages in a real browser: node browser.mjs FOLDER CHROMIUM, where FOLDER holds story.html, hostile.html,
-// foreign.html, contrast.html, large.html, both.html (a comparison) and hostile_both.html. Prints one JSON line a check: {"check", "problem" ("" when all is well), "measured", "seconds"}.
+// foreign.html, contrast.html, large.html, both.html (a comparison), hostile_both.html and notebook.html (the first two
+// in frames). Prints one JSON line per check: {"check", "problem" ("" when all is well), "measured", "seconds"}.
 
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -27,16 +28,16 @@ const context = await chromium.launchPersistentContext(profile, {
 const ready = (page) => page.waitForFunction(() => document.getElementById("app") && !document.getElementById("app").ariaBusy);
 
 /** Opens a page and notes whatever it should not do. */
-async function open(name, fragment = "") {
+async function open(name, fragment = "", wait = ready) {
   const page = await context.newPage();
   page.setDefaultTimeout(90_000);
   page.complaints = [];
   page.on("console", (message) => ["error", "warning"].includes(message.type()) && page.complaints.push(message.text()));
   page.on("pageerror", (error) => page.complaints.push(`error: ${error.message}`));
   page.on("dialog", (dialog) => (page.complaints.push(`dialog: ${dialog.message()}`), dialog.dismiss()));
-  page.on("request", (request) => /^(file|blob):/.test(request.url()) || page.complaints.push(`request: ${request.url()}`));
+  page.on("request", (request) => /^(file|blob|about):/.test(request.url()) || page.complaints.push(`request: ${request.url()}`));
   await page.goto(url(name) + fragment);
-  await ready(page);
+  await wait(page);
   return page;
 }
 
@@ -444,6 +445,46 @@ const checks = {
       for (const node of await page.evaluate((s) => globalThis.crosstrace.pair.sides[s].model.shown, side)) await page.evaluate((place) => globalThis.crosstrace.select(place), { side, node });
     const elements = await page.evaluate(() => [document.scripts.length, document.querySelectorAll("#app img, #app iframe, #app i").length, window.pwned]);
     assert.deepEqual(elements, [3, 0, undefined]);
+    return page;
+  },
+  async "in a notebook's frame a graph is drawn and can be used, and nothing leaves the frame"() {
+    const page = await open("notebook.html", "", async (opened) => {
+      assert.equal(opened.frames().length, 3);
+      for (const frame of opened.frames().slice(1)) await ready(frame);
+    });
+    for (const frame of page.frames().slice(1)) {
+      await settled(frame);
+      const drawn = await frame.evaluate(() => {
+        const { model } = globalThis.crosstrace;
+        const canvas = document.getElementById("nodes");
+        const shade = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        const scale = canvas.width / canvas.clientWidth, { left, top } = canvas.getBoundingClientRect();
+        return model.shown.map((i) => {
+          const [x, y] = globalThis.crosstrace.place(model.id(i));
+          return shade[4 * (Math.round((y - top) * scale) * canvas.width + Math.round((x - left) * scale)) + 3] > 0;
+        });
+      });
+      assert(drawn.length > 10 && drawn.every(Boolean), "a node is not drawn");
+      const [id] = await shown(frame, "feature");
+      const position = await frame.evaluate((node) => {
+        const [x, y] = globalThis.crosstrace.place(node), { left, top } = document.getElementById("graph").getBoundingClientRect();
+        return { x: x - left, y: y - top };
+      }, id);
+      await frame.locator("#graph").click({ position });
+      await frame.waitForFunction((node) => globalThis.crosstrace.store.state.clicked === node, id);
+      await frame.locator("#panel .title h2").waitFor();
+      assert(await frame.locator("#save").isHidden(), "a file cannot be saved from a frame");
+      assert.equal(await frame.evaluate(() => {
+        try {
+          return String(parent.document);
+        } catch {
+          return "out of reach";
+        }
+      }), "out of reach");
+      // The address would be written by now.
+      await page.waitForTimeout(400);
+    }
+    assert.deepEqual(await page.evaluate(() => [window.pwned, document.scripts.length, location.hash]), [undefined, 0, ""]);
     return page;
   },
   async "3,000 nodes: painted within 2 s, no jank on hover"() {

@@ -7,7 +7,7 @@ from graph_samples import CASE_NAMES, case, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosstrace.graphs.analysis import influence
+from crosstrace.graphs import row_scale, spread, target_weights
 
 
 def dense_influence(edges, weights):
@@ -20,14 +20,14 @@ def dense_influence(edges, weights):
     return total
 
 
-def swept(graph):
-    return influence.spread(graph.edges, influence.row_scale(graph.edges), influence.target_weights(graph))
+def swept(graph, **how):
+    return spread(graph.edges, row_scale(graph.edges), target_weights(graph), **how)
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_cases_agree_with_the_definition(name):
     graph, _ = case(name)
-    weights = influence.target_weights(graph)
+    weights = target_weights(graph)
     np.testing.assert_allclose(swept(graph), dense_influence(graph.edges, weights), rtol=1e-12, atol=1e-15)
 
 
@@ -35,15 +35,13 @@ def test_cases_agree_with_the_definition(name):
 @given(seed=st.integers(0, 10_000), L=st.integers(1, 5), k=st.integers(0, 3), density=st.sampled_from([0.02, 0.2, 0.9]))
 def test_random_graphs_agree_with_the_definition(seed, L, k, density):
     graph = random_graph(seed, L=L, P=3, per_layer=5, k=k, density=density)
-    weights = influence.target_weights(graph)
+    weights = target_weights(graph)
     np.testing.assert_allclose(swept(graph), dense_influence(graph.edges, weights), rtol=1e-12, atol=1e-15)
 
 
-def test_small_blocks_give_the_same(monkeypatch):
+def test_small_blocks_give_the_same():
     graph, _ = case("clt_affine")
-    whole = swept(graph)
-    monkeypatch.setattr(influence, "_EDGES_PER_BLOCK", 1)
-    np.testing.assert_allclose(swept(graph), whole, rtol=1e-13)
+    np.testing.assert_allclose(swept(graph, edges_per_block=1), swept(graph), rtol=1e-13)
 
 
 def test_influence_that_ends_is_the_weight_that_starts():
@@ -58,4 +56,4 @@ def test_influence_that_ends_is_the_weight_that_starts():
 def test_circles_are_refused():
     edges = scipy.sparse.csr_array(np.array([[0, 1.0], [1.0, 0]], dtype=np.float32))
     with pytest.raises(ValueError, match="node 0 has an edge from node 1"):
-        influence.spread(edges, influence.row_scale(edges), np.ones(2))
+        spread(edges, row_scale(edges), np.ones(2))

@@ -10,7 +10,7 @@ from crosstrace.graphs.analysis.similarity import MEANING, NEIGHBOURS, PLACE, si
 
 GRAPH = random_graph(1, per_layer=6, L=3, P=2, feature_labels=[])
 FEATURES = list(range(6))
-KEYS = [GRAPH.feature_of(node)[::2] for node in FEATURES]
+KEYS = [GRAPH.feature_key(node) for node in FEATURES]
 PLAIN = NEIGHBOURS + PLACE
 
 

@@ -10,7 +10,8 @@ from graph_samples import HOSTILE
 
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.cards.neuronpedia import card_as_json, export_cards
-from crosstrace.graphs.exporters.neuronpedia import cantor_pairing, graph_as_json
+from crosstrace.graphs.exporters.neuronpedia import graph_as_json
+from crosstrace.graphs.viewer_ids import cantor_pairing
 
 
 @pytest.fixture

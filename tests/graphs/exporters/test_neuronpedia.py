@@ -9,7 +9,7 @@ import torch
 from graph_samples import CASE_NAMES, HOSTILE, case, random_graph
 
 from crosstrace.graphs import prune, write_json
-from crosstrace.graphs.exporters.neuronpedia import cantor_pairing
+from crosstrace.graphs.viewer_ids import cantor_pairing
 
 REQUIRED = {"node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp"}
 OWN = {"influence", "activation", "token_prob", "is_target_logit", "run_idx", "reverse_ctx_idx"}

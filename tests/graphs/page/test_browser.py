@@ -71,6 +71,10 @@ def write_pages(folder: Path) -> None:
     hostile = hostile_graph()
     write_comparison_html(hostile, hostile, folder / "hostile_both.html", names=ATTACKS[:2], cards=hostile_cards())
     write_html(hostile, folder / "hostile.html", cards=hostile_cards())
+    frames = "".join(graph._repr_html_() for graph in (story, hostile))
+    (folder / "notebook.html").write_text(
+        f"<!doctype html><meta charset='utf-8'><body>{frames}</body>", encoding="utf-8"
+    )
     write_html(prune(random_graph(5, L=26, P=40, per_layer=82, k=8, density=0.03), 1, 1), folder / "large.html")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from graph_samples import HOSTILE, random_graph
 
-from crosstrace.graphs import prune, write_comparison_html
+from crosstrace.graphs import PageLimits, prune, write_comparison_html
 from crosstrace.graphs.analysis.comparison import counterparts
 from crosstrace.graphs.page.comparison import ABSENT, ELSEWHERE, UNTRACED, comparison_page_data
 from crosstrace.graphs.viewer_ids import node_ids
@@ -48,9 +48,9 @@ def test_a_feature_that_was_active_but_not_traced():
     assert data["counterparts"][1] == list(range(1, A.n))
 
 
-def test_a_node_that_the_other_page_does_not_hold(monkeypatch):
-    monkeypatch.setattr("crosstrace.graphs.page.data.LIVE_NODES", 30)
-    data = comparison_page_data(A, dataclasses.replace(A, logit_probabilities=A.logit_probabilities.flip(0)))
+def test_a_node_that_the_other_page_does_not_hold():
+    other = dataclasses.replace(A, logit_probabilities=A.logit_probabilities.flip(0))
+    data = comparison_page_data(A, other, limits=PageLimits(live_nodes=30))
     ids = [graph["nodes"]["id"] for graph in data["graphs"]]
     assert set(ids[0]) != set(ids[1])
     for own, others, partners in ((ids[0], ids[1], data["counterparts"][0]), (ids[1], ids[0], data["counterparts"][1])):

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -15,11 +16,10 @@ import torch
 from graph_samples import CASE_NAMES, HOSTILE, THRESHOLD_PAIRS, case, random_graph
 from places import VIEWER
 
-from crosstrace.graphs import graph_scores, prune, view, write_html, write_json
+from crosstrace.graphs import PageLimits, graph_scores, prune, view, write_html, write_json
 from crosstrace.graphs.analysis.pruning import cumulative_influence
-from crosstrace.graphs.page import data as page_data
-from crosstrace.graphs.page import export as page_export
-from crosstrace.graphs.page import from_json as page_json
+from crosstrace.graphs.page.export import page as page_of
+from crosstrace.graphs.page.from_json import page_data_from_json
 from crosstrace.graphs.viewer_ids import node_ids
 
 PAIRS = (*THRESHOLD_PAIRS, (1.0, 1.0), (0.3, 0.6))
@@ -74,23 +74,22 @@ def test_omitted_features_count_in_the_pages_scores(tmp_path):
     assert_same_pruning(graph, tmp_path / "g.html", PAIRS)
 
 
-def test_a_part_of_a_large_graph_prunes_as_the_whole(tmp_path, monkeypatch):
+def test_a_part_of_a_large_graph_prunes_as_the_whole(tmp_path):
     graph = random_graph(4, per_layer=40)
-    monkeypatch.setattr(page_data, "LIVE_NODES", 70)
-    write_html(graph, tmp_path / "g.html")
+    limits = PageLimits(live_nodes=70)
+    write_html(graph, tmp_path / "g.html", limits=limits)
     data = data_of(tmp_path / "g.html")
     assert len(data["nodes"]["id"]) <= 70 < graph.n == data["whole"]["nodes"]
     reach = data["start"]["nodeLimit"]
     assert 0.3 < reach < 1
-    write_html(prune(graph, reach - 0.02), tmp_path / "g.html")
+    write_html(prune(graph, reach - 0.02), tmp_path / "g.html", limits=limits)
     assert data_of(tmp_path / "g.html")["start"]["nodeLimit"] == reach
     assert_same_pruning(graph, tmp_path / "g.html", [(reach, 0.98), (reach - 0.1, 0.9), (0.3, 1.0)])
 
 
-def test_a_pruned_graph_that_fits_only_without_its_dropped_edges(tmp_path, monkeypatch):
+def test_a_pruned_graph_that_fits_only_without_its_dropped_edges(tmp_path):
     graph = prune(random_graph(4, per_layer=40), 0.8, 0.5)
-    monkeypatch.setattr(page_data, "LIVE_NODES", 20)
-    write_html(graph, tmp_path / "g.html")
+    write_html(graph, tmp_path / "g.html", limits=PageLimits(live_nodes=20))
     data = data_of(tmp_path / "g.html")
     ids = node_ids(graph)
     assert data["nodes"]["id"] == [ids[node] for node in graph.kept_nodes()]
@@ -100,11 +99,9 @@ def test_a_pruned_graph_that_fits_only_without_its_dropped_edges(tmp_path, monke
     assert len(found["edges"]) == graph.kept_edges().nnz
 
 
-def test_a_graph_too_large_even_when_pruned_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(page_data, "LIVE_NODES", 20)
-    monkeypatch.setattr(page_data, "MOST_NODES", 30)
+def test_a_graph_too_large_even_when_pruned_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"too many for a page.*prune it further"):
-        write_html(random_graph(4, per_layer=40), tmp_path / "g.html")
+        write_html(random_graph(4, per_layer=40), tmp_path / "g.html", limits=PageLimits(live_nodes=20, most_nodes=30))
     assert not list(tmp_path.iterdir())
 
 
@@ -157,7 +154,7 @@ def test_no_string_leaves_its_element(tmp_path):
     graph = random_graph(per_layer=20, feature_labels=labels, prompt=text, model_name=text, transcoders_name=text)
     path = tmp_path / "g.html"
     write_html(graph, path)
-    page, template = path.read_text("utf-8"), page_export.files("crosstrace.graphs.page").joinpath("page.html")
+    page, template = path.read_text("utf-8"), files("crosstrace.graphs.page").joinpath("page.html")
     assert page.count("</script>") == template.read_text("utf-8").count("</script>") == 3
     assert page.count("<script") == 3
     assert page.isascii() or not re.search("[\u2028\u2029\ud800-\udfff]", page)
@@ -190,7 +187,7 @@ def test_the_committed_page_is_built_from_the_committed_sources(template):
     names = sorted(path.name for path in (VIEWER / "src").iterdir())
     for name in ["build.mjs", "package-lock.json", *(f"src/{name}" for name in names)]:
         digest.update(f"{name}\n".encode() + (VIEWER / name).read_bytes().replace(b"\r\n", b"\n"))
-    page = page_export.files("crosstrace.graphs.page").joinpath(template).read_text("utf-8")
+    page = files("crosstrace.graphs.page").joinpath(template).read_text("utf-8")
     assert f'content="{digest.hexdigest()}"' in page, "run: npm --prefix viewer ci && npm --prefix viewer run build"
 
 
@@ -237,7 +234,7 @@ def foreign():
 
 
 def test_json_of_other_tools_opens():
-    data = page_json.page_data_from_json(foreign())
+    data = page_data_from_json(foreign())
     assert data["nodes"]["kind"] == "ffetl"
     assert data["nodes"]["label"] == ["", "Texas", "", "a", " c"]
     assert data["nodes"]["layer"] == [0, 1, 1, -1, 2]
@@ -273,14 +270,12 @@ def test_other_files_are_told_from_graphs(tmp_path, content, message):
     assert not (tmp_path / "g.html").exists()
 
 
-def test_large_files_get_a_word_about_pruning(tmp_path, monkeypatch):
+def test_large_files_get_a_word_about_pruning(tmp_path):
     (tmp_path / "g.json").write_text("{}" + " " * 5_000_000)
-    monkeypatch.setattr(page_json, "LARGEST_FILE", 1_000_000)
     with pytest.raises(ValueError, match=r"5 MB is too much for a page.*prune the graph first"):
-        view(tmp_path / "g.json", tmp_path / "g.html")
-    monkeypatch.setattr(page_export, "LARGEST_PAGE", 1000)
+        view(tmp_path / "g.json", tmp_path / "g.html", limits=PageLimits(json_bytes=1_000_000))
     with pytest.raises(ValueError, match="prune the graph further first"):
-        write_html(random_graph(), tmp_path / "g.html")
+        write_html(random_graph(), tmp_path / "g.html", limits=PageLimits(page_bytes=1000))
 
 
 JUNK = [None, 5, -1, 1e400, "x", "", [], {}, [1], {"a": 1}, True, "NaN", float("nan"), 10**400, "\ud800", -(10**12)]
@@ -310,7 +305,7 @@ def test_whatever_is_in_a_json_graph_it_makes_a_page_or_one_line(seed):
             except (KeyError, IndexError, TypeError):
                 continue  # the other one is gone
         try:
-            page_export.page(page_json.page_data_from_json(content))
+            page_of(page_data_from_json(content))
             made += 1
         except ValueError as problem:
             said.append(str(problem))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crosstrace.replacement_model import demo
-from crosstrace.replacement_model.dictionaries.card_places import cards_path
+from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 
 
 @pytest.fixture

@@ -1,0 +1,232 @@
+"""What the interactive page holds, in one place: `viewer/src/data.ts` declares the same and reads it.
+
+Letters: n nodes, E edges.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import scipy.sparse
+
+FORMAT: Literal["crosstrace-page"] = "crosstrace-page"
+VERSION = 1
+
+Key = tuple[int, int]
+"""(layer, feature)."""
+Card = Mapping[str, Any]
+"""What is known of a feature, as `write_html` describes it."""
+
+
+class NodeColumns(TypedDict):
+    """The nodes, column by column; n entries each."""
+
+    id: list[str]
+    kind: str
+    """One letter a node: f, e, t or l."""
+    layer: list[int]
+    """-1 for tokens, L for targets."""
+    position: list[int]
+    feature: list[int]
+    """-1 for what is not a feature."""
+    label: list[str]
+    """Of tokens and targets, their text; of errors, ""."""
+    activation: list[float | None]
+    """None for what is not a feature."""
+    probability: list[float]
+    """0 for what is not a target."""
+
+
+class Edges(TypedDict):
+    """Sparse rows, base64 of little-endian numbers: those of row i are entries starts[i] to starts[i + 1]."""
+
+    starts: str
+    """(n + 1,) uint32."""
+    sources: str
+    """(E,) uint32."""
+    weights: str
+    """(E,) float32."""
+
+
+class Start(TypedDict):
+    """Where the sliders stand when the page opens."""
+
+    node: float
+    edge: float
+    nodeLimit: float
+    """Up to this node threshold the page prunes as the whole graph would be pruned."""
+
+
+class WholeGraph(TypedDict):
+    """The size of the graph of which the page may hold a part."""
+
+    nodes: int
+    edges: int
+
+
+class Scores(TypedDict):
+    """Of the whole graph."""
+
+    replacement: float
+    completeness: float
+
+
+class PageData(TypedDict):
+    """The JSON value inside a page."""
+
+    format: Literal["crosstrace-page"]
+    version: int
+    slug: str
+    """Names the files that the page saves."""
+    prompt: str
+    model: str
+    transcoders: str
+    tokens: list[str]
+    layers: int
+    nodes: NodeColumns
+    edges: Edges
+    omitted: str
+    """(n,) float32 in base64: what features that were not selected add to each row, as absolute values."""
+    influence: str | None
+    """(n,) float64 in base64: influence in the whole graph; None to compute it from the edges."""
+    influenceTotal: float
+    whole: WholeGraph
+    scores: Scores | None
+    """None where the file held a pruned graph."""
+    start: Start
+    notTokens: list[int]
+    """Targets that are not a token: their `probability` is only a weight."""
+    notes: list[str]
+    """Sentences that the page shows."""
+    fires: dict[str, list[list[float]]]
+    """By "layer/feature": [position, activation] wherever in the prompt it is active."""
+    cards: dict[str, Card]
+    """By "layer/feature"."""
+    suggested: list[list[str]]
+    """Supernodes: a name and node ids each."""
+    qParams: dict[str, Any]
+    """What is pinned and grouped when the page opens."""
+
+
+@dataclass
+class PageNode:
+    """A node on a page."""
+
+    id: str
+    kind: str
+    layer: int
+    position: int
+    feature: int = -1
+    label: str = ""
+    activation: float | None = None
+    probability: float = 0.0
+    is_token: bool = True
+    """False for a target that is not a token."""
+
+
+@dataclass(frozen=True)
+class PageSource:
+    """What a page is made of: a graph's, or that in a JSON file."""
+
+    prompt: str
+    model: str
+    transcoders: str
+    tokens: list[str]
+    n_layers: int
+    nodes: Sequence[PageNode]
+    """In node order: every source stands before its targets."""
+    edges: scipy.sparse.csr_array
+    """(n, n)."""
+    influence: np.ndarray | None
+    """(n,) float64."""
+    influence_total: float
+    whole: WholeGraph
+    start: Start
+    fires: Mapping[Key, list[list[float]]]
+    slug: str = ""
+    """From the prompt if empty."""
+    omitted: np.ndarray | None = None
+    """(n,); None for zeros."""
+    scores: Scores | None = None
+    notes: list[str] = field(default_factory=list)
+    cards: Mapping[Key, Card] = field(default_factory=dict)
+    suggested: list[list[str]] = field(default_factory=list)
+    q_params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def page_contents(source: PageSource) -> PageData:
+    """Return the JSON-able value of a page."""
+    nodes = source.nodes
+    omitted = np.zeros(len(nodes)) if source.omitted is None else source.omitted
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "slug": _slug(source.slug or source.prompt),
+        "prompt": source.prompt,
+        "model": source.model,
+        "transcoders": source.transcoders,
+        "tokens": source.tokens,
+        "layers": source.n_layers,
+        "nodes": {
+            "id": [node.id for node in nodes],
+            "kind": "".join(node.kind for node in nodes),
+            "layer": [node.layer for node in nodes],
+            "position": [node.position for node in nodes],
+            "feature": [node.feature for node in nodes],
+            "label": [node.label for node in nodes],
+            "activation": [node.activation for node in nodes],
+            "probability": [node.probability for node in nodes],
+        },
+        "edges": {
+            "starts": _base64_of(source.edges.indptr, "<u4"),
+            "sources": _base64_of(source.edges.indices, "<u4"),
+            "weights": _base64_of(source.edges.data, "<f4"),
+        },
+        "omitted": _base64_of(omitted, "<f4"),
+        "influence": None if source.influence is None else _base64_of(source.influence, "<f8"),
+        "influenceTotal": source.influence_total,
+        "whole": source.whole,
+        "scores": source.scores,
+        "start": source.start,
+        "notTokens": [i for i, node in enumerate(nodes) if not node.is_token],
+        "notes": source.notes,
+        "fires": {f"{layer}/{feature}": places for (layer, feature), places in source.fires.items()},
+        "cards": cards_as_json(source.cards),
+        "suggested": source.suggested,
+        "qParams": dict(source.q_params),
+    }
+
+
+def features_of(data: PageData) -> set[Key]:
+    """Return the features on a page."""
+    nodes = data["nodes"]
+    rows = zip(nodes["kind"], nodes["layer"], nodes["feature"], strict=True)
+    return {(layer, feature) for kind, layer, feature in rows if kind == "f"}
+
+
+def cards_as_json(cards: Mapping[Key, Card]) -> dict[str, Card]:
+    """Return cards by the names under which the page looks features up."""
+    return {f"{layer}/{feature}": card for (layer, feature), card in cards.items()}
+
+
+def firing_places(rows: Iterable[tuple[int, int, int]], activations: Iterable[float]) -> dict[Key, list[list[float]]]:
+    """Return [position, activation] of (layer, position, feature) rows, by (layer, feature)."""
+    found: dict[Key, list[list[float]]] = defaultdict(list)
+    for (layer, position, feature), activation in zip(rows, activations, strict=True):
+        found[layer, feature].append([position, activation])
+    return dict(found)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-") or "graph"
+
+
+def _base64_of(values: Any, dtype: str) -> str:
+    """Little-endian numbers: exact, and a third of the size of decimal text."""
+    return base64.b64encode(np.ascontiguousarray(values, dtype=dtype).tobytes()).decode("ascii")
