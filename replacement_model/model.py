@@ -307,7 +307,8 @@ class ReplacementModel:
     def localizer(self) -> Localize:
         """Return a function that gives the local replacement model of a prompt and runs each prompt only once.
 
-        The function returns a local replacement model that it is given as it is.
+        The function returns a local replacement model that it is given as it is, and raises `ValueError` for one of
+        another model.
 
         Example:
             >>> localize = ReplacementModel.demo().localizer()
@@ -318,6 +319,7 @@ class ReplacementModel:
 
         def localize(prompt: Prompt | LocalReplacementModel) -> LocalReplacementModel:
             if isinstance(prompt, LocalReplacementModel):
+                self._check_own(prompt)
                 return prompt
             tokens_p = self.tokenize(prompt)
             key = tuple(tokens_p.tolist())
@@ -326,6 +328,19 @@ class ReplacementModel:
             return known[key]
 
         return localize
+
+    def _check_own(self, local: LocalReplacementModel) -> None:
+        if local.sites.text_model is not self.sites.text_model or local.transcoders is not self.transcoders:
+            raise ValueError(
+                f"this local replacement model was not made by this replacement model ({self.name} with "
+                f"{self.transcoders.name}); make it with local() of the model that runs it, or give the prompt"
+            )
+        ours, theirs = self.description.excluded_first, local.description.excluded_first
+        if ours != theirs:
+            raise ValueError(
+                f"this local replacement model excludes the first {theirs} positions and the model that runs it {ours}; "
+                "make it with local() of that model, or give the prompt"
+            )
 
     def _budget(self) -> int:
         return self.transcoders.memory_budget or usable_bytes(self.device)
