@@ -160,7 +160,7 @@ def plan_trace(
         Part("the process: libraries, tokenizer", _process_bytes(config, str(model)), "host", "throughout"),
         Part("model weights", _model_bytes(str(model), config, dtype), place.type, "throughout"),
         *_weight_parts(used, per_layer),
-        *_prompt_parts(description, n_positions, place.type, budget),
+        *_prompt_parts(description, n_positions, place, budget),
         *_row_parts(description, used, n_positions, n_active, n_rows, rows_at_a_time, budget),
     ]
     download = _download_bytes(str(model)) + download_bytes(transcoders)
@@ -211,7 +211,7 @@ def _weight_parts(used: Transcoders, per_layer: list[float]) -> list[Part]:
     return [*parts, Part("decoder rows of active features", size, described[place], "trace")]
 
 
-def _prompt_parts(description: ModelDescription, n_positions: int, device: str, budget: int) -> list[Part]:
+def _prompt_parts(description: ModelDescription, n_positions: int, device: torch.device, budget: int) -> list[Part]:
     """What the forward pass leaves behind."""
     layers = description.n_layers
     attention = sum(
@@ -225,8 +225,8 @@ def _prompt_parts(description: ModelDescription, n_positions: int, device: str, 
     # r, m, errors, constants, and outputs while errors are made from them
     residuals = 4 * 5 * layers * n_positions * description.d_model
     return [
-        Part("residuals, errors and the like", residuals, device, "trace"),
-        Part("attention patterns", attention, "host" if on_host else device, "trace"),
+        Part("residuals, errors and the like", residuals, device.type, "trace"),
+        Part("attention patterns", attention, "host" if on_host else device.type, "trace"),
     ]
 
 
@@ -241,9 +241,9 @@ def _row_parts(
 ) -> list[Part]:
     """What computing rows takes, and the graph that is made of them."""
     layers, device = description.n_layers, used.device.type
-    skips = used.skip_bytes() > 0
-    folded = folded_bytes(description, skips)
-    kept = keeps_folded(description, skips, budget)
+    with_skip = used.skip_bytes() > 0
+    folded = folded_bytes(description, with_skip)
+    kept = keeps_folded(description, with_skip, budget)
     at_once = largest_batch(n_rows, n_active, batch_size)
     n_sources = n_active + layers * n_positions + n_positions
     batch = at_once * (row_bytes(description, n_positions, n_active) + bytes_to_add(n_sources))
