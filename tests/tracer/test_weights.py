@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from crosstrace.graphs import AttributionGraph, prune, read_state, write_html, write_json
+from crosstrace.graphs.analysis.comparison import check_comparable
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.viewer_ids import node_ids
 from crosstrace.replacement_model import Ablate, ReplacementModel
@@ -204,7 +205,9 @@ def test_a_trace_is_not_resumed_with_other_decoders(
             trace(model, case.input_ids, batch_size=9, checkpoint=path, progress=False)
     changed = ReplacementModel.from_pretrained(case.model, case.transcoders, "cpu")
     changed.model.get_parameter("model.layers.3.mlp.gate_proj.weight")[0, 0] *= 1 + 1e-4
-    with pytest.raises(ValueError, match="cannot be resumed: it was started with different fingerprints of weights;"):
+    with pytest.raises(
+        ValueError, match="cannot be resumed: it was started with different weights, by their fingerprints;"
+    ):
         trace(changed, case.input_ids, checkpoint=path, resume=True, progress=False)
     assert trace(model, case.input_ids, checkpoint=path, resume=True, progress=False).n > 0
 
@@ -219,6 +222,14 @@ def test_a_local_replacement_model_runs_in_its_own_model(
     with pytest.raises(ValueError, match="excludes the first 1 positions and the model that runs it 3"):
         model.excluding(3).intervene(model.local(case.input_ids), [])
     assert model.excluding(1).intervene(model.local(case.input_ids), []).became_active == 0
+
+
+def test_graphs_of_other_weights_are_not_compared(graph: AttributionGraph, other: ReplacementModel) -> None:
+    """Under the same names, as after training on."""
+    theirs = dataclasses.replace(trace(other, graph.tokens, progress=False), transcoders_name=graph.transcoders_name)
+    with pytest.raises(ValueError, match=r"cannot be compared: transcoders '.*' had other weights in the first"):
+        check_comparable(graph, theirs)
+    check_comparable(graph, without(graph, *graph.settings["fingerprints"]))
 
 
 def test_cards_of_other_decoders_are_not_used(

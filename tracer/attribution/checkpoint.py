@@ -47,7 +47,7 @@ def trace_identity(
         "prompt": local.tokens_p.tolist(),
         "model": model.name,
         "transcoders": model.transcoders.name,
-        "fingerprints of weights": weight_fingerprints(model),
+        "weights, by their fingerprints": weight_fingerprints(model),
         "targets": [[target.string, target.token, target.target.layer, target.target.position] for target in wanted],
         "max_feature_nodes": cap,
         "excluded_first": model.description.excluded_first,
