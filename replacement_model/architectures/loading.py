@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.gguf import dequantised, is_gguf
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
 from crosstrace.replacement_model.hub import errors_in_one_line
 
@@ -23,7 +24,7 @@ def load_model(
     """Load a model and its tokenizer.
 
     Args:
-        source: A folder, or `org/name` on the hub.
+        source: A folder, a `.gguf` file, or `org/name` on the hub.
         dtype: The dtype of the weights; None: as stored.
         device: Where the model goes, unless `device_map` says.
         device_map: The device of each part, as accelerate takes it.
@@ -68,7 +69,7 @@ def load_config(source: str) -> tuple[Any, ModelDescription]:
     """Load the `transformers` config of a model and its description, without the weights.
 
     Args:
-        source: A folder, or `org/name` on the hub.
+        source: A folder, a `.gguf` file, or `org/name` on the hub.
 
     Raises:
         ValueError: The architecture is not supported, or the files are damaged.
@@ -111,14 +112,16 @@ def load_tokenizer(name: str) -> Any:
     """
     import transformers
 
-    folder = Path(name).expanduser()
+    folder = Path(_folder_or_name(name) if is_gguf(name) else name).expanduser()
     if folder.exists() and not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer.model")):
         return None
     return transformers.AutoTokenizer.from_pretrained(str(folder) if folder.exists() else name)
 
 
 def _folder_or_name(source: str) -> str:
-    """What `transformers` is given for a model."""
+    """What `transformers` is given for a model; a GGUF file is dequantised first."""
+    if is_gguf(source):
+        return str(dequantised(source))
     folder = Path(source).expanduser()
     if not folder.exists() and (source.startswith(("/", ".", "~")) or source.count("/") != 1):
         raise FileNotFoundError(f"model folder {source} does not exist (a hub model is written org/name)")
