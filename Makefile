@@ -1,13 +1,17 @@
-# make demo   environment, install, trace the embedded demo into dallas.html, dallas.svg, dallas.dot, dallas.json
+# make demo   environment, install, trace the embedded demo into dallas.safetensors, .json, .dot, .svg, .html
 # make test   environment, install with test tools, all tests
 # make lint   formatting, lint and types
+# make docs   the documentation site, into site/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := kernels replacement_model graphs tracer
+# "ok", or what is wrong with $(PYTHON); looked up only when an environment is made.
+PYTHON_CHECK = $(shell command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) was not found"; exit; }; \
+	$(PYTHON) -c 'import sys; v = sys.version_info; print("ok" if v >= (3, 11) else "$(PYTHON) is %d.%d" % v[:2])')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/crosstrace trace "The capital of the state containing Dallas is" \
@@ -22,14 +26,23 @@ lint: $(VENV)/installed-test $(VENV)/types/crosstrace
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(PACKAGES:%=-p crosstrace.%)
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html in a browser"
+
 $(VENV)/installed: pyproject.toml constraints.txt
+	$(if $(filter ok,$(PYTHON_CHECK)),,$(error crosstrace needs Python 3.11 or newer, and $(PYTHON_CHECK); name another one, as in: make demo PYTHON=python3.12))
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt -e .
-	touch $@
+	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) install --quiet -c constraints.txt -e ".[test]"
-	touch $@
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
+	@touch $@
 
 # mypy does not follow an editable install of a namespace package; a link named like the namespace shows it the sources.
 $(VENV)/types/crosstrace: $(VENV)/installed
@@ -37,4 +50,4 @@ $(VENV)/types/crosstrace: $(VENV)/installed
 	ln -sfn $(CURDIR) $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info dallas.*
+	rm -rf $(VENV) build site *.egg-info dallas.*

@@ -32,9 +32,7 @@ from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries import active_rows, transcoders
 from crosstrace.replacement_model.local.adjoint import Adjoint
 from crosstrace.replacement_model.memory import format_bytes
-from crosstrace.tracer import trace
-from crosstrace.tracer.attribution.plan import plan_trace
-from crosstrace.tracer.attribution.row_store import RowStore
+from crosstrace.tracer import RowStore, plan_trace, trace
 
 PHASES = ("forward", "encode", "gather", "decode", "rows", "scores", "store", "ranking", "assemble", "prune", "export")
 
@@ -188,7 +186,7 @@ def measure(
     print("  " + ", ".join(f"{name} {times.get(name, 0.0):.2f} s" for name in PHASES))
     plan = plan_trace(folder, clt, n_tokens, n_nodes, batch, memory_budget=budget)
     expected = ", ".join(f"{part.name} {format_bytes(part.n_bytes)} ({part.place})" for part in plan.parts)
-    print(f"  expected by --explain: {format_bytes(plan.device_bytes)}: {expected}")
+    print(f"  expected by --explain: {format_bytes(plan.peak_bytes)}: {expected}")
     return result
 
 

@@ -25,8 +25,7 @@ from crosstrace.graphs import (
 from crosstrace.graphs.analysis.pruning import cumulative_influence
 from crosstrace.graphs.viewer_ids import node_ids
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.tracer import trace
-from crosstrace.tracer.cards.lookup import cards_of
+from crosstrace.tracer import cards_of, trace
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "The capital of the state containing {} is"

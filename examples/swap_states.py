@@ -41,8 +41,7 @@ from crosstrace.replacement_model import (
 )
 from crosstrace.replacement_model.demo import load_facts
 from crosstrace.replacement_model.demo.corpus import held_out_cities
-from crosstrace.tracer import trace
-from crosstrace.tracer.interventions.before_after import Comparison, compare, show_comparison
+from crosstrace.tracer import BeforeAfter, before_and_after, show_before_after, trace
 
 PROMPT = "The capital of the state containing {city} is"
 CITY_POSITION, LAST_POSITION = 7, 8
@@ -250,16 +249,18 @@ def select(experiment: Experiment, graphs: dict[str, Activations], rng: random.R
     return best
 
 
-def swap_dallas(experiment: Experiment, supernodes: dict[str, Activations], setting: Setting) -> Comparison:
+def swap_dallas(experiment: Experiment, supernodes: dict[str, Activations], setting: Setting) -> BeforeAfter:
     """Texas out, California in: the answer becomes Sacramento."""
     labels = experiment.model.transcoders.labels
     swap = Swap("Dallas", "Texas", "California", "")
     away, put = of_the_state(supernodes, setting)(swap, experiment.active("Dallas"))
     for name, places in (("Texas out", away), ("California in", put)):
         print(f"{name}:", ", ".join(f"{labels.get((p.layer, p.feature), '?')} ({p})" for p in places))
-    comparison = compare(experiment.model, PROMPT.format(city="Dallas"), replace(away, put, setting.factor), top=6)
-    show_comparison(comparison, Console())
-    return comparison
+    california = before_and_after(
+        experiment.model, PROMPT.format(city="Dallas"), replace(away, put, setting.factor), top=6
+    )
+    show_before_after(california, Console())
+    return california
 
 
 def swap_dallas_for_all(
@@ -323,7 +324,7 @@ def main() -> None:
 
 
 def plot(
-    california: Comparison, dallas: dict[str, tuple[float, bool]], results: dict[str, Result], n_swaps: int, path: Path
+    california: BeforeAfter, dallas: dict[str, tuple[float, bool]], results: dict[str, Result], n_swaps: int, path: Path
 ) -> None:
     """Texas → California, Dallas with each other state in Texas' place, the shares over all swaps."""
     import io

@@ -86,6 +86,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
 
 
+def resident_bytes() -> int:
+    """Return the host memory that this process holds now, in bytes, mapped file pages included; its peak if unknown."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return peak_resident_bytes()
+
+
 def peak_resident_bytes() -> int:
     """Return the most host memory in bytes that this process has held so far, mapped file pages included."""
     import resource

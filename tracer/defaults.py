@@ -2,17 +2,20 @@
 
 MAX_LOGITS = 10
 LOGIT_PROBABILITY = 0.95
-# Without a cap of the user's own, so many of the most influential features get a row: all of them on short prompts.
+# How many features get a row unless the user sets a cap, the most influential ones: on short prompts all of them.
 MAX_FEATURE_NODES = 8192
-# Under a cap, features are ranked anew after this share of the nodes, and once half as many again are known: as good a
-# choice as ranking twice as often, with fewer and larger batches.
+# Under a cap, features are ranked again after this share of the nodes, then whenever half as many again are known. That
+# chooses as well as ranking twice as often does, with fewer and larger batches.
 FIRST_RANKED, RANKED_GROWTH = 1 / 16, 1 / 2
-# Rows held in memory, in bytes; more of them go to disk.
+# Bytes of rows held in memory; more of them go to disk.
 ROWS_IN_MEMORY = 4 * 10**9
-# Rows that an interruption may cost: those of the last so many seconds.
+# An interruption may cost the rows of this many seconds.
 SAVE_EVERY_SECONDS = 10.0
 
-# Feature cards: tokens of a context, contexts kept for a feature, tokens kept at both ends of its direct logits.
+# Feature cards: tokens per context, contexts kept per feature, tokens kept at each end of its direct logits.
 CONTEXT_LENGTH = 256
 CARD_CONTEXTS = 10
 CARD_LOGITS = 10
+# The state of a run over a corpus is saved this often, unless saving would take more than this share of the time.
+CARDS_SAVE_SECONDS = 60.0
+CARDS_SAVE_SHARE = 0.05

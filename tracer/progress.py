@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, on standard error; silent when asked or not on a terminal."""
+"""Progress bars on standard error with rate and remaining time; silent on request and when not on a terminal."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Shorter work is done before a bar could be read.
+# Shorter work is finished before a bar could be read.
 _WORTH_SHOWING = 64
 
 
 @contextmanager
 def row_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(rows)``; the bar is gone when the block ends.
+    """Show a progress bar for the rows of a trace and yield `advance(rows)`; the bar disappears when the block ends.
 
     Args:
-        total: rows to compute.
-        show: None shows it on a terminal only.
+        total: Rows to compute.
+        show: Whether to show the bar; None shows it on a terminal only.
     """
     if show is None:
         show = sys.stderr.isatty() and total >= _WORTH_SHOWING
@@ -48,25 +48,25 @@ def row_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int
 
 
 class CorpusBar:
-    """How far a corpus has been read, then how many features' logits are known; this one shows nothing."""
+    """Progress of a run over a corpus: first bytes read, then features whose logits are known. This one shows nothing."""
 
     def reading(self, read: int, tokens: int) -> None:
-        """So many bytes of the corpus have been read, so many tokens run."""
+        """Report how many bytes of the corpus have been read and how many tokens run so far."""
 
     def features(self, done: int) -> None:
-        """So many more features' logits are known."""
+        """Report how many more features' logits are known."""
 
     def begin_features(self, total: int) -> None:
-        """The corpus has been read; so many features are to come."""
+        """Report that the corpus has been read, and how many features follow."""
 
 
 @contextmanager
 def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]:
-    """A bar for a run over a corpus; it is gone when the block ends.
+    """Show a progress bar for a run over a corpus and yield it; the bar disappears when the block ends.
 
     Args:
-        total: bytes of the corpus.
-        show: None shows it on a terminal only.
+        total: Bytes of the corpus.
+        show: Whether to show the bar; None shows it on a terminal only.
     """
     if not (sys.stderr.isatty() if show is None else show):
         yield CorpusBar()

@@ -1,6 +1,6 @@
 """Float32 arithmetic over weights as they are stored.
 
-Letters: P positions, D d_model, O outputs of a weight.
+Letters: P positions, D d_model, O outputs of a weight, S of them at a time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,15 @@ def _widened_linear(input_xd: Tensor, weight_od: Tensor, bias: Tensor | None = N
     n_out, d_in = weight_od.shape
     in_cache = weight_od.device.type == "cpu" and input_xd.numel() <= _FEW_INPUTS * d_in
     step = max(1, (_WIDENED_IN_CACHE if in_cache else _WIDENED) // d_in)
-    parts = [F.linear(input_xd, weight_od[start : start + step].float()) for start in range(0, n_out, step)]
-    out_xo = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    if step >= n_out:
+        out_xo = F.linear(input_xd, weight_od.float())
+    else:
+        # Into one buffer: blocks and results allocated in turn leave holes that add up to the whole matrix.
+        out_xo = input_xd.new_empty(*input_xd.shape[:-1], n_out)
+        widened_sd = input_xd.new_empty(step, d_in)
+        for start in range(0, n_out, step):
+            block = weight_od[start : start + step]
+            out_xo[..., start : start + step] = F.linear(input_xd, widened_sd[: len(block)].copy_(block))
     return out_xo if bias is None else out_xo + bias
 
 

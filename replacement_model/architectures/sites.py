@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from crosstrace.replacement_model.architectures.description import ModelDescription, ModulePaths
 from crosstrace.replacement_model.architectures.float32 import float32_arithmetic, stored_weight
 
+# Rows of an unembedding that are widened to float32 at a time, 22 MB of them at the largest d_model.
+_ROWS_AT_A_TIME = 1024
+
 
 class Site(Enum):
     """A place that every layer has, where a sparse dictionary reads or writes.
@@ -140,7 +143,12 @@ class ModelSites:
     @cached_property
     def mean_unembedding(self) -> Tensor:
         """The mean (D,) float32 of the unembedding's rows."""
-        return self.unembedding.mean(0, dtype=torch.float32)
+        unembedding_vd = self.unembedding
+        if unembedding_vd.dtype == torch.float32:
+            return unembedding_vd.mean(0)
+        # A piece at a time: torch would widen the whole matrix first, which for 262k tokens is more than a trace holds.
+        pieces = unembedding_vd.split(_ROWS_AT_A_TIME)
+        return torch.stack([piece.sum(0, dtype=torch.float32) for piece in pieces]).sum(0) / len(unembedding_vd)
 
     def unembed(self, normed_xd: Tensor) -> Tensor:
         """Return the logits (..., V) float32 of final-norm outputs (..., D)."""

@@ -80,7 +80,7 @@ class Transcoders:
         self.labels = reader.labels()
         self.memory_budget = None if memory_budget is None else parse_bytes(memory_budget)
         budget = self.memory_budget or usable_bytes(device)
-        self.keeps_encoders = self.encoder_bytes() <= _ENCODER_SHARE * budget
+        self.keeps_encoders = self.encoder_bytes() + self.skip_bytes() <= _ENCODER_SHARE * budget
         self.keeps_decoders = (
             self.memory_budget is not None and self.encoder_bytes() + self.decoder_bytes() <= _DECODER_SHARE * budget
         )
@@ -122,6 +122,11 @@ class Transcoders:
     def encoder_bytes(self) -> int:
         """Return the memory of all encoders in use, in bytes."""
         return sum(self.reader.n_features) * (self.d_model * self.weights_dtype.itemsize + 8)
+
+    def skip_bytes(self) -> int:
+        """Return the memory of all skip connections in use, in bytes."""
+        skips = (self.reader.skip(layer) for layer in range(self.n_layers))
+        return sum(skip.numel() * _usable(self.dtype or skip.dtype).itemsize for skip in skips if skip is not None)
 
     def decoder_bytes(self) -> int:
         """Return the memory of all decoders in use, in bytes."""

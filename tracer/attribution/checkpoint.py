@@ -1,8 +1,8 @@
-"""Going on with a trace that was interrupted.
+"""Continuing an interrupted trace.
 
-Rows are kept in a file as they are computed, together with a fingerprint of what they belong to. A later run of the same
-trace takes batch after batch from the file as long as the file has what it is about to compute, and goes on from there:
-rankings depend on the rows alone, so that the graph is the same to the bit.
+Rows are kept in a file as they are computed, together with the identity of the trace they belong to. A later run of the
+same trace takes batch after batch from the file while the file has what it is about to compute, and then computes the
+rest. Rankings depend on the rows alone, so the graph is the same to the bit.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ from crosstrace.tracer.attribution.row_file import RowBlock, RowFile
 from crosstrace.tracer.attribution.row_store import RowStore
 from crosstrace.tracer.attribution.targets import ResolvedTarget
 
-# Numbers that tell other weights from the same ones need not agree to the bit.
+# Numbers that tell weights apart need not agree to the bit.
 _SAME = 1e-3
 
 
 class TraceInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a trace whose rows are kept; its text says how to go on."""
+    """Ctrl-C during a trace whose rows are kept; its text says how to continue."""
 
 
-def fingerprint(
+def trace_identity(
     model: ReplacementModel, local: LocalReplacementModel, wanted: Sequence[ResolvedTarget], cap: int
 ) -> dict[str, Any]:
-    """What rows depend on, by the words a message calls it."""
+    """Return what rows depend on, under the words that a message uses for it.
+
+    Args:
+        model: The replacement model.
+        local: The prompt's local replacement model.
+        wanted: The targets.
+        cap: How many features get a row at most.
+    """
     features = hashlib.sha256(local.activations.indices.cpu().numpy().tobytes()).hexdigest()
     return {
         "prompt": local.tokens_p.tolist(),
@@ -54,17 +61,25 @@ def fingerprint(
 
 
 class Checkpoint:
-    """The rows an earlier run left, and the file that this one adds to.
+    """The rows an earlier run left, and the file that this run adds to.
 
     Attributes:
-        batch_size: of the earlier run, which a resumed one keeps; 0 without one.
+        path: The file; None keeps nothing.
+        identity: What the rows depend on; see `trace_identity`.
+        batch_size: Rows at a time in the earlier run, which a resumed run keeps; 0 without an earlier run.
     """
 
     def __init__(self, path: Path | None, identity: dict[str, Any], resume: bool) -> None:
-        """
+        """Open the file, if there is one.
+
+        Args:
+            path: The file; None keeps nothing.
+            identity: What the rows depend on; see `trace_identity`.
+            resume: Use the rows in the file.
+
         Raises:
-            ValueError: the file holds rows and was not asked to be resumed, or they are of another trace.
-            OSError: the file cannot be read.
+            ValueError: The file holds rows although `resume` is False, or its rows are of another trace.
+            OSError: The file cannot be read.
         """
         self.path, self.identity = path, identity
         self._file: RowFile | None = None
@@ -74,7 +89,7 @@ class Checkpoint:
             return
         if not resume:
             raise ValueError(
-                f"{path} holds the rows of an interrupted trace; go on from them with --resume (resume=True), or delete it"
+                f"{path} holds the rows of an interrupted trace; continue it with --resume (resume=True), or delete the file"
             )
         self._file = RowFile.open(path)
         before = self._file.header.get("fingerprint", {})
@@ -82,57 +97,61 @@ class Checkpoint:
             if not _agree(before.get(name), value):
                 self._file.close()
                 raise ValueError(
-                    f"{path} cannot be resumed: it was begun with another {name}"
-                    f"{_difference(before.get(name), value)}; trace as before, or delete it"
+                    f"{path} cannot be resumed: it was started with different {name}"
+                    f"{_difference(before.get(name), value)}; trace as before, or delete the file"
                 )
         self.batch_size = int(self._file.header["batch_size"])
         self._left = list(self._file.blocks)
 
     def open_file(self, batch_size: int) -> RowFile | None:
-        """The file for rows to come; None without a path. It is only created once there is something to keep."""
+        """Return the file for new rows, which is created with the first of them; None without a path."""
         if self.path is None or self._file is not None:
             return self._file
         self._file = RowFile(self.path, {"fingerprint": self.identity, "batch_size": batch_size})
         return self._file
 
     def next_block(self, nodes: NDArray[np.int64]) -> RowBlock | None:
-        """The earlier run's rows of the first of these nodes, where they come next in its file."""
+        """Return the earlier run's rows for the first of these nodes if they come next in its file, else None."""
         if not self._left:
             return None
         block = self._left[0]
         if not np.array_equal(block.nodes, nodes[: len(block.nodes)]):
-            self._left.clear()  # not what it computed next: from here on, compute
+            self._left.clear()  # the earlier run computed something else here: compute from here on
             return None
         return self._left.pop(0)
 
     @contextmanager
     def interruptible(self, store: RowStore) -> Iterator[None]:
-        """Keep what was computed, whatever ends the block.
+        """Keep the rows that were computed, whatever ends the block.
 
         Raises:
-            TraceInterrupted: in place of KeyboardInterrupt, where rows are kept.
+            TraceInterrupted: In place of KeyboardInterrupt, where rows are kept.
         """
         try:
             yield
         except BaseException as error:
             if self.path is None or not store.n_rows:
                 raise
-            with suppress(OSError):  # a full disk has been said already
+            with suppress(OSError):  # a full disk has been reported already
                 store.save()
             if isinstance(error, KeyboardInterrupt):
                 raise TraceInterrupted(
                     f"interrupted; {store.n_rows:,} rows are kept in {self.path}: "
-                    "go on with the same command and --resume (resume=True)"
+                    "continue with the same command and --resume (resume=True)"
                 ) from None
             raise
 
     def keep(self, store: RowStore) -> None:
-        """Complete the file, if the trace was long enough to have begun one."""
+        """Complete the file, if the trace took long enough to create one."""
         if self.path is not None and self.path.exists():
             store.save()
 
     def done(self, delete: bool) -> None:
-        """The graph is whole; ``delete``: and the file not needed any more."""
+        """Close the file once the graph is complete.
+
+        Args:
+            delete: Delete the file too.
+        """
         if self._file is not None:
             self._file.close(delete)
 
@@ -146,5 +165,5 @@ def _agree(before: Any, now: Any) -> bool:
 
 
 def _difference(before: Any, now: Any) -> str:
-    """`` (3, now 4)`` for what is short enough to say."""
+    """Return ` (3, now 4)` for values that are short enough to print."""
     return f" ({before}, now {now})" if isinstance(now, int | str) and len(str(now)) < 60 else ""

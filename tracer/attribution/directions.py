@@ -1,4 +1,4 @@
-"""What the features of a graph write, as one direction each."""
+"""What each feature of a graph writes, as one direction."""
 
 from __future__ import annotations
 
@@ -13,18 +13,27 @@ from crosstrace.replacement_model import ReplacementModel
 
 
 def decoder_directions(model: ReplacementModel, graph: AttributionGraph) -> dict[tuple[int, int], NDArray[np.float32]]:
-    """For (layer, feature) of each feature that pruning kept: all that its decoder writes, summed over layers, (D,).
+    """Return what the decoder of each feature that pruning kept writes, summed over layers.
 
-    A cross-layer feature is compared by its sum: what it has added to the residual stream by the last layer.
+    The sum over layers is what a cross-layer feature has added to the residual stream by the last layer.
+
+    Args:
+        model: The model and transcoders of the graph.
+        graph: Raw or pruned.
+
+    Returns:
+        For each (layer, feature) a vector (D,).
 
     Raises:
-        ValueError: the graph is of other transcoders.
+        ValueError: The graph is of other transcoders.
 
     Example:
         >>> groups = suggest_supernodes(pruned, directions=decoder_directions(model, pruned))
     """
     if model.transcoders.name != graph.transcoders_name:
-        raise ValueError(f"the graph is of transcoders {graph.transcoders_name!r}, not of {model.transcoders.name!r}")
+        raise ValueError(
+            f"the graph was traced with transcoders {graph.transcoders_name!r}, not with {model.transcoders.name!r}"
+        )
     wanted: dict[int, set[int]] = defaultdict(set)
     for node in graph.kept_nodes():
         if graph.layout.kind(node) == "feature":

@@ -1,7 +1,10 @@
-"""``crosstrace trace --explain``: what a trace will take, from configs and file headers alone.
+"""The plan of a trace (`crosstrace trace --explain`): what it will take, from configs and file headers alone.
 
-Nothing is loaded: the numbers follow from the shapes, from how many features are expected to be active, and from the same
-rules that place things when the trace is run.
+No weights are loaded. The numbers follow from the shapes, from how many features are expected to be active, and from the
+same rules that place things when the trace runs. What the process itself holds (interpreter, libraries, tokenizer) is
+measured in the process that plans, once it has imported what a trace imports.
+
+Memory is counted as the operating system does: pages of mapped weight files belong to the process once they are touched.
 
 Letters: L layers, P positions, F features of a layer, D d_model, J layers a feature writes to, N active features.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,25 +22,44 @@ from crosstrace.replacement_model.architectures.description import ModelDescript
 from crosstrace.replacement_model.dictionaries.readers import download_bytes, open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.hub import missing_bytes
-from crosstrace.replacement_model.local.adjoint import folded_bytes, row_bytes
-from crosstrace.replacement_model.memory import format_bytes, usable_bytes
+from crosstrace.replacement_model.local.adjoint import folded_bytes, keeps_folded, row_bytes
+from crosstrace.replacement_model.local.frozen import BLOCK_KEYS, keeps_attention_on_host
+from crosstrace.replacement_model.memory import resident_bytes, usable_bytes
 from crosstrace.tracer import defaults
-from crosstrace.tracer.attribution.batches import batch_size_for
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from crosstrace.tracer.attribution.batches import batch_size_for, largest_batch
+from crosstrace.tracer.attribution.row_store import bytes_to_add, rows_in_memory
 
 # Where no config says how many features fire: about what Gemma Scope 2's medium ones do.
 _ACTIVE_A_LAYER_AND_TOKEN = 100.0
+# Pruning at the default thresholds: an edge (8 bytes), its mask, and for the half of the edges that lies between kept
+# nodes a copy, its score, and the sorted and cumulated scores (8 bytes each).
+_PRUNING_BYTES_AN_EDGE = 25
+
+Phase = Literal["throughout", "trace", "rows", "graph"]
+"""When a part is held: from start to end; while there is a local replacement model; while it computes rows; or once the
+graph is put together."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that takes memory, and where it will be."""
+    """One thing that takes memory.
+
+    Attributes:
+        name: What it is.
+        n_bytes: Its size.
+        place: Where it will be: a device such as `cpu`, `host` memory beside a GPU, or files.
+        phase: When it is held.
+    """
 
     name: str
     n_bytes: int
     place: str
+    phase: Phase
+
+    @property
+    def in_files(self) -> bool:
+        """Whether it stays in files, where the system can take its pages back at any time."""
+        return "file" in self.place
 
 
 @dataclass(frozen=True)
@@ -45,10 +67,17 @@ class Plan:
     """What a trace will take.
 
     Attributes:
-        active_per_layer: features expected to fire at a layer and token; ``active_source`` says who says so.
-        n_active: N, expected. n_rows: features that get a row. batch_size: rows at a time.
-        budget: bytes planned with. parts: memory by part.
-        download_bytes: of files on the hub that are not in its cache yet.
+        description: The model.
+        transcoders: The transcoders, none of whose weights are loaded.
+        n_positions: P, the length of the prompt.
+        active_per_layer: Features expected to fire at a layer and token.
+        active_source: Where that number comes from.
+        n_active: N, expected.
+        n_rows: Features that get a row.
+        batch_size: Rows computed at a time.
+        budget: Bytes to plan with.
+        parts: Memory by part.
+        download_bytes: Bytes of files on the hub that are not in its cache yet.
     """
 
     description: ModelDescription
@@ -64,9 +93,13 @@ class Plan:
     download_bytes: int = 0
 
     @property
-    def device_bytes(self) -> int:
-        """What will be held at once, but for what stays in files."""
-        return sum(part.n_bytes for part in self.parts if "file" not in part.place)
+    def peak_bytes(self) -> int:
+        """The most that will be held at once, in bytes, without what stays in files."""
+        held = dict.fromkeys(("throughout", "trace", "rows", "graph"), 0)
+        for part in self.parts:
+            if not part.in_files:
+                held[part.phase] += part.n_bytes
+        return held["throughout"] + max(held["trace"] + held["rows"], held["graph"])
 
 
 def plan_trace(
@@ -78,26 +111,44 @@ def plan_trace(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     memory_budget: int | str | None = None,
+    active_per_layer: float | None = None,
 ) -> Plan:
-    """Plan a trace without loading weights; of those on the hub only headers are fetched.
+    """Plan a trace without loading weights; of files on the hub only headers are fetched.
 
     Args:
-        prompt: the text, counted with the model's tokenizer, or a number of tokens.
+        model: A folder, or `org/name` on the hub.
+        transcoders: A folder, or `org/repo/sub/folder[@revision]` on the hub.
+        prompt: The text, counted with the model's tokenizer, or a number of tokens.
+        max_feature_nodes: As `crosstrace.tracer.trace` takes it.
+        batch_size: As `crosstrace.tracer.trace` takes it.
+        device: A torch device; None for a GPU if there is one.
+        dtype: The dtype of the weights; None: as stored.
+        memory_budget: Bytes, or text such as `"8GB"`; None for 80 % of what is free.
+        active_per_layer: Features that fire at a layer and token; None for what the transcoders' config says (`l0`). On
+            a real prompt the number may well be half or twice as large.
 
     Raises:
-        ValueError, OSError: as when the trace is run: missing or damaged files, model and transcoders that do not fit.
+        ValueError: Files are damaged, model and transcoders do not fit, or the prompt is too long.
+        OSError: Files are missing.
+
+    Example:
+        >>> plan = plan_trace(demo.MODEL_DIR, demo.TRANSCODERS_DIR, "The capital of the state containing Dallas is")
+        >>> print(format_bytes(plan.peak_bytes))
+        486 MB
     """
+    from crosstrace.replacement_model.architectures.loading import load_config, load_tokenizer
+
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     used = Transcoders(open_transcoders(transcoders, check=False), place, dtype, memory_budget)
-    description, text_config = _describe(str(model))
+    config, description = load_config(str(model))
     used.check_fits(description, str(model))
-    n_positions = prompt if isinstance(prompt, int) else _count_tokens(str(model), prompt)
+    tokenizer = load_tokenizer(str(model))  # kept until the process is measured: a trace holds one too
+    n_positions = prompt if isinstance(prompt, int) else _count_tokens(str(model), tokenizer, prompt)
     if n_positions > description.max_positions:
         raise ValueError(
             f"the prompt has {n_positions:,} tokens; model {model} takes at most {description.max_positions:,}"
         )
-    l0 = used.reader.l0
-    active = _ACTIVE_A_LAYER_AND_TOKEN if l0 is None else l0
+    active, source = _expected_active(active_per_layer, used.reader.l0)
     counted = max(0, n_positions - description.excluded_first)
     per_layer = [min(active, count) * counted for count in used.reader.n_features]
     n_active = round(sum(per_layer))
@@ -105,138 +156,131 @@ def plan_trace(
     budget = used.memory_budget or usable_bytes(place)
     one_row = row_bytes(description, n_positions, n_active)
     rows_at_a_time = batch_size or batch_size_for(n_positions, one_row, budget, place.type)
-    parts = _parts(str(model), text_config, description, used, per_layer, n_positions, n_rows, dtype, budget)
-    parts.append(Part(f"a batch of {rows_at_a_time:,} rows", rows_at_a_time * one_row, place.type))
-    source = "a usual number; no config says" if l0 is None else "l0 of the transcoders' config"
+    parts = [
+        Part("the process: libraries, tokenizer", _process_bytes(config, str(model)), "host", "throughout"),
+        Part("model weights", _model_bytes(str(model), config, dtype), place.type, "throughout"),
+        *_weight_parts(used, per_layer),
+        *_prompt_parts(description, n_positions, place, budget),
+        *_row_parts(description, used, n_positions, n_active, n_rows, rows_at_a_time, budget),
+    ]
     download = _download_bytes(str(model)) + download_bytes(transcoders)
     return Plan(
         description, used, n_positions, active, source, n_active, n_rows, rows_at_a_time, budget, parts, download
     )
 
 
+def _expected_active(given: float | None, l0: float | None) -> tuple[float, str]:
+    """Return how many features fire at a layer and token, and where the number comes from."""
+    if given is not None:
+        return given, "as given"
+    if l0 is not None:
+        return l0, "l0 of the transcoders' config"
+    return _ACTIVE_A_LAYER_AND_TOKEN, "a usual number; no config says"
+
+
+def _process_bytes(config: Any, model: str) -> int:
+    """Import everything that a trace of this model imports, and return what the process then holds."""
+    import transformers
+
+    import crosstrace.tracer.attribution.tracing  # noqa: F401 (imported to be counted)
+    from crosstrace.replacement_model.architectures.registry import architecture_of
+
+    getattr(transformers, architecture_of(config, model), None)  # loads its modelling code
+    return resident_bytes()
+
+
+def _weight_parts(used: Transcoders, per_layer: list[float]) -> list[Part]:
+    """Encoders, skip connections, and the decoder rows of active features."""
+    device, reader = used.device.type, used.reader
+    encoders, skips = used.encoder_bytes(), used.skip_bytes()
+    if used.keeps_encoders:
+        parts = [Part("encoders", encoders, f"{device}, once used", "throughout")]
+        parts += [Part("skip connections", skips, f"{device}, once used", "throughout")] if skips else []
+    else:
+        largest = max((encoders + skips) // used.n_layers, 1)
+        parts = [Part("one encoder at a time", largest, device, "trace")]
+    if used.keeps_decoders:
+        return [*parts, Part("decoders, whole", used.decoder_bytes(), f"{device}, once used", "throughout")]
+    # A feature fires at several positions; this many of the F features are expected among the active ones.
+    distinct = [
+        count * -math.expm1(-active / max(count, 1)) for count, active in zip(reader.n_features, per_layer, strict=True)
+    ]
+    place, size = used.rows_place(distinct, per_layer)
+    described = {"memory": f"{device}, read once", "entries": f"{device}, read once, in float32"}
+    described |= {"mapped": "mapped files", "host": "host"}
+    return [*parts, Part("decoder rows of active features", size, described[place], "trace")]
+
+
+def _prompt_parts(description: ModelDescription, n_positions: int, device: torch.device, budget: int) -> list[Part]:
+    """What the forward pass leaves behind."""
+    layers = description.n_layers
+    attention = sum(
+        4
+        * description.n_heads
+        * n_positions
+        * min(n_positions, (description.window(layer) or n_positions) + BLOCK_KEYS)
+        for layer in range(layers)
+    )
+    on_host = keeps_attention_on_host(description, n_positions, torch.device(device), budget)
+    # r, m, errors, constants, and outputs while errors are made from them
+    residuals = 4 * 5 * layers * n_positions * description.d_model
+    return [
+        Part("residuals, errors and the like", residuals, device.type, "trace"),
+        Part("attention patterns", attention, "host" if on_host else device.type, "trace"),
+    ]
+
+
+def _row_parts(
+    description: ModelDescription,
+    used: Transcoders,
+    n_positions: int,
+    n_active: int,
+    n_rows: int,
+    batch_size: int,
+    budget: int,
+) -> list[Part]:
+    """What computing rows takes, and the graph that is made of them."""
+    layers, device = description.n_layers, used.device.type
+    with_skip = used.skip_bytes() > 0
+    folded = folded_bytes(description, with_skip)
+    kept = keeps_folded(description, with_skip, budget)
+    at_once = largest_batch(n_rows, n_active, batch_size)
+    n_sources = n_active + layers * n_positions + n_positions
+    batch = at_once * (row_bytes(description, n_positions, n_active) + bytes_to_add(n_sources))
+    # A row has about half of the layers and half of the positions below it; an edge takes 8 bytes.
+    rows = int(n_rows * (n_active / 4 + layers * n_positions / 4 + n_positions / 2) * 8)
+    edges = int(n_rows * (n_rows / 4 + layers * n_positions / 4 + n_positions / 2))
+    in_memory = rows <= rows_in_memory(used.memory_budget, device)
+    return [
+        Part("projections in float32", folded if kept else folded // layers, device, "rows"),
+        Part(f"a batch of {at_once:,} rows", batch, device, "rows"),
+        Part("computed rows", rows, "host" if in_memory else "a temporary file", "rows"),
+        Part("edges of the graph, while it is pruned", edges * _PRUNING_BYTES_AN_EDGE, "host", "graph"),
+    ]
+
+
 def _download_bytes(model: str) -> int:
-    """What loading a model would download."""
+    """Return what loading a model would download, in bytes."""
     if Path(model).expanduser().exists():
         return 0
     return missing_bytes(model, patterns=["*.safetensors", "*.json"])
 
 
-def _parts(
-    model: str,
-    config: Any,
-    description: ModelDescription,
-    used: Transcoders,
-    per_layer: list[float],
-    n_positions: int,
-    n_rows: int,
-    dtype: torch.dtype | None,
-    budget: int,
-) -> list[Part]:
-    device, reader = used.device.type, used.reader
-    layers, d_model = description.n_layers, description.d_model
-    # A feature fires at several positions: of F features, so many are expected among the active ones.
-    distinct = [
-        count * -math.expm1(-active / max(count, 1)) for count, active in zip(reader.n_features, per_layer, strict=True)
-    ]
-    place, row_size = used.rows_place(distinct, per_layer)
-    described = {"memory": f"{device}, read once", "entries": f"{device}, read once, in float32"}
-    described |= {"mapped": "mapped files", "host": "host"}
-    decoders = Part("decoder rows of active features", row_size, described[place])
-    if used.keeps_decoders:
-        decoders = Part("decoders, whole", used.decoder_bytes(), f"{device}, once used")
-    encoders = (
-        Part("encoders", used.encoder_bytes(), f"{device}, once used")
-        if used.keeps_encoders
-        else Part("one encoder at a time", max(used.encoder_bytes() // layers, 1), device)
-    )
-    folded = folded_bytes(description, False)
-    kept = folded <= budget // 8
-    attention = sum(
-        4 * description.n_heads * n_positions * min(n_positions, (description.window(layer) or n_positions) + 256)
-        for layer in range(layers)
-    )
-    on_host = device != "cpu" and 4 * layers * description.n_heads * n_positions**2 > budget // 4
-    # A row has about half of the layers and half of the positions below it; an edge takes 8 bytes.
-    edges = int(n_rows * (sum(per_layer) / 4 + layers * n_positions / 4 + n_positions) * 8)
-    return [
-        Part("model weights", _model_bytes(model, config, dtype), device),
-        encoders,
-        decoders,
-        Part("residuals, errors and the like", 4 * 5 * layers * n_positions * d_model, device),
-        Part("attention patterns", attention, "host" if on_host else device),
-        Part("projections in float32", folded if kept else folded // layers, device),
-        Part("computed rows", edges, "host" if edges <= defaults.ROWS_IN_MEMORY else "a file past 4 GB"),
-    ]
-
-
-def _describe(model: str) -> tuple[ModelDescription, Any]:
-    from crosstrace.replacement_model.architectures.loading import load_config
-
-    config, description = load_config(model)
-    return description, getattr(config, "text_config", config)
-
-
-def _count_tokens(model: str, prompt: str) -> int:
-    from crosstrace.replacement_model.architectures.loading import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
+def _count_tokens(model: str, tokenizer: Any, prompt: str) -> int:
     if tokenizer is None:
-        raise ValueError(f"model {model} has no tokenizer; its prompts cannot be counted")
+        raise ValueError(f"model {model} has no tokenizer, so the tokens of a text cannot be counted")
     ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
     return len(ids) + (tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id])
 
 
 def _model_bytes(model: str, config: Any, dtype: torch.dtype | None) -> int:
-    """From the files where they are there and used as stored, else from the config."""
+    """Return the size of the weights: of their files where they are there and used as stored, else from the config."""
     files = list(Path(model).expanduser().glob("*.safetensors"))
     if files and dtype is None:
         return sum(file.stat().st_size for file in files)
-    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    layer = config.hidden_size * (heads + 3 * config.intermediate_size + 4) + 2 * config.head_dim
-    count = config.vocab_size * config.hidden_size + config.num_hidden_layers * layer + config.hidden_size
-    stored = dtype or getattr(config, "dtype", None) or torch.bfloat16
+    text = getattr(config, "text_config", config)
+    heads = (2 * text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
+    layer = text.hidden_size * (heads + 3 * text.intermediate_size + 4) + 2 * text.head_dim
+    count = text.vocab_size * text.hidden_size + text.num_hidden_layers * layer + text.hidden_size
+    stored = dtype or getattr(text, "dtype", None) or torch.bfloat16
     return count * (stored.itemsize if isinstance(stored, torch.dtype) else 2)
-
-
-def explain_trace(model: str | None, transcoders: str | None, *settings: Any) -> None:
-    """Print the plan of a trace; the embedded demo's without a model."""
-    from rich.console import Console
-
-    if model is None or transcoders is None:
-        from crosstrace.replacement_model import demo
-
-        model, transcoders = str(demo.MODEL_DIR), str(demo.TRANSCODERS_DIR)
-    show_plan(plan_trace(model, transcoders, *settings), Console())
-
-
-def show_plan(plan: Plan, console: Console) -> None:
-    """Print the plan as a table."""
-    from rich.table import Table
-
-    size, used = plan.description, plan.transcoders
-    kind = "cross-layer" if used.cross_layer else "per-layer"
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        (
-            "model",
-            f"{size.n_layers} layers, d_model {size.d_model:,}, {size.n_heads} heads, {size.n_kv_heads} kv heads",
-        ),
-        ("transcoders", f"{kind}, {max(used.reader.n_features):,} features a layer, {str(used.weights_dtype)[6:]}"),
-        ("prompt", f"{plan.n_positions:,} tokens, {size.excluded_first} of them excluded"),
-        (
-            "active features",
-            f"about {plan.n_active:,}: {plan.active_per_layer:g} a layer and token ({plan.active_source})",
-        ),
-        ("rows", f"about {plan.n_rows:,} features and the targets, {plan.batch_size:,} at a time"),
-        ("memory to plan with", f"{format_bytes(plan.budget)} on {used.device.type}"),
-        ("to download first", format_bytes(plan.download_bytes) if plan.download_bytes else "nothing"),
-    ):
-        facts.add_row(name, value)
-    table = Table("part", "size", "where it will be")
-    table.columns[1].justify = "right"
-    for part in plan.parts:
-        table.add_row(part.name, format_bytes(part.n_bytes), part.place)
-    table.add_section()
-    table.add_row("together, without what stays in files", format_bytes(plan.device_bytes), "")
-    console.print(facts)
-    console.print(table)

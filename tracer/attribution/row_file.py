@@ -1,7 +1,7 @@
-"""Computed rows in a file that grows: what an interrupted trace goes on from, and where rows go that memory cannot hold.
+"""Computed rows in a growing file, from which an interrupted trace continues, or for rows that memory cannot hold.
 
-A header, then one record a batch; each says how long it is and carries a checksum. A process that is killed in the middle
-of a record leaves a tail that is recognised and cut off; the rest is whole. The file is no graph and does not load as one.
+The file is a header, then one record for each batch with its length and a checksum. A process that is killed in the middle
+of a record leaves a tail that is recognised and cut off; the rest is whole. The file is not a graph and does not load as one.
 
 Letters: B rows of a batch, E edges.
 """
@@ -25,31 +25,43 @@ _ALIGN = 64
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
-    """The rows of one batch, sparse, ascending by target node."""
+    """The rows of one batch, sparse, ascending by target node.
 
-    nodes: NDArray[np.int64]  # (B,)
-    indptr: NDArray[np.int64]  # (B + 1,)
-    indices: NDArray[np.int32]  # (E,) source nodes, ascending within a row
-    data: NDArray[np.float32]  # (E,)
-    unattributed: NDArray[np.float32]  # (B,)
-    values: NDArray[np.float32]  # (B,) left-hand sides
-    batch_size: int  # the limit in force when they were computed
+    Attributes:
+        nodes: (B,) target nodes.
+        indptr: (B + 1,) where each row starts and ends in `indices` and `data`.
+        indices: (E,) source nodes, ascending within a row.
+        data: (E,) edges.
+        unattributed: (B,) what decoder biases and excluded positions add to each row.
+        values: (B,) left-hand sides.
+        batch_size: The most rows at a time when they were computed.
+    """
+
+    nodes: NDArray[np.int64]
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    data: NDArray[np.float32]
+    unattributed: NDArray[np.float32]
+    values: NDArray[np.float32]
+    batch_size: int
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self._parts())
+        """The memory of its arrays, in bytes."""
+        return sum(part.nbytes for part in self.arrays())
 
-    def _parts(self) -> list[NDArray[Any]]:
+    def arrays(self) -> list[NDArray[Any]]:
+        """Return its arrays, in the order of the file."""
         return [self.nodes, self.indptr, self.values, self.unattributed, self.indices, self.data]
 
 
 class RowFile:
-    """A file of row blocks that comes into being with its first block; blocks in it are read back as mapped arrays.
+    """A file of row blocks, created with its first block; its blocks are read back as mapped arrays.
 
     Attributes:
-        path: None for a file without a name, which is gone when the process ends, however that happens.
-        header: what the rows belong to.
-        blocks: those the file held when it was opened.
+        path: None for a nameless file, which disappears when the process ends, however it ends.
+        header: What the rows belong to.
+        blocks: The blocks that the file held when it was opened.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
@@ -77,10 +89,14 @@ class RowFile:
 
     @staticmethod
     def open(path: Path) -> RowFile:
-        """Open a file begun before, with all its whole blocks; a tail that was cut short is removed.
+        """Open an existing file with all its whole blocks, and remove a tail that was cut short.
+
+        Args:
+            path: The file.
 
         Raises:
-            OSError: it cannot be read. ValueError: it is no file of rows, or not even its header is whole.
+            OSError: It cannot be read.
+            ValueError: It is not a file of rows, or even its header is damaged.
         """
         file = open(path, "rb+")  # noqa: SIM115 (kept open)
         start = file.read(len(_MAGIC) + 12)
@@ -88,7 +104,7 @@ class RowFile:
         text = file.read(length) if start.startswith(_MAGIC) and len(start) == len(_MAGIC) + 12 else b""
         if not text or zlib.crc32(text) != int.from_bytes(start[-4:], "little"):
             file.close()
-            raise ValueError(f"{path}: not a whole file of traced rows; delete it and trace again")
+            raise ValueError(f"{path}: not a complete file of traced rows; delete it and trace again")
         opened = RowFile(path, json.loads(text))
         opened._opened = file
         end = file.tell()
@@ -99,13 +115,16 @@ class RowFile:
         return opened
 
     def append(self, block: RowBlock) -> RowBlock:
-        """Write a block down to the disk; returns it as arrays mapped from the file.
+        """Write a block through to the disk, and return it as arrays mapped from the file.
+
+        Args:
+            block: The rows of one batch.
 
         Raises:
-            OSError: the disk is full, or the like; the file holds the blocks before, whole.
+            OSError: The disk is full, or the like; the earlier blocks in the file stay whole.
         """
         begin = self._file.seek(0, os.SEEK_END)
-        parts = block._parts()
+        parts = block.arrays()
         checksum = 0
         for part in parts:
             checksum = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, checksum)
@@ -122,12 +141,16 @@ class RowFile:
             self._file.truncate(begin)
             raise type(error)(
                 f"cannot keep rows in {self._name}: {error.strerror or error}; "
-                "the rows before are kept; make room, then go on with --resume"
+                "the earlier rows are kept; make room, then continue with --resume"
             ) from error
         return self._map(begin, meta, len(text))
 
     def close(self, delete: bool = False) -> None:
-        """``delete``: the rows are not needed any more."""
+        """Close the file.
+
+        Args:
+            delete: Delete it too, because its rows are no longer needed.
+        """
         if self._opened is not None:
             self._opened.close()
             if delete and self.path is not None:
@@ -166,7 +189,7 @@ class RowFile:
             return None
         block = self._map(begin, meta, length)
         checksum = 0
-        for part in block._parts():
+        for part in block.arrays():
             checksum = zlib.crc32(part.view(np.uint8).data, checksum)
         if checksum != meta["crc"]:
             return None

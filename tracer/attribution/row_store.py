@@ -1,6 +1,6 @@
-"""Rows of the adjacency as they are computed, and which features deserve one next.
+"""Rows of the adjacency as they are computed, and which features should get one next.
 
-Rows are kept as they come, in sparse blocks, in memory or past a budget in a file; nothing is ever dense in two
+Rows are kept as they come in sparse blocks, in memory or, past a budget, in a file. Nothing is ever dense in two
 dimensions, and every question is answered block by block.
 
 Letters: N active features, L layers, P positions, B rows of a batch, k targets, n nodes, E edges.
@@ -23,23 +23,59 @@ from crosstrace.replacement_model import Rows
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.row_file import RowBlock, RowFile
 
-# Edges looked at in one go: bounds copies.
-_EDGES_AT_A_TIME = 1 << 22
+# Edges looked at in one go, which bounds the copies.
+EDGES_AT_A_TIME = 1 << 22
+
+
+def rows_in_memory(memory_budget: int | None, device_type: str) -> int:
+    """Return how many bytes of rows are held in memory before they go to a file: on a CPU a quarter of a user's budget.
+
+    Args:
+        memory_budget: The user's budget in bytes, or None.
+        device_type: `cpu` or `cuda`.
+    """
+    return defaults.ROWS_IN_MEMORY if memory_budget is None or device_type != "cpu" else memory_budget // 4
+
+
+def bytes_to_add(n_sources: int) -> int:
+    """Return what `RowStore.add` takes for one row of a batch while it makes the row sparse.
+
+    For each source the row and a mask (5 bytes); for each edge, about half of the sources, three int64 (its place in the
+    batch, where its row starts, their difference) and the edge itself (8 bytes).
+
+    Args:
+        n_sources: Columns of a dense row.
+    """
+    return n_sources * (5 + (3 * 8 + 8) // 2)
 
 
 @dataclass(frozen=True, eq=False)
 class AssembledRows:
-    """The rows between the kept nodes, in their order, and what came from all others."""
+    """The rows between the kept nodes, in their order, and what came from all others.
 
-    edges: scipy.sparse.csr_array  # (n, n) float32 over kept nodes
-    unattributed: NDArray[np.float32]  # (n,)
-    values: NDArray[np.float32]  # (n,)
-    omitted: NDArray[np.float32]  # (n,) sum of the edges from nodes that are not kept
-    omitted_magnitude: NDArray[np.float32]  # (n,) the same of their absolute values
+    Attributes:
+        edges: (n, n) float32 over the kept nodes.
+        unattributed: (n,) what decoder biases and excluded positions add.
+        values: (n,) left-hand sides.
+        omitted: (n,) sum of the edges from nodes that are not kept.
+        omitted_magnitude: (n,) sum of their absolute values.
+    """
+
+    edges: scipy.sparse.csr_array
+    unattributed: NDArray[np.float32]
+    values: NDArray[np.float32]
+    omitted: NDArray[np.float32]
+    omitted_magnitude: NDArray[np.float32]
 
 
 class RowStore:
-    """Rows over *all* active features, in the node order of the graph in which every one of them is selected."""
+    """Rows over *all* active features, in the node order of a graph that selects every one of them.
+
+    Attributes:
+        layout: That node order.
+        file: Where rows are kept for a later run, if anywhere.
+        known: (n,) bool, whether each node has a row.
+    """
 
     def __init__(
         self,
@@ -47,14 +83,19 @@ class RowStore:
         feature_layers: NDArray[np.int64],
         memory: int = defaults.ROWS_IN_MEMORY,
         file: RowFile | None = None,
+        edges_at_a_time: int = EDGES_AT_A_TIME,
     ) -> None:
-        """
+        """Start without rows.
+
         Args:
+            layout: The node order of a graph that selects every active feature.
             feature_layers: (N,) layer of each feature.
-            memory: bytes of rows held in memory; beyond it they go to the file.
-            file: where rows are kept for a later run; None: a temporary file, once memory is not enough.
+            memory: Bytes of rows held in memory; beyond that they go to the file.
+            file: Where rows are kept for a later run; None: a temporary file, once memory is not enough.
+            edges_at_a_time: How many edges are looked at in one go.
         """
         self.layout, self.file = layout, file
+        self._edges_at_a_time = edges_at_a_time
         self._heights = np.full(layout.n, layout.n_layers)  # of target rows: above all layers
         self._heights[layout.features] = feature_layers
         self._memory = memory
@@ -66,11 +107,27 @@ class RowStore:
         self.known = np.zeros(layout.n, dtype=np.bool_)
 
     @property
+    def blocks(self) -> list[RowBlock]:
+        """The rows as they came, batch by batch."""
+        return list(self._blocks)
+
+    @property
     def n_rows(self) -> int:
+        """How many rows are known."""
         return int(self.known.sum())
 
     def add(self, nodes: NDArray[np.int64], rows: Rows, values: NDArray[np.float32], batch_size: int = 0) -> None:
-        """Keep the rows of some target nodes (B,), ascending, with their left-hand sides (B,)."""
+        """Keep the rows of some target nodes.
+
+        Args:
+            nodes: (B,) target nodes, ascending.
+            rows: Their rows.
+            values: (B,) their left-hand sides.
+            batch_size: The most rows at a time when they were computed, kept for a resumed run.
+
+        Raises:
+            OSError: Rows go to a file that cannot be written.
+        """
         dense = torch.cat([rows.features_bn, rows.errors_blp.flatten(1), rows.tokens_bp], dim=1)
         present = dense != 0
         counts = present.sum(1)
@@ -90,13 +147,13 @@ class RowStore:
             self.save()
 
     def add_saved(self, block: RowBlock) -> None:
-        """Take in rows from the file of an earlier run."""
+        """Add rows from the file of an earlier run."""
         self._take(block)
 
     def _take(self, block: RowBlock) -> None:
         self._blocks.append(block)
         totals = np.zeros(len(block.nodes))
-        for start, stop in _pieces(block, 0, len(block.nodes)):
+        for start, stop in _pieces(block, 0, len(block.nodes), self._edges_at_a_time):
             first, last = block.indptr[start], block.indptr[stop]
             cumulated = np.concatenate([[0.0], np.cumsum(np.abs(block.data[first:last]), dtype=np.float64)])
             totals[start:stop] = np.diff(cumulated[block.indptr[start : stop + 1] - first])
@@ -107,10 +164,10 @@ class RowStore:
         """Write the rows that are not in the file yet.
 
         Args:
-            release: hold them in memory no longer.
+            release: Stop holding them in memory.
 
         Raises:
-            OSError: the disk is full, or the like.
+            OSError: The disk is full, or the like.
         """
         if self.file is None:
             self.file = RowFile(None, {})
@@ -125,10 +182,10 @@ class RowStore:
         self._saved_at = time.monotonic()
 
     def most_influential(self, count: int, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The features without a row that have the most influence on the targets through the rows known so far.
+        """Return the features without a row that have the most influence on the targets through the rows known so far.
 
         Args:
-            count: how many.
+            count: How many features.
             weights: (n,) weight of each target.
 
         Returns:
@@ -139,9 +196,12 @@ class RowStore:
         return np.sort(np.argsort(-influence, kind="stable")[:count])
 
     def influence(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) influence of every node on the targets, as :func:`crosstrace.graphs.influence.spread` has it.
+        """Return the influence (n,) of every node on the targets, as `crosstrace.graphs.analysis.influence.spread` does.
 
-        From the top down each row is read once: a row of layer l has sources below l only.
+        Each row is read once, from the top down, because the sources of a row of layer l are all below l.
+
+        Args:
+            weights: (n,) weight of each target.
         """
         influence = np.zeros(self.layout.n)
         pieces: list[list[tuple[int, int, int]]] = [[] for _ in range(self.layout.n_layers + 1)]
@@ -149,7 +209,9 @@ class RowStore:
             heights = self._heights[block.nodes]
             bounds = np.flatnonzero(np.diff(heights, prepend=-1, append=-1)).tolist()
             for first_row, end in itertools.pairwise(bounds):
-                pieces[heights[first_row]] += [(at, *piece) for piece in _pieces(block, first_row, end)]
+                pieces[heights[first_row]] += [
+                    (at, *piece) for piece in _pieces(block, first_row, end, self._edges_at_a_time)
+                ]
         for level in reversed(pieces):
             for at, start, stop in level:
                 block, nodes = self._blocks[at], self._blocks[at].nodes[start:stop]
@@ -166,15 +228,18 @@ class RowStore:
         return influence
 
     def assemble(self, kept: NDArray[np.int64]) -> AssembledRows:
-        """The graph's rows and columns of some nodes (ascending); the store is empty afterwards.
+        """Return the rows and columns of some nodes as a graph holds them; the store is empty afterwards.
 
-        Blocks are given up one by one as they are copied over, so that edges are not in memory twice.
+        Blocks are released one by one as they are copied, so that edges are not in memory twice.
+
+        Args:
+            kept: The nodes, ascending.
         """
         place = np.full(self.layout.n, -1, dtype=np.int32)
         place[kept] = np.arange(len(kept))
         counts = np.zeros(len(kept) + 1, dtype=np.int64)
         for block in self._blocks:
-            for start, stop in _pieces(block, 0, len(block.nodes)):
+            for start, stop in _pieces(block, 0, len(block.nodes), self._edges_at_a_time):
                 first, last = block.indptr[start], block.indptr[stop]
                 inside = np.concatenate([[0], np.cumsum(place[block.indices[first:last]] >= 0)])
                 rows = place[block.nodes[start:stop]]
@@ -210,17 +275,17 @@ class RowStore:
         return AssembledRows(edges, result.unattributed, result.values, result.omitted, result.omitted_magnitude)
 
 
-def _pieces(block: RowBlock, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Rows ``start : stop`` of a block in pieces of bounded size, of one row at least."""
+def _pieces(block: RowBlock, start: int, stop: int, edges_at_a_time: int) -> Iterator[tuple[int, int]]:
+    """Yield rows `start : stop` of a block in pieces of bounded size, each of at least one row."""
     while start < stop:
-        limit = int(np.searchsorted(block.indptr, block.indptr[start] + _EDGES_AT_A_TIME, side="right")) - 1
+        limit = int(np.searchsorted(block.indptr, block.indptr[start] + edges_at_a_time, side="right")) - 1
         end = min(stop, max(start + 1, limit))
         yield start, end
         start = end
 
 
 def _empty(size: int, dtype: type, on_disk: bool) -> NDArray:
-    """An array in memory, or in a nameless file where the rows did not fit in memory either."""
+    """Return an array in memory, or in a nameless file if the rows did not fit in memory either."""
     if not on_disk or not size:
         return np.empty(size, dtype)
     import tempfile

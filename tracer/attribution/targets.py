@@ -1,4 +1,4 @@
-"""What a trace explains: logits, contrasts, features, directions in the residual stream, at any position.
+"""What a trace explains: logits, contrasts, features, and directions in the residual stream, at any position.
 
 Letters: P positions, D d_model, V vocabulary, L layers.
 """
@@ -18,15 +18,26 @@ from crosstrace.replacement_model.interventions.references import parse_feature
 
 @dataclass(frozen=True)
 class Logit:
-    """One output token's logit; ``token`` is an id or a string that is a single token."""
+    """The logit of one output token.
+
+    Attributes:
+        token: An id, or a string that is a single token.
+        position: Where to read it; negative numbers count from the end. None: where the trace reads its targets.
+    """
 
     token: int | str
-    position: int | None = None  # None: the trace's own, the last unless told; negative ones count from the end
+    position: int | None = None
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The difference of two tokens' logits: what makes ``plus`` likelier than ``minus``."""
+    """The difference of two tokens' logits: what makes `plus` more likely than `minus`.
+
+    Attributes:
+        plus: An id, or a string that is a single token.
+        minus: Another token.
+        position: As in `Logit`.
+    """
 
     plus: int | str
     minus: int | str
@@ -35,7 +46,13 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Feature:
-    """The pre-activation of a transcoder feature, whether it is active or not."""
+    """The pre-activation of a transcoder feature, whether it is active or not.
+
+    Attributes:
+        layer: Its layer.
+        feature: Its number in the layer.
+        position: As in `Logit`.
+    """
 
     layer: int
     feature: int
@@ -44,7 +61,14 @@ class Feature:
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """The residual stream that enters ``layer`` (L: what the final norm reads) along a vector (D,)."""
+    """The residual stream that enters a layer, projected on a vector.
+
+    Attributes:
+        vector: (D,), any floating dtype.
+        layer: 0 to L; L means what the final norm reads.
+        position: As in `Logit`.
+        label: What the graph calls it.
+    """
 
     vector: Tensor
     layer: int
@@ -57,12 +81,19 @@ TargetSpec = int | str | Logit | Contrast | Feature | Direction
 
 @dataclass(frozen=True)
 class ResolvedTarget:
-    """A target ready to trace, with what the graph says about it."""
+    """A target ready to trace, with what the graph says about it.
+
+    Attributes:
+        target: The row to compute.
+        token: The token's id; -1 if the target is not a single token.
+        string: The target in words.
+        weight: Its weight in influence: the probability of a logit, 1 for anything else.
+    """
 
     target: Target
-    token: int  # -1 where it is not a single token
+    token: int
     string: str
-    weight: float  # in influence: the probability of a logit, 1 for anything else
+    weight: float
 
 
 _QUOTED = r'"((?:[^"\\]|\\.)*)"'
@@ -72,9 +103,13 @@ _TOKEN = re.compile(rf"\s*{_QUOTED}\s*{_AT}\s*", re.DOTALL)
 
 
 def parse_target(text: str) -> Logit | Contrast | Feature:
-    """Read a target as it is written: ``" Austin"``, ``" Austin" - " Dallas"``, ``L3/417``, each with ``@position``.
+    """Read a target as it is written.
 
-    Text that is none of these, with or without spaces, is a token string as it stands. ``3/417`` is a feature too.
+    A token is `" Austin"`, a contrast `" Austin" - " Dallas"`, a feature `L3/417` or `3/417`; each may end in `@position`.
+    Any other text is a token string as it stands.
+
+    Args:
+        text: The target.
 
     Raises:
         ValueError: A feature's numbers or its position cannot be read, or it names several positions.
@@ -110,10 +145,19 @@ def resolve_targets(
     max_logits: int,
     logit_probability: float,
 ) -> list[ResolvedTarget]:
-    """Turn what the user asked for into rows to trace; without a wish, the most probable tokens.
+    """Turn what the user asked for into rows to trace; by default the most probable tokens.
+
+    Args:
+        model: The replacement model.
+        local: The prompt's local replacement model.
+        targets: One target, a list of them, or None.
+        position: Where targets without a position of their own are read.
+        max_logits: The most tokens to explain when `targets` is None.
+        logit_probability: The probability they should reach together.
 
     Raises:
-        ValueError: a token that is not one token, or a position, layer, feature or vector out of range; each is named.
+        ValueError: A text is not a single token, or a position, layer, feature or vector is out of range; the message
+            names it.
     """
     if targets is None:
         place = _position(position, local)
@@ -156,17 +200,30 @@ def resolve_targets(
 
 
 def top_logits(logits_v: Tensor, max_logits: int, logit_probability: float) -> tuple[Tensor, Tensor]:
-    """The fewest top tokens whose probability reaches ``logit_probability``, at most ``max_logits``: ids, probabilities."""
+    """Return the fewest top tokens whose probabilities together reach a share, with those probabilities.
+
+    Args:
+        logits_v: (V,) logits.
+        max_logits: At most this many tokens.
+        logit_probability: The share, above 0 and at most 1.
+
+    Returns:
+        (k,) int64 ids and (k,) float64 probabilities, descending.
+    """
     probabilities, tokens = logits_v.double().softmax(-1).topk(min(max_logits, len(logits_v)))
     enough = int((probabilities.cumsum(0) < logit_probability).sum()) + 1
     return tokens[:enough], probabilities[:enough]
 
 
 def token_id(model: ReplacementModel, token: int | str) -> int:
-    """The id of a target token.
+    """Return the id of a target token.
+
+    Args:
+        model: The replacement model.
+        token: An id, or a text.
 
     Raises:
-        ValueError: an id out of range, or a text that is not exactly one token of the vocabulary.
+        ValueError: The id is out of range, or the text is not exactly one token of the vocabulary.
     """
     if isinstance(token, int):
         if not 0 <= token < model.description.vocab_size:
@@ -190,7 +247,7 @@ def token_id(model: ReplacementModel, token: int | str) -> int:
 def _position(position: int, local: LocalReplacementModel) -> int:
     if not -local.n_positions <= position < local.n_positions:
         raise ValueError(
-            f"target position {position} is outside the prompt; it has {local.n_positions} tokens, <bos> included"
+            f"target position {position} is outside the prompt, which has {local.n_positions} tokens, <bos> included"
         )
     return position % local.n_positions
 
@@ -211,7 +268,7 @@ def _feature(local: LocalReplacementModel, spec: Feature, position: int) -> Reso
         )
     name = f"L{spec.layer}/{spec.feature}@{position}"
     label = local.transcoders.labels.get((spec.layer, spec.feature), "")
-    # What feeds its pre-activation is as well defined then, but the feature is no part of the prompt's computation.
+    # What feeds the pre-activation of an inactive feature is just as well defined, but has no part in the computation.
     indices = local.activations.indices
     active = bool((indices == indices.new_tensor([spec.layer, position, spec.feature])).all(-1).any())
     target = local.feature_target(spec.layer, position, spec.feature)

@@ -1,7 +1,7 @@
 """Tracing: a prompt in, its attribution graph out.
 
 Ameisen et al. 2025, "Circuit Tracing", section "Constructing an Attribution Graph for a Prompt". Every row comes from
-one adjoint pass through the local replacement model, many rows at a time.
+one adjoint pass through the local replacement model, which computes many rows at a time.
 
 Letters: N active features, K selected ones, L layers, P positions, D d_model, k targets, n nodes.
 """
@@ -21,9 +21,9 @@ from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer import defaults
-from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups
-from crosstrace.tracer.attribution.checkpoint import Checkpoint, fingerprint
-from crosstrace.tracer.attribution.row_store import RowStore
+from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups, ranked_counts
+from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
+from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
 from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets
 from crosstrace.tracer.progress import row_progress
 
@@ -45,30 +45,32 @@ def trace(
     """Trace a prompt backwards into its attribution graph.
 
     Args:
-        model: the replacement model.
-        prompt: text (gets ``<bos>`` unless it starts with it), or token ids taken as they are.
-        targets: what to explain: token ids, token strings, ``'" Austin" - " Dallas"'``, ``"L3/417@7"``, or objects of
-            :mod:`crosstrace.tracer.attribution.targets`; one or a list. None: the fewest most probable next tokens that reach
-            ``logit_probability`` together, at most ``max_logits``.
-        max_feature_nodes: at most so many features get a row; those with the most influence on the targets, ranked
-            anew as rows become known. None: at most 8192. What is left out is kept as ``omitted`` and counts as error.
-        batch_size: rows computed at a time; None: by memory. It is lowered when memory runs out. The result does not
-            depend on it, but for rounding.
-        position: where targets without a position of their own are read; default the last token.
-        progress: show a progress bar on standard error; None: if that is a terminal.
-        checkpoint: a file in which rows are kept as they are computed, so that an interruption costs ten seconds' worth
-            at most; deleted at the end. Traces shorter than that write nothing.
-        resume: go on from the rows in ``checkpoint``, if it is there; the graph is the same to the bit.
-        keep_checkpoint: leave the checkpoint, if there is one, for the caller to delete once the graph is safe.
+        model: The replacement model.
+        prompt: Text, which gets `<bos>` unless it starts with it, or token ids taken as they are.
+        targets: What to explain: token ids, token strings, `'" Austin" - " Dallas"'`, `"L3/417@7"`, or `Logit`,
+            `Contrast`, `Feature` and `Direction` objects; one or a list. None: the fewest most probable next tokens that
+            together reach `logit_probability`, at most `max_logits`.
+        max_logits: The most tokens to explain when `targets` is None.
+        logit_probability: The probability those tokens should reach together, above 0 and at most 1.
+        max_feature_nodes: The most features that get a row: those with the most influence on the targets, ranked again
+            as rows become known. None: 8192. What is left out is kept as `omitted` and counts as error.
+        batch_size: Rows computed at a time; None: what memory allows. It is lowered when memory runs out. Apart from
+            rounding, the result does not depend on it.
+        position: Where targets without a position of their own are read; default the last token.
+        progress: Show a progress bar on standard error; None: if that is a terminal.
+        checkpoint: A file that keeps rows as they are computed, so that an interruption costs at most ten seconds of
+            work; deleted at the end. Traces shorter than that write nothing.
+        resume: Continue from the rows in `checkpoint`, if it exists; the graph is the same to the bit.
+        keep_checkpoint: Leave the checkpoint, if there is one, for the caller to delete once the graph is safe.
 
     Returns:
-        the whole graph, not pruned.
+        The whole graph, not pruned.
 
     Raises:
-        ValueError: prompt, targets or a setting cannot be used, or the checkpoint is of another trace; one line that
-            says which and why.
-        MemoryError: not even one row at a time fits. OSError: the checkpoint cannot be written.
-        TraceInterrupted: a KeyboardInterrupt that says how to go on.
+        ValueError: The prompt, a target or a setting cannot be used, or the checkpoint is of another trace.
+        MemoryError: Not even one row at a time fits.
+        OSError: The checkpoint cannot be written.
+        TraceInterrupted: A KeyboardInterrupt whose text says how to continue.
 
     Example:
         >>> model = ReplacementModel.demo()
@@ -82,11 +84,16 @@ def trace(
     n_active = len(local.activations)
     full = NodeLayout(n_active, model.description.n_layers, local.n_positions, len(wanted))
     cap = min(cap, n_active)
-    identity = fingerprint(model, local, wanted, cap)
+    identity = trace_identity(model, local, wanted, cap)
     saved = Checkpoint(None if checkpoint is None else Path(checkpoint), identity, resume)
     batcher = Batcher(local, saved.batch_size or batch_size or automatic_batch_size(local))
     layers = local.activations.layers.cpu().numpy()
-    store = RowStore(full, layers, _rows_in_memory(model), saved.open_file(batcher.batch_size))
+    store = RowStore(
+        full,
+        layers,
+        rows_in_memory(model.transcoders.memory_budget, model.device.type),
+        saved.open_file(batcher.batch_size),
+    )
     run = _Run(store, local, wanted, batcher, saved)
     with row_progress(len(wanted) + cap, progress) as advance, saved.interruptible(store):
         run.add_targets(advance)
@@ -115,21 +122,6 @@ def trace(
     return graph
 
 
-def ranked_counts(cap: int) -> list[int]:
-    """How many features each ranking chooses, until there are ``cap``: few at first, when little is known."""
-    counts: list[int] = []
-    while (known := sum(counts)) < cap:
-        step = max(1, round(cap * defaults.FIRST_RANKED), int(known * defaults.RANKED_GROWTH))
-        counts.append(min(step, cap - known))
-    return counts
-
-
-def _rows_in_memory(model: ReplacementModel) -> int:
-    """Bytes of rows held in memory: a quarter of the user's budget."""
-    budget = model.transcoders.memory_budget
-    return defaults.ROWS_IN_MEMORY if budget is None or model.device.type != "cpu" else budget // 4
-
-
 def _check_settings(
     max_logits: int, logit_probability: float, max_feature_nodes: int | None, batch_size: int | None
 ) -> int:
@@ -145,7 +137,7 @@ def _check_settings(
 
 
 class _Run:
-    """Fills the store: from the checkpoint as far as it goes, then by computing."""
+    """Fills the store: first from the checkpoint, then by computing."""
 
     def __init__(
         self,
@@ -160,12 +152,12 @@ class _Run:
         self.positions = local.activations.positions.cpu().numpy()
 
     def add_targets(self, advance: Callable[[int], None]) -> None:
-        """The rows of the graph's targets."""
+        """Add the rows of the graph's targets."""
         logits = self.store.layout.logits
         self._add(np.arange(logits.start, logits.stop), advance)
 
     def add_features(self, nodes: NDArray[np.int64], advance: Callable[[int], None]) -> None:
-        """The rows of features (node numbers, ascending): their layers ascend, so that a batch ends at one height."""
+        """Add the rows of features (ascending node numbers, so ascending layers: a batch covers neighbouring layers)."""
         for group in position_groups(nodes, self.positions, self.planned_size):
             self._add(group, advance)
 
@@ -200,7 +192,7 @@ def _assemble(
     store: RowStore,
     settings: dict[str, Any],
 ) -> AttributionGraph:
-    """The graph of the features that have a row; edges from the others are summed up as omitted."""
+    """Build the graph of the features that have a row; edges from the others are summed up as omitted."""
     full = store.layout
     has_row = store.known[full.features]
     selected = np.flatnonzero(has_row)
@@ -234,7 +226,7 @@ def _assemble(
 
 
 def _prompt_text(model: ReplacementModel, local: LocalReplacementModel) -> str:
-    """The prompt as the model read it, ``<bos>`` included, so that tracing it again gives the same tokens."""
+    """Return the prompt as the model read it, `<bos>` included, so that tracing it again gives the same tokens."""
     if model.tokenizer is None:
         return " ".join(model.token_strings(local.tokens_p))
     return model.tokenizer.decode(local.tokens_p.tolist())

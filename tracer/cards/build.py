@@ -1,9 +1,8 @@
-"""Feature cards from texts of the user's own: what a corpus shows of every feature of a transcoder.
+"""Feature cards from the user's own texts: what a corpus shows of every feature of a transcoder.
 
-Top contexts, activation histograms and promoted tokens per feature are what Bricken et al. 2023, "Towards
-Monosemanticity", made the usual view of a feature. Here: contexts are ranked by their largest activation, one for each
-context and wording (`card_tops.py`); promoted tokens are the decoder's direct logits
-(`replacement_model/readouts/direct_logits.py`).
+Bricken et al. 2023, "Towards Monosemanticity", made top contexts, activation histograms and promoted tokens the usual view
+of a feature. Here contexts are ranked by their largest activation, one for each context and wording (`tops.py`), and
+promoted tokens are the decoder's direct logits (`replacement_model/readouts/direct_logits.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from crosstrace.tracer.progress import CorpusBar, corpus_progress
 
 # Tokens run at a time, padding included: enough to keep the device busy with matrix products.
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
-# Of the memory there is, so much may be arrays of top contexts before they move to files.
+# The share of the memory that arrays of top contexts may take before they move to files.
 _ARRAYS_SHARE = 0.25
 
 
@@ -52,29 +51,32 @@ def build_cards(
 ) -> FeatureCards:
     """Stream a corpus through the model and write a card for every feature that fires.
 
-    Memory does not grow with the corpus. Beside the file, the run keeps its state in the folder ``PATH.partial``: on
-    Ctrl-C (one lets the batch finish), on errors, and about every minute. It goes on from there with ``resume``, to the
-    same file, and the folder is deleted at the end.
+    Memory does not grow with the corpus. The run keeps its state beside the file, in the folder `PATH.partial`: on Ctrl-C
+    (the first lets the batch finish), on errors, and about every minute. With `resume` it continues from there and writes
+    the same file; the folder is deleted at the end.
 
     Args:
-        corpus: a :class:`Corpus`, the path of one file, or texts.
-        path: the file; None puts it beside the transcoders, where it is found by itself. (The demo keeps the cards it came
-            with: for it, None is ``cards.safetensors`` in the current folder.)
-        context_length: tokens of a context, ``<bos>`` included; default 256, or what the model takes if that is less.
-        top: contexts kept for each feature.
-        window: tokens shown around a context's peak; default 24 before and 8 after it.
-        logits: tokens kept at both ends of the direct logits.
-        batch_tokens: tokens run at a time, padding included. None: 4,096 on a CPU, 32,768 on a GPU; on resuming, as
-            before. Results depend on it as far as rounding does.
-        progress: show a bar on standard error; None shows it on a terminal.
+        model: The replacement model, with a tokenizer.
+        corpus: A `Corpus`, the path of one file, or texts.
+        path: The file; None puts it beside the transcoders, where other functions find it. The demo keeps the cards it
+            came with: for it, None is `cards.safetensors` in the current folder.
+        context_length: Tokens of a context, `<bos>` included; None: 256, or what the model takes if that is less.
+        top: Contexts kept for each feature.
+        window: Tokens shown around a context's peak; None: 24 before and 8 after it.
+        logits: Tokens kept at each end of the direct logits.
+        batch_tokens: Tokens run at a time, padding included; None: 4,096 on a CPU, 32,768 on a GPU, and as before when
+            resuming. Results depend on it only through rounding.
+        resume: Continue an interrupted run.
+        progress: Show a bar on standard error; None: if that is a terminal.
 
     Returns:
-        the cards, as they are in the file.
+        The cards, as they are in the file.
 
     Raises:
-        ValueError: nothing to read, a broken line, settings out of range, a state that belongs to something else.
-        OSError: the corpus cannot be read or the file not be written.
-        CardsInterrupted: Ctrl-C; the state is kept.
+        ValueError: There is nothing to read, a line is broken, a setting is out of range, or the state belongs to
+            another run.
+        OSError: The corpus cannot be read or the file cannot be written.
+        CardsInterrupted: Ctrl-C was pressed; the state is kept.
 
     Example:
         >>> cards = build_cards(ReplacementModel.demo(), ["Dallas is a city in Texas"], "cards.safetensors")
@@ -86,7 +88,7 @@ def build_cards(
     elif not isinstance(corpus, Corpus | Texts):
         corpus = Texts(corpus)
     if model.tokenizer is None:
-        raise ValueError(f"model {model.name} has no tokenizer, which a corpus needs")
+        raise ValueError(f"model {model.name} has no tokenizer, so it cannot read a corpus")
     window = window or Window()
     length = context_length or min(CONTEXT_LENGTH, model.description.max_positions)
     excluded = model.description.excluded_first
@@ -147,8 +149,8 @@ def _check_settings(
     longest = model.description.max_positions
     if not excluded < length <= longest:
         raise ValueError(
-            f"contexts of {length} tokens do not do for {model.name}: it takes up to {longest:,}, and the first {excluded} "
-            "carry no features"
+            f"contexts of {length:,} tokens do not suit {model.name}: it takes at most {longest:,} tokens, and the first "
+            f"{excluded} carry no features"
         )
     for name, value, least in (
         ("contexts of a feature", top, 1),
@@ -171,7 +173,7 @@ def _read_corpus(
 ) -> None:
     excluded = run.identity["excluded first positions"]
     stream = contexts(corpus, model.tokenizer, run.identity["context length"], excluded + 1, run.cursor)
-    whole = True  # between batches: a state that can be saved
+    whole = True  # between batches, when the state can be saved
     try:
         for batch in batches(stream, run.batch_tokens):
             whole = False
@@ -184,25 +186,30 @@ def _read_corpus(
             run.save_now_and_then()
     except Exception as error:
         if whole and run.tokens:
-            with suppress(OSError):  # a full disk has been said already
+            with suppress(OSError):  # a full disk has been reported already
                 run.save()
         if is_out_of_memory(error):
             raise MemoryError(
                 f"not enough memory for {run.batch_tokens:,} tokens at a time: give fewer with --batch-tokens"
-                + (" and go on with --resume" if run.saved else "")
+                + (" and continue with --resume" if run.saved else "")
             ) from error
         raise
     if not run.tokens:
         left_out = f" ({corpus.empty:,} empty, {corpus.broken:,} broken)" if corpus.empty or corpus.broken else ""
         raise ValueError(
-            f"the corpus {', '.join(corpus.names)} holds no text of more than {excluded} tokens{left_out}: nothing to read"
+            f"the corpus {', '.join(corpus.names)} has no text of more than {excluded} tokens{left_out}: nothing to read"
         )
     run.finished = True
     run.save()
 
 
 def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[CorpusContext]]:
-    """Contexts in a row, as many as fit within so many tokens once padded to the longest; at least one."""
+    """Group contexts in their order into batches.
+
+    Args:
+        stream: The contexts.
+        tokens: The most tokens of a batch, padding to its longest context included; one context is always taken.
+    """
     batch: list[CorpusContext] = []
     width = 0
     for context in stream:
@@ -218,7 +225,15 @@ def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[Corpu
 def add_batch(
     model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int]], window: Window, excluded: int
 ) -> None:
-    """Run some contexts and take in what fires."""
+    """Run some contexts and add what fires to a run.
+
+    Args:
+        model: The replacement model.
+        run: The state to add to.
+        some: The contexts, as token ids.
+        window: Tokens kept around a peak.
+        excluded: How many first positions carry no features.
+    """
     batch = ContextBatch.of(some, run.log.n_contexts, window)
     wanted_bw = batch.wanted(excluded)
     run.log.append_contexts(batch)

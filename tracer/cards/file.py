@@ -1,6 +1,6 @@
 """From the state of a finished run to the file of feature cards that `graphs/cards/feature_cards.py` reads.
 
-One layer's tensors are put together at a time. Only contexts that some feature's card shows go into the file, each once.
+One layer's tensors are made at a time. Only contexts that some feature's card shows go into the file, each once.
 
 Letters: S features that fired, K top contexts, R rows (contexts of features), E entries, C contexts, V vocabulary.
 """
@@ -33,10 +33,14 @@ _NO_METADATA = ("crosstrace-logits", "1")
 def write_layer_logits(
     model: ReplacementModel, run: CardRun, layer: int, count: int, known: Callable[[int], None]
 ) -> None:
-    """Work out what a layer's features promote and suppress, unless an earlier run has done so; into the run's folder.
+    """Compute what a layer's features promote and suppress into the run's folder, unless an earlier run has done so.
 
     Args:
-        known: is told, now and then, how many more features are done.
+        model: The replacement model.
+        run: A run that has read its corpus.
+        layer: The layer.
+        count: Tokens kept at each end.
+        known: Called from time to time with how many more features are done.
     """
     path = logits_path(run, layer)
     if path.is_file():
@@ -51,12 +55,13 @@ def write_layer_logits(
 
 
 def logits_path(run: CardRun, layer: int) -> Path:
+    """Return the file that holds what a layer's features promote and suppress."""
     return run.folder / f"logits_{layer}.safetensors"
 
 
 @dataclass(frozen=True)
 class _Numbering:
-    """Which of the corpus' contexts and tokens are in the file, and what number each has there."""
+    """Which of the corpus' contexts and tokens are in the file, and the number that each has there."""
 
     contexts: NDArray[np.int64]  # those in the file, ascending
     context_number: NDArray[np.int64]
@@ -73,13 +78,17 @@ class _Numbering:
 
 
 def write_cards(path: Path, model: ReplacementModel, run: CardRun, header: dict[str, Any], context_length: int) -> None:
-    """Write the cards of a finished run; the logits of every layer are in its folder.
+    """Write the cards of a finished run whose folder holds the logits of every layer.
 
     Args:
-        header: what the file says of itself beside its version.
+        path: The file.
+        model: The replacement model.
+        run: The run.
+        header: What the file says about itself, besides its version.
+        context_length: The most tokens of a context.
 
     Raises:
-        OSError: the file cannot be written; nothing is left behind, and the run can be gone on with.
+        OSError: The file cannot be written; nothing is left behind, and the run can be continued.
     """
     layers = [_LayerCards(run, layer) for layer in range(len(run.layers))]
     numbering, starts, token_source = _numbering(model, run, layers)
@@ -99,7 +108,7 @@ def write_cards(path: Path, model: ReplacementModel, run: CardRun, header: dict[
 
 
 class _LayerCards:
-    """One layer's tensors, put together when they are asked for; of all layers, the last one asked is kept."""
+    """One layer's tensors, made when they are asked for."""
 
     def __init__(self, run: CardRun, layer: int) -> None:
         self.run, self.layer = run, layer
@@ -118,20 +127,20 @@ class _LayerCards:
         return self.run.layers[self.layer]
 
     def order(self) -> NDArray[np.int64]:
-        """(S,) slots by feature."""
+        """Return the slots (S,) by feature."""
         return np.argsort(self.state.features[: self.state.used])
 
     def counts(self) -> NDArray[np.int64]:
         return (self.state.values[: self.state.used] > 0).sum(1)[self.order()]
 
     def rows(self) -> NDArray[Any]:
-        """(R,) records of the contexts, by feature, strongest first."""
+        """Return the records (R,) of the contexts by feature, strongest first."""
         order = self.order()
         numbers = self.state.records[: self.state.used][order]
         return np.asarray(self.run.log.mapped("records")[numbers[self.state.values[: self.state.used][order] > 0]])
 
     def entries(self) -> NDArray[Any]:
-        """(E,) activations in the windows, row by row."""
+        """Return the activations (E,) in the windows, row by row."""
         rows = self.rows()
         first = np.cumsum(rows["count"], dtype=np.int64) - rows["count"]
         taken = np.repeat(rows["start"] - first, rows["count"]) + np.arange(self.n_entries)
@@ -183,7 +192,7 @@ class _LayerCards:
 def _numbering(
     model: ReplacementModel, run: CardRun, layers: list[_LayerCards]
 ) -> tuple[_Numbering, NDArray[np.int64], TensorSource]:
-    """What goes into the file, the contexts' places in its tokens, and these tokens."""
+    """Return what goes into the file, where its contexts start among its tokens, and those tokens."""
     used = np.zeros(run.log.n_contexts, dtype=np.bool_)
     occurs = np.zeros(model.description.vocab_size, dtype=np.bool_)
     for layer in layers:
@@ -196,7 +205,7 @@ def _numbering(
     all_tokens = run.log.mapped("tokens")
 
     def blocks() -> Iterator[NDArray[Any]]:
-        """The tokens of these contexts, some contexts at a time."""
+        """Yield the tokens of these contexts, some contexts at a time."""
         for first in range(0, len(contexts), _CONTEXTS_AT_A_TIME):
             begin, length = (part[first : first + _CONTEXTS_AT_A_TIME] for part in (begins, lengths))
             yield all_tokens[np.repeat(begin - (np.cumsum(length) - length), length) + np.arange(length.sum())]

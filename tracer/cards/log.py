@@ -1,7 +1,7 @@
-"""Contexts of a corpus as they are read, and windows of activations as they enter some feature's top, in growing files.
+"""Growing files of a corpus' contexts as they are read, and of activation windows as they enter a feature's top contexts.
 
-A window that a better one pushes out later stays in the file; how often that happens grows with the logarithm of the
-corpus alone. The files' lengths are part of what an interrupted run saves: what was written after that is cut off.
+A window that a better one displaces later stays in the file, which happens only as often as the logarithm of the corpus
+grows. An interrupted run has saved the files' lengths; what was written after that is cut off.
 
 Letters: B contexts of a batch, W positions of the longest, n active entries, c windows.
 """
@@ -25,7 +25,12 @@ _HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Window:
-    """How much of a context is shown around its peak: so many tokens before it and after it."""
+    """How much of a context is shown around its peak.
+
+    Attributes:
+        before: Tokens before the peak.
+        after: Tokens after the peak.
+    """
 
     before: int = 24
     after: int = 8
@@ -36,7 +41,10 @@ class ContextBatch:
     """Contexts that are run together, padded on the right.
 
     Attributes:
-        tokens_bw: (B, W) ids, 0 where padded. lengths_b: (B,). first: number of the first of them in the corpus.
+        tokens_bw: (B, W) token ids, 0 where padded.
+        lengths_b: (B,) tokens of each context.
+        first: The number of the first context in the corpus.
+        window: How much is kept around a peak.
     """
 
     tokens_bw: NDArray[np.int64]
@@ -46,6 +54,13 @@ class ContextBatch:
 
     @staticmethod
     def of(contexts: Sequence[Sequence[int]], first: int, window: Window) -> ContextBatch:
+        """Pad contexts on the right to the longest.
+
+        Args:
+            contexts: B lists of token ids.
+            first: The number of the first context in the corpus.
+            window: How much is kept around a peak.
+        """
         lengths_b = np.array([len(context) for context in contexts])
         tokens_bw = np.zeros((len(contexts), int(lengths_b.max())), np.int64)
         for row, context in zip(tokens_bw, contexts, strict=True):
@@ -54,18 +69,19 @@ class ContextBatch:
 
     @property
     def width(self) -> int:
+        """W, the positions of the longest context."""
         return self.tokens_bw.shape[1]
 
     def wanted(self, excluded_first: int) -> NDArray[np.bool_]:
-        """(B, W) real positions past the excluded first ones."""
+        """Return a mask (B, W) of the positions that are neither padding nor among the excluded first ones."""
         position_w = np.arange(self.width)
         return (position_w < self.lengths_b[:, None]) & (position_w >= excluded_first)
 
     @cached_property
     def keys_bw(self) -> NDArray[np.uint64]:
-        """(B, W) a hash of the tokens of the window that ends with each position, its wording.
+        """The wording at each position (B, W): a hash of the tokens of the window that ends there.
 
-        A polynomial in the tokens, modulo 2 ** 64: the window's is the difference of two prefixes'.
+        It is a polynomial in the tokens modulo 2 ** 64, so that a window's hash is the difference of two prefixes' hashes.
         """
         n = self.window.before + 1
         prefix_bw = np.empty(self.tokens_bw.shape, np.uint64)
@@ -85,16 +101,22 @@ class CardLog:
     """The growing files of a run, in its folder.
 
     Attributes:
-        contexts, tokens, records, entries: how many of each have been written.
+        folder: Where they are.
+        lengths: How many `contexts`, `tokens`, `records` and `entries` have been written.
     """
 
     _FILES = (("contexts", _LENGTH), ("tokens", _TOKEN), ("records", _RECORD), ("entries", _ENTRY))
 
     def __init__(self, folder: Path, lengths: dict[str, int] | None = None) -> None:
-        """``lengths``: of an earlier run, at which the files are cut and gone on with; None begins anew.
+        """Open the files.
+
+        Args:
+            folder: Where they are.
+            lengths: The lengths that an earlier run saved: the files are cut there and continued. None starts afresh.
 
         Raises:
-            OSError: a file cannot be opened. ValueError: it is shorter than it was.
+            OSError: A file cannot be opened.
+            ValueError: A file is shorter than it was.
         """
         self.folder = folder
         self._open: dict[str, IO[bytes]] = {}
@@ -111,6 +133,7 @@ class CardLog:
 
     @property
     def n_contexts(self) -> int:
+        """How many contexts have been written."""
         return self.lengths["contexts"]
 
     def append_contexts(self, batch: ContextBatch) -> None:
@@ -128,11 +151,18 @@ class CardLog:
         chosen_c: NDArray[np.int64],
         peak_c: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Keep the windows around some peaks; returns the number of each one's record.
+        """Keep the windows around some peaks.
 
         Args:
-            places_n, values_n: a layer's active entries. segment_n: ascending, the feature and context of each.
-            chosen_c: segments whose window is kept, ascending. peak_c: the entry each one's window is around.
+            batch: The contexts.
+            places_n: (n,) places of a layer's active entries in the batch's flat (B * W).
+            values_n: (n,) their activations.
+            segment_n: (n,) the segment of each, one for each feature and context, ascending.
+            chosen_c: (c,) segments whose window is kept, ascending.
+            peak_c: (c,) the entry at the peak of each window.
+
+        Returns:
+            (c,) the number of each window's record.
         """
         width, window = batch.width, batch.window
         row_c, peak_position_c = np.divmod(places_n[peak_c], width)
@@ -165,7 +195,11 @@ class CardLog:
             file.flush()
 
     def mapped(self, name: str) -> NDArray[Any]:
-        """What has been written of one kind, as a mapped array."""
+        """Return what has been written of one kind as a mapped array.
+
+        Args:
+            name: `contexts`, `tokens`, `records` or `entries`.
+        """
         self.flush()
         dtype = dict(self._FILES)[name]
         if not self.lengths[name]:
@@ -173,5 +207,6 @@ class CardLog:
         return np.memmap(self.folder / f"{name}.bin", dtype, "r", shape=(self.lengths[name],))
 
     def close(self) -> None:
+        """Close the files."""
         for file in self._open.values():
             file.close()

@@ -1,4 +1,4 @@
-"""Which cards belong to a graph: those beside its transcoders, or a file that was named."""
+"""Which cards belong to a graph: those beside its transcoders, or a file that the user names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ Note = Callable[[str], None]
 
 
 def cards_of(graph: AttributionGraph, given: Path | None = None, note: Note | None = None) -> FeatureCards | None:
-    """The cards of a graph's transcoders; None where there are none. Arguments and errors as of :func:`find_cards`."""
+    """Open the cards of a graph's transcoders; None if there are none.
+
+    Args:
+        graph: The graph.
+        given: As in `find_cards`.
+        note: As in `find_cards`.
+
+    Raises:
+        OSError: The given file cannot be read.
+        ValueError: The given file is not a file of cards, or belongs to other transcoders.
+    """
     return find_cards(
         graph.model_name, graph.transcoders_name, graph.settings.get("fingerprints"), given=given, note=note
     )
@@ -26,15 +36,18 @@ def find_cards(
     given: Path | None = None,
     note: Note | None = None,
 ) -> FeatureCards | None:
-    """The cards of some transcoders.
+    """Open the cards of some transcoders; None if there are none.
 
     Args:
-        fingerprints: of the weights, where known; see :meth:`FeatureCards.belongs_to`.
-        given: a file to use; None looks beside the transcoders.
-        note: is told, in one line, why cards that lie beside the transcoders are not used.
+        model_name: The model's name.
+        transcoders_name: The name of the transcoders, which says where they are.
+        fingerprints: Fingerprints of the weights, where known; see `FeatureCards.belongs_to`.
+        given: A file to use; None looks beside the transcoders.
+        note: Called with one line that says why cards beside the transcoders are not used.
 
     Raises:
-        OSError, ValueError: the file given cannot be read, or is of other transcoders; one line that says so.
+        OSError: The given file cannot be read.
+        ValueError: The given file is not a file of cards, or belongs to other transcoders.
     """
     path = given if given is not None else _beside(transcoders_name)
     if path is None:

@@ -1,7 +1,7 @@
-"""The state of a run over a corpus, and the folder it is kept in: what an interrupted run goes on from.
+"""The state of a run over a corpus and the folder that holds it, from which an interrupted run continues.
 
-The folder holds the growing files of `card_log.py` and `state.safetensors`, which is replaced as a whole: whatever ends
-the run, the last saved state and the files up to the lengths in it fit together.
+The folder holds the growing files of `log.py` and `state.safetensors`, which is replaced as a whole. Whatever ends the
+run, the last saved state matches the files up to the lengths that it records.
 """
 
 from __future__ import annotations
@@ -23,41 +23,50 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs.tensor_file import TensorSource, map_tensors, write_tensors
 from crosstrace.replacement_model.texts import Cursor
+from crosstrace.tracer import defaults
 from crosstrace.tracer.cards.log import CardLog
 from crosstrace.tracer.cards.tops import LayerTops
 
 _FORMAT = "crosstrace-cards-run/1"
 _OURS = re.compile(r"(contexts|tokens|records|entries)\.bin|arrays|logits_\d+\.safetensors|\.crosstrace-\w+\.part")
-_SAVE_SECONDS = 60.0
-# Saving may take so much of the time at most.
-_SAVE_SHARE = 0.05
 
 
 class CardsInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a run whose state is kept; its text says how to go on."""
+    """Ctrl-C during a run whose state is kept; its text says how to continue."""
 
 
 class CardRun:
     """What is known so far.
 
     Attributes:
-        identity: what the cards depend on, by the words a message calls it.
-        layers: the state of every layer. log: contexts and windows.
-        cursor: how far the corpus has been read. positions, tokens: how many counted, and how many run.
-        finished: the corpus has been read to its end.
-        batch_tokens: tokens run at a time, 0 while unknown. saved: there is a state to go on from.
+        folder: Where the state is kept.
+        identity: What the cards depend on, under the words that a message uses for it.
+        layers: The state of every layer.
+        log: Contexts and windows.
+        cursor: How far the corpus has been read.
+        positions: How many positions count, without padding and excluded ones.
+        tokens: How many tokens have been run.
+        finished: Whether the corpus has been read to its end.
+        batch_tokens: Tokens run at a time; 0 while unknown.
+        saved: Whether there is a state to continue from.
     """
 
     def __init__(
         self, folder: Path, identity: dict[str, Any], n_features: list[int], top: int, memory: int, resume: bool
     ) -> None:
-        """
+        """Open the folder of an interrupted run, or create one.
+
         Args:
-            memory: bytes that the layers' arrays may take; beyond that they are mapped files in the folder.
+            folder: Where the state is kept.
+            identity: What the cards depend on.
+            n_features: Features of each layer.
+            top: Contexts kept for each feature.
+            memory: Bytes that the layers' arrays may take; beyond that they are mapped files in the folder.
+            resume: Continue an interrupted run.
 
         Raises:
-            ValueError: the folder holds an interrupted run that is not to be gone on with, or one of something else.
-            OSError: the folder cannot be made or read.
+            ValueError: The folder holds an interrupted run although `resume` is False, or a run of something else.
+            OSError: The folder cannot be created or read.
         """
         self.folder, self.identity = folder, identity
         self.cursor, self.positions, self.tokens, self.finished = Cursor(), 0, 0, False
@@ -66,7 +75,7 @@ class CardRun:
         self.saved = state is not None
         if state is None and folder.exists():
             _check_ours(folder)
-            shutil.rmtree(folder)  # begun and never saved
+            shutil.rmtree(folder)  # started, but never saved
         folder.mkdir(exist_ok=True)
         self._scratch = folder / "arrays"
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -88,7 +97,7 @@ class CardRun:
             layer.restore({name: tensors[f"{number}.{name}"] for name in LayerTops.ARRAYS})
 
     def _mapped(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Zeros in a sparse file: of it, too, only what is touched takes room."""
+        """Allocate zeros in a sparse file, of which only the touched pages take room."""
         return np.memmap(self._scratch / f"{len(list(self._scratch.iterdir()))}.bin", dtype, "w+", shape=shape)
 
     def _saved(self, resume: bool) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
@@ -97,7 +106,7 @@ class CardRun:
             return None
         if not resume:
             raise ValueError(
-                f"{self.folder} holds an interrupted run; go on from it with --resume (resume=True), or delete it"
+                f"{self.folder} holds an interrupted run; continue it with --resume (resume=True), or delete the folder"
             )
         metadata, tensors = map_tensors(path)
         try:
@@ -108,13 +117,13 @@ class CardRun:
         for name, value in self.identity.items():
             if before.get(name) != value:
                 raise ValueError(
-                    f"{self.folder} cannot be resumed: it was begun with another {name} ({before.get(name)}, now {value}); "
-                    "go on as before, or delete it"
+                    f"{self.folder} cannot be resumed: it was started with different {name} ({before.get(name)}, now {value}); "
+                    "run it as before, or delete the folder"
                 )
         return header, tensors
 
     def save(self) -> None:
-        """Put the state down, so that a later run can go on from here."""
+        """Save the state, so that a later run can continue from here."""
         began = time.monotonic()
         self.log.flush()
         header = {
@@ -137,20 +146,26 @@ class CardRun:
         self._save_took = self._saved_at - began
 
     def save_now_and_then(self) -> None:
-        """Save if the last time is long enough ago."""
-        if time.monotonic() - self._saved_at > max(_SAVE_SECONDS, self._save_took / _SAVE_SHARE):
+        """Save if enough time has passed since the last save."""
+        if time.monotonic() - self._saved_at > max(
+            defaults.CARDS_SAVE_SECONDS, self._save_took / defaults.CARDS_SAVE_SHARE
+        ):
             self.save()
 
     def interrupted(self) -> CardsInterrupted:
-        """Save, and say how to go on."""
+        """Save, and return the exception that says how to continue."""
         self.save()
         return CardsInterrupted(
             f"interrupted after {self.tokens:,} tokens; the state is kept in {self.folder}: "
-            "go on with the same command and --resume (resume=True)"
+            "continue with the same command and --resume (resume=True)"
         )
 
     def close(self, delete: bool = False) -> None:
-        """``delete``: the cards are written, and the folder not needed any more."""
+        """Close the files.
+
+        Args:
+            delete: Delete the folder too, once the cards are written.
+        """
         self.log.close()
         self.layers = []  # mapped arrays
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -159,20 +174,21 @@ class CardRun:
 
 
 def _check_ours(folder: Path) -> None:
-    """
+    """Check that a folder is one that a run created.
+
     Raises:
-        ValueError: it is no folder that a run has begun.
+        ValueError: It is something else.
     """
     if not folder.is_dir() or any(not _OURS.fullmatch(path.name) for path in folder.iterdir()):
-        raise ValueError(f"{folder}, where the state of the run goes, is something else; move it away")
+        raise ValueError(f"{folder} is where the state of the run belongs, but it holds something else; move it away")
 
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C has been pressed: the first one lets a step finish, a second one ends at once."""
+    """Yield a function that says whether Ctrl-C has been pressed: the first lets a step finish, the second ends at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set  # only the main thread can hear it
+        yield asked.is_set  # only the main thread receives signals
         return
 
     def hear(number: int, frame: Any) -> None:

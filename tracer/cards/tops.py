@@ -1,16 +1,17 @@
-"""What is kept of a layer's features while a corpus streams by: counts, histograms, and the top contexts.
+"""What is kept of a layer's features while a corpus streams by: counts, histograms, and top contexts.
 
-Everything is an array over slots. A feature gets its slot when it first fires, so that of the arrays, which are reserved
-for all features at once, only the pages of those that fired are ever touched. The room does not grow with the corpus.
+Everything is an array over slots. The arrays are reserved for all features at once, but a feature gets its slot when it
+first fires, so only the pages of features that fired are ever touched. Memory does not grow with the corpus.
 
-- *Histogram*: BINS equal bins from 0 to the smallest power of two above the largest activation. When that grows, bins
-  are added up in pairs, which is exact: the result does not depend on the order of the corpus.
-- *Top contexts*: at most one for each context (its largest activation, the first of equal ones) and one for each wording
-  (of contexts that read the same in the window up to the peak, the largest, then the first). Ranked by activation, then
-  by place in the corpus: a strict order, so that the best of the whole are the best of its parts' best.
+- *Histogram*: BINS equal bins from 0 to the smallest power of two above the largest activation. When that power grows,
+  bins are added in pairs, which is exact: the result does not depend on the order of the corpus.
+- *Top contexts*: at most one entry for each context (its largest activation, the first if several are equal) and one for
+  each wording (of contexts with the same tokens in the window up to the peak: the largest activation, then the first).
+  They are ranked by activation, then by place in the corpus. That order is strict, so the best of the whole corpus are
+  the best among the best of its parts.
 
-Activations are rounded to 11 significant bits before anything else: a feature's value at the same words then rarely
-differs between batches of other shapes, whose sums are rounded in another order.
+Activations are first rounded to 11 significant bits. Batches of other shapes round sums in another order; after this
+rounding, a feature's value at the same words rarely differs between them.
 
 Letters: F features, S slots in use, K top contexts, n active entries of a batch, c candidates, U features among them,
 B contexts of a batch, W positions of the longest.
@@ -36,21 +37,24 @@ _DROPPED_BITS = 24 - 11
 
 
 def rounded(values: Floats) -> Floats:
-    """float32 values to 11 significant bits."""
+    """Round float32 values to 11 significant bits."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     half = np.uint32(1 << (_DROPPED_BITS - 1))
     return ((bits + half) & ~np.uint32((1 << _DROPPED_BITS) - 1)).view(np.float32)
 
 
 class LayerTops:
-    """One layer's state.
+    """One layer's state. Of each array the first S slots are in use.
 
     Attributes:
-        used: S. features: (S,) the feature of each slot, in order of their first firing.
-        fired: (S,) positions at which each is active.
-        exponent, histogram: (S,), (S, BINS) bin i counts activations from i to i + 1 times 2 ** exponent / BINS.
-        values, keys, records: (S, K) the top contexts, best first: activation (0: none), hash of the wording, record in
-            the log.
+        used: S.
+        features: (S,) the feature of each slot, in the order in which they first fired.
+        fired: (S,) the number of positions at which each is active.
+        exponent: (S,) the exponent of each histogram's range.
+        histogram: (S, BINS); bin i counts activations from i to i + 1 times 2 ** exponent / BINS.
+        values: (S, K) the activations of the top contexts, best first; 0 where there is none.
+        keys: (S, K) the hashes of their wordings.
+        records: (S, K) their records in the log.
     """
 
     ARRAYS = ("features", "fired", "exponent", "histogram", "values", "keys", "records")
@@ -68,26 +72,32 @@ class LayerTops:
 
     @staticmethod
     def bytes_a_feature(top: int) -> int:
+        """Return the memory that the arrays take for one feature with `top` contexts."""
         return 4 + 4 + 8 + 2 + 4 * BINS + top * (4 + 8 + 8)
 
     def arrays(self) -> Iterable[tuple[str, NDArray[Any]]]:
-        """Every array's used part, by name."""
+        """Yield the used part of every array with its name."""
         for name in self.ARRAYS:
             yield name, getattr(self, name)[: self.used]
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Go on from what :meth:`arrays` gave."""
+        """Continue from what `arrays` gave."""
         self.used = len(arrays["features"])
         for name in self.ARRAYS:
             getattr(self, name)[: self.used] = arrays[name]
         self.slot_of[self.features[: self.used]] = np.arange(self.used)
 
     def add(self, places_n: Ints, features_n: Ints, values_n: Floats, batch: ContextBatch, log: CardLog) -> None:
-        """Take in a layer's activations in a batch.
+        """Add a layer's activations in a batch, ascending by (feature, place).
+
+        Activations of 0 and below, which a negative threshold lets through, are left out.
 
         Args:
-            places_n: place of each in the batch's flat (B * W). features_n, values_n: what fires there, ascending by
-                (feature, place). Activations of 0 and below, which a negative threshold lets through, are left out.
+            places_n: (n,) the place of each in the batch's flat (B * W).
+            features_n: (n,) the features that fire there.
+            values_n: (n,) their activations.
+            batch: The contexts.
+            log: Keeps the windows that enter a top.
         """
         values_n = rounded(values_n)
         if not (positive := values_n > 0).all():
@@ -115,7 +125,7 @@ class LayerTops:
         self._insert(slot_s[chosen], value_s[chosen], key_s[chosen], records_c)
 
     def _slots(self, features_u: Ints) -> Ints:
-        """(U,) slots of distinct features, new ones for those that had none."""
+        """Return the slots (U,) of distinct features; a feature without one gets a new one."""
         new = features_u[self.slot_of[features_u] < 0]
         slots = np.arange(self.used, self.used + len(new))
         self.slot_of[new] = slots
@@ -137,25 +147,25 @@ class LayerTops:
         np.add.at(self.histogram.reshape(-1), np.repeat(slots_u * BINS, counts_u) + bin_n, np.uint32(1))
 
     def _known(self, slot_c: Ints, value_c: Floats, key_c: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """(c,) whether a candidate's wording is among the feature's top already, with as much activation."""
+        """Return (c,) whether a candidate's wording is in its feature's top already with at least that activation."""
         same = (self.keys[slot_c] == key_c[:, None]) & (self.values[slot_c] >= value_c[:, None])
         return same.any(1)
 
     def _insert(self, slot_c: Ints, value_c: Floats, key_c: NDArray[np.uint64], record_c: Ints) -> None:
-        """Candidates into their features' tops; those of a feature in the order of the corpus, one after the other."""
+        """Insert candidates into their features' tops, those of one feature one by one in the order of the corpus."""
         turn_c = _turns(slot_c)
         for turn in range(int(turn_c.max()) + 1):
             mine = np.flatnonzero(turn_c == turn)
-            if turn:  # what went before may have made it too weak
+            if turn:  # earlier candidates may have made it too weak
                 mine = mine[value_c[mine] > self.values[slot_c[mine], -1]]
                 mine = mine[~self._known(slot_c[mine], value_c[mine], key_c[mine])]
             self._insert_one_each(slot_c[mine], value_c[mine], key_c[mine], record_c[mine])
 
     def _insert_one_each(self, slot_c: Ints, value_c: Floats, key_c: NDArray[np.uint64], record_c: Ints) -> None:
-        """One candidate for each of some features, stronger than their last and than their own wording's, if it is there.
+        """Insert one candidate for each of some features: stronger than the last entry and than its own wording's, if any.
 
-        It goes behind those as strong as itself, which came first; what is between its place and that of its wording (or the
-        last, which is dropped) moves down by one.
+        It goes behind entries of equal strength, which came first. Entries between its place and that of its wording (or
+        the last, which is dropped) move down by one.
         """
         top = self.values.shape[1]
         values_ck, keys_ck = self.values[slot_c], self.keys[slot_c]
@@ -185,7 +195,7 @@ def _turns(slot_c: Ints) -> Ints:
 
 
 def _starts(*columns: NDArray[Any]) -> Ints:
-    """Where runs of equal rows begin."""
+    """Return where runs of equal rows begin."""
     changed = np.zeros(len(columns[0]), dtype=np.bool_)
     changed[:1] = True
     for column in columns:
@@ -194,7 +204,7 @@ def _starts(*columns: NDArray[Any]) -> Ints:
 
 
 def _peaks(values_n: Floats, starts_s: Ints) -> tuple[Floats, Ints]:
-    """The largest value of each run, and the entry where it stands first."""
+    """Return the largest value of each run, and the first entry that has it."""
     value_s = np.maximum.reduceat(values_n, starts_s)
     is_peak = values_n == np.repeat(value_s, np.diff(starts_s, append=len(values_n)))
     entry_n = np.where(is_peak, np.arange(len(values_n)), len(values_n))
@@ -202,7 +212,7 @@ def _peaks(values_n: Floats, starts_s: Ints) -> tuple[Floats, Ints]:
 
 
 def _coarser(histogram: NDArray[np.uint32], shift: int) -> NDArray[np.uint32]:
-    """Histograms over a range 2 ** shift times as long."""
+    """Return histograms over a range 2 ** shift times as long."""
     group = 1 << min(shift, BINS_EXPONENT)
     summed = histogram.reshape(len(histogram), BINS // group, group).sum(-1, dtype=np.uint32)
     wider = np.zeros_like(histogram)

@@ -1,4 +1,4 @@
-"""``crosstrace features``: make feature cards from a corpus, and look them up."""
+"""`crosstrace features`: make feature cards from a corpus, and look them up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crosstrace.tracer import defaults
+from crosstrace.tracer.commands.delivery import say_wrote
+from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.model_choice import ModelChoice
 from crosstrace.tracer.commands.options import (
     CardsOption,
     Debug,
@@ -18,68 +21,105 @@ from crosstrace.tracer.commands.options import (
     MemoryBudget,
     Model,
     Quiet,
+    Resume,
     TranscodersOption,
-    load_model,
-    one_line_errors,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
+    from crosstrace.replacement_model.texts import Corpus
 
 _FOUND = 20
+_MAKING = "Making cards"
 
 
 def features(
     feature: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FEATURE", help="Cards to show: L3/417, or a word to look for in labels and tokens."),
+        typer.Argument(metavar="FEATURE", help="Cards to show: L3/417, or a word to find in labels and tokens."),
     ] = None,
-    model: Model = None,
-    transcoders: TranscodersOption = None,
+    top: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Keep, or show, N contexts of each feature.")
+    ] = defaults.CARD_CONTEXTS,
+    cards: CardsOption = None,
+    export_json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write the cards as JSON for public viewers: all of them, or those of each FEATURE."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
     corpus: Annotated[
         list[Path] | None,
         typer.Option(
-            "-c", "--corpus", metavar="FILE", help="Make cards from these texts: .txt, .jsonl, .parquet. Repeatable."
+            "-c",
+            "--corpus",
+            metavar="FILE",
+            help="Make cards from these texts: .txt, .jsonl or .parquet. Repeatable.",
+            rich_help_panel=_MAKING,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="The cards' file.", show_default="beside the transcoders"),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the cards here.",
+            show_default="beside the transcoders",
+            rich_help_panel=_MAKING,
+        ),
     ] = None,
-    cards: CardsOption = None,
-    text_field: Annotated[str, typer.Option(help="Key or column of the text in .jsonl and .parquet.")] = "text",
+    text_field: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Key or column that holds the text in .jsonl and .parquet.", rich_help_panel=_MAKING
+        ),
+    ] = "text",
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave broken lines out instead of stopping.")
+        bool,
+        typer.Option("--skip-broken", help="Leave broken lines out instead of stopping.", rich_help_panel=_MAKING),
     ] = False,
     context_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a context, <bos> included.", show_default=str(defaults.CONTEXT_LENGTH)),
+        typer.Option(
+            metavar="N",
+            help="Tokens of a context, <bos> included.",
+            show_default=str(defaults.CONTEXT_LENGTH),
+            rich_help_panel=_MAKING,
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Contexts kept, or shown, of each feature.")] = defaults.CARD_CONTEXTS,
-    logits: Annotated[int, typer.Option(min=1, help="Promoted and suppressed tokens kept.")] = defaults.CARD_LOGITS,
+    logits: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Keep N promoted and N suppressed tokens.", rich_help_panel=_MAKING),
+    ] = defaults.CARD_LOGITS,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens run at a time.", show_default="4096; on a GPU 32768")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Run N tokens at a time.",
+            show_default="4096; on a GPU 32768",
+            rich_help_panel=_MAKING,
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    export_json: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Write the cards as JSON that public viewers read: all, or the FEATUREs."),
-    ] = None,
+    resume: Resume = False,
+    model: Model = None,
+    transcoders: TranscodersOption = None,
     device: Device = None,
     dtype: Dtype = None,
     memory_budget: MemoryBudget = None,
     device_map: DeviceMap = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Make feature cards from your own texts (--corpus), or look cards up.
 
-    Examples: crosstrace features --corpus texts.jsonl -o cards.safetensors; crosstrace features L3/417; crosstrace features
+    Example: crosstrace features --corpus texts.jsonl -o cards.safetensors
+
+    Example: crosstrace features L3/417
     """
-    if corpus and (model is None) != (transcoders is None):
-        raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is used")
     if corpus and cards is not None:
         raise typer.BadParameter("--cards names cards to look up; with --corpus, -o says where they are written")
     for name, value in (
@@ -92,14 +132,15 @@ def features(
     ):
         if value and not corpus:
             raise typer.BadParameter(f"{name} goes with --corpus; cards are looked up with --transcoders or --cards")
+    chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map) if corpus else None
     with one_line_errors(debug):
-        if corpus:
+        if corpus and chosen is not None:
             from crosstrace.replacement_model.texts import Corpus
             from crosstrace.tracer.cards.build import build_cards
 
             source = Corpus(corpus, text_field, skip_broken)
             found = build_cards(
-                load_model(model, transcoders, device, dtype, quiet, memory_budget, device_map),
+                chosen.load(),
                 source,
                 output,
                 context_length=context_length,
@@ -110,24 +151,22 @@ def features(
                 progress=False if quiet else None,
             )
             _say_left_out(source)
-            typer.echo(f"wrote {found.path}")
+            say_wrote(found.path)
             if not _used_by_itself(found):
                 typer.echo(
                     f"to use these cards, give --cards {found.path}; without it, those beside the transcoders are used"
                 )
         else:
             found = _open(cards, transcoders)
-        chosen = _look_up(found, feature or [], transcoders, top, quiet)
+        keys = _look_up(found, feature or [], top, quiet)
         if export_json is not None:
             from crosstrace.graphs.cards.neuronpedia import export_cards
 
-            typer.echo(
-                f"wrote {export_cards(found, export_json, chosen if feature else None):,} features to {export_json}"
-            )
+            say_wrote(f"{export_cards(found, export_json, keys if feature else None):,} features to {export_json}")
 
 
 def _used_by_itself(cards: FeatureCards) -> bool:
-    """Whether verbs find these cards without being told: they lie where those of their transcoders are looked for."""
+    """Whether verbs find these cards on their own: they lie where those of their transcoders are looked for."""
     from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 
     try:
@@ -136,7 +175,7 @@ def _used_by_itself(cards: FeatureCards) -> bool:
         return False
 
 
-def _say_left_out(corpus) -> None:  # type: ignore[no-untyped-def]
+def _say_left_out(corpus: Corpus) -> None:
     if corpus.empty or corpus.broken:
         examples = "; ".join(corpus.left_out)
         more = "; …" if corpus.empty + corpus.broken > len(corpus.left_out) else ""
@@ -144,10 +183,10 @@ def _say_left_out(corpus) -> None:  # type: ignore[no-untyped-def]
 
 
 def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
-    """The cards' file that is meant.
+    """Open the cards that the options name.
 
     Raises:
-        OSError: there is none; it says how one is made.
+        OSError: There are none; the message says how to make them.
     """
     from crosstrace.graphs.cards.feature_cards import FeatureCards
     from crosstrace.replacement_model import demo
@@ -161,8 +200,8 @@ def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
     return FeatureCards(path)
 
 
-def _look_up(cards: FeatureCards, wanted: Sequence[str], transcoders: str | None, top: int, quiet: bool) -> list[Key]:
-    """Print the cards that are wanted, or what there are; returns the features."""
+def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) -> list[Key]:
+    """Print the wanted cards, or an overview if none is named; return the (layer, feature) pairs."""
     from rich.console import Console
 
     from crosstrace.replacement_model.dictionaries.base import read_labels
@@ -186,10 +225,10 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], transcoders: str | None
 
 
 def _search(cards: FeatureCards, text: str, labels: dict[Key, str], console: Console) -> list[Key]:
-    """Features whose label, promoted or strongest token has a word in it, as a table; labels first.
+    """Print and return the features with a text in their label, most promoted or strongest token; labels come first.
 
     Raises:
-        ValueError: none has.
+        ValueError: There are none.
     """
     from crosstrace.tracer.terminal.card import feature_table
 

@@ -1,7 +1,8 @@
-"""Options of the verbs that draw: what pictures and GraphML show of a graph, and how; groups for pages and JSON too."""
+"""Options of the verbs that draw: what pictures and GraphML show of a graph, and how; groups also for pages and JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -11,36 +12,62 @@ import typer
 if TYPE_CHECKING:
     from crosstrace.graphs import AttributionGraph, FeatureCards, Figure, SavedState
 
+_PICTURES = "Pictures"
+
 
 class GraphLayout(StrEnum):
-    """`crosstrace.graphs.pictures.figure.LAYOUTS`, named here too: help must not wait for the import."""
+    """`crosstrace.graphs.pictures.figure.LAYOUTS`, repeated here because help must not wait for that import."""
 
     POSITIONS = "positions"
     LAYERS = "layers"
     FORCE = "force"
 
 
-Supernodes = Annotated[bool, typer.Option("--supernodes", help="In pictures, frame the suggested supernodes.")]
+Supernodes = Annotated[
+    bool, typer.Option("--supernodes", help="Frame the suggested supernodes.", rich_help_panel=_PICTURES)
+]
 Groups = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Supernodes and pins that the page saved, in pictures, pages and .json."),
+    typer.Option(
+        metavar="FILE",
+        help="Use the supernodes and pins that the page saved; also in pages and .json.",
+        rich_help_panel=_PICTURES,
+    ),
 ]
 Merge = Annotated[
     bool,
     typer.Option(
-        "--merge", help="Draw each supernode as one node, edges summed; with --groups, only what is pinned there."
+        "--merge",
+        help="Draw each supernode as one node, its edges summed; with --groups, draw only what is pinned there.",
+        rich_help_panel=_PICTURES,
     ),
 ]
 TopPaths = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="In pictures, only the N strongest paths to the first target.")
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Draw only the N strongest paths to the first target.", rich_help_panel=_PICTURES
+    ),
 ]
 Layout = Annotated[
-    GraphLayout, typer.Option(help="Pictures: layers by tokens, layers with few crossings, or no layers at all.")
+    GraphLayout,
+    typer.Option(
+        metavar="LAYOUT",
+        help="positions: layers by tokens. layers: layers with few crossings. force: no layers.",
+        rich_help_panel=_PICTURES,
+    ),
 ]
 
 
 class FigureChoice(NamedTuple):
-    """What the options said."""
+    """What the options ask for.
+
+    Attributes:
+        supernodes: Frame the suggested supernodes.
+        groups: A file of supernodes and pins that the page saved.
+        merge: Draw each supernode as one node.
+        top_paths: Draw only this many of the strongest paths to the first target; None for all edges.
+        layout: How nodes are arranged.
+    """
 
     supernodes: bool
     groups: Path | None
@@ -48,16 +75,17 @@ class FigureChoice(NamedTuple):
     top_paths: int | None
     layout: GraphLayout
 
-    def check(self, outputs: list[Path] | None) -> None:
+    def check(self, outputs: Sequence[Path] | None) -> None:
         """Find what is wrong before minutes are spent.
 
         Raises:
-            ValueError, OSError: nothing is drawn, or the file of groups is none; one line says what.
+            ValueError: Nothing is drawn, or the file of groups is not one.
+            OSError: The file of groups cannot be read.
         """
         from crosstrace.graphs import FIGURES, check_state
 
         asked = self.supernodes or self.merge or self.top_paths or self.layout != GraphLayout.POSITIONS
-        suffixes = {path.suffix.lower() for path in outputs or []}
+        suffixes = {path.suffix.lower() for path in outputs or ()}
         if asked and not suffixes & set(FIGURES):
             raise ValueError(
                 "--supernodes, --merge, --top-paths and --layout say how a graph is drawn: give an -o FILE "
@@ -69,13 +97,18 @@ class FigureChoice(NamedTuple):
                 raise ValueError("--groups is for pictures, pages and JSON: give an -o FILE of such a kind")
 
     def state_of(self, graph: AttributionGraph) -> SavedState | None:
-        """What --groups names, as nodes of the graph."""
+        """Return what `--groups` names, as nodes of the graph; None without `--groups`."""
         from crosstrace.graphs import read_state
 
         return None if self.groups is None else read_state(self.groups, graph)
 
     def of(self, graph: AttributionGraph, cards: FeatureCards | None = None) -> Figure:
-        """The figure of a pruned graph; cards count in the suggested groups."""
+        """Return the figure of a pruned graph.
+
+        Args:
+            graph: Pruned and labelled.
+            cards: Its feature cards, which count when groups are suggested.
+        """
         from crosstrace.graphs import Figure, suggest_supernodes
 
         supernodes, only = [], None

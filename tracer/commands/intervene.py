@@ -1,4 +1,4 @@
-"""``crosstrace intervene``: change features in a prompt and see what the model says then."""
+"""`crosstrace intervene`: change features in a prompt and see what the model says then."""
 
 from __future__ import annotations
 
@@ -7,92 +7,108 @@ from typing import Annotated
 
 import typer
 
-from crosstrace.tracer.commands.options import (
-    Debug,
-    Device,
-    Dtype,
-    Model,
-    Quiet,
-    TranscodersOption,
-    load_model,
-    note_unknown_words,
-    one_line_errors,
-    read_prompt,
-)
+from crosstrace.tracer.commands.delivery import write_each
+from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words, read_prompt
+from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Prompt, Quiet, TranscodersOption
 
-_REFERENCE = "L3/417@7, or a label or group such as '\"Texas\"@5:'; without @, everywhere."
+_EDITS = "Interventions"
 
 
 def intervene(
-    prompt: Annotated[str, typer.Argument(help="The text; - reads it from standard input.")],
-    model: Model = None,
-    transcoders: TranscodersOption = None,
+    prompt: Prompt,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FEATURE=VALUE", help=f"Give an activation to {_REFERENCE}")
+        list[str] | None,
+        typer.Option("--set", metavar="FEATURE=VALUE", help="Set the activation.", rich_help_panel=_EDITS),
     ] = None,
     scale: Annotated[
-        list[str] | None, typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply the activation.")
+        list[str] | None,
+        typer.Option("--scale", metavar="FEATURE=FACTOR", help="Multiply the activation.", rich_help_panel=_EDITS),
     ] = None,
     add: Annotated[
-        list[str] | None, typer.Option("--add", "--steer", metavar="FEATURE=AMOUNT", help="Add to the activation.")
+        list[str] | None,
+        typer.Option(
+            "--add", "--steer", metavar="FEATURE=AMOUNT", help="Add to the activation.", rich_help_panel=_EDITS
+        ),
     ] = None,
-    ablate: Annotated[list[str] | None, typer.Option("--ablate", metavar="FEATURE", help="Set it to zero.")] = None,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option("--ablate", metavar="FEATURE", help="Set the activation to zero.", rich_help_panel=_EDITS),
+    ] = None,
     swap_in: Annotated[
         list[str] | None,
         typer.Option(
-            "--swap-in", metavar="FEATURE=PROMPT", help="Take the activation from another prompt, same positions."
+            "--swap-in",
+            metavar="FEATURE=PROMPT",
+            help="Take the activation from the same positions of another prompt.",
+            rich_help_panel=_EDITS,
         ),
     ] = None,
     groups: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Groups that a graph's page saved; their names, in quotes, are FEATUREs then."
+            metavar="FILE",
+            help="Groups that a graph's page saved; a FEATURE may then be a group's name in quotes.",
+            rich_help_panel=_EDITS,
         ),
     ] = None,
     freeze: Annotated[
-        str, typer.Option(help="What is held: direct, constrained:LAYER, or iterative (nothing but attention).")
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="What stays as it was: direct (all other features), constrained:LAYER (features up to LAYER), "
+            "or iterative (attention alone).",
+        ),
     ] = "iterative",
     free_attention: Annotated[bool, typer.Option("--free-attention", help="Recompute attention patterns too.")] = False,
     errors: Annotated[
-        str, typer.Option(help="What transcoders miss: frozen, recomputed by the model's own MLPs, or dropped.")
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="What transcoders miss is frozen, recomputed by the model's own MLPs, or dropped.",
+        ),
     ] = "frozen",
-    top: Annotated[int, typer.Option(min=1, help="How many tokens to list.")] = 10,
-    generate: Annotated[int, typer.Option(min=0, help="Generate so many tokens, before and after.")] = 0,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="List the N most probable tokens.")] = 10,
+    generate: Annotated[int, typer.Option(min=0, metavar="N", help="Generate N tokens, before and after.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result, .json.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result as .json.")
     ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    model: Model = None,
+    transcoders: TranscodersOption = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Change features in a prompt: the top tokens before and after, side by side.
+    """Change features in a prompt, and list the top tokens before and after.
+
+    A FEATURE is L3/417@7, or a label such as '"Texas"@5:'; without @, it means every position.
 
     Example: crosstrace intervene "The capital of the state containing Dallas is" --ablate Texas
     """
-    if (model is None) != (transcoders is None):
-        raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is used")
-    wishes = {"set": set_, "scale": scale, "add": add, "ablate": ablate, "swap-in": swap_in}
-    if not any(wishes.values()):
+    chosen = ModelChoice(model, transcoders, device, dtype)
+    asked = {"set": set_, "scale": scale, "add": add, "ablate": ablate, "swap-in": swap_in}
+    if not any(asked.values()):
         raise typer.BadParameter("give at least one of --set, --scale, --add, --ablate, --swap-in")
     with one_line_errors(debug):
         text = read_prompt(prompt)
         from crosstrace.graphs import check_state
         from crosstrace.tracer.interventions.before_after import (
+            before_and_after,
             check_report_file,
-            compare,
             parse_intervention,
-            write_comparison,
+            write_before_after,
         )
         from crosstrace.tracer.interventions.named_features import by_name
+        from crosstrace.tracer.terminal.interventions import show_before_after
 
         check_report_file(output)
-        interventions = [parse_intervention(verb, wish) for verb, texts in wishes.items() for wish in texts or []]
+        interventions = [parse_intervention(verb, edit) for verb, edits in asked.items() for edit in edits or ()]
         if groups is not None:
             check_state(groups)  # before minutes are spent on loading
-        loaded = load_model(model, transcoders, device, dtype, quiet)
+        loaded = chosen.load()
         note_unknown_words(loaded, text)
-        comparison = compare(
+        result = before_and_after(
             loaded,
             text,
             by_name(interventions, loaded, groups),
@@ -102,14 +118,7 @@ def intervene(
             top=top,
             max_new_tokens=generate,
         )
-        if output is not None:
-            write_comparison(comparison, output)
+        delivery = write_each([output] if output else [], lambda path: write_before_after(result, path), debug)
         if not quiet:
-            from rich.console import Console
-
-            from crosstrace.tracer.interventions.before_after import show_comparison
-
-            console = Console()
-            show_comparison(comparison, console)
-            if output is not None:
-                console.print(f"wrote {output}", highlight=False, markup=False)
+            show_before_after(result)
+        delivery.finish(quiet)

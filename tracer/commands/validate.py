@@ -1,4 +1,4 @@
-"""``crosstrace validate``: hold a graph against what interventions do to the model."""
+"""`crosstrace validate`: check a graph against what interventions do to the model."""
 
 from __future__ import annotations
 
@@ -7,66 +7,62 @@ from typing import Annotated
 
 import typer
 
-from crosstrace.tracer.commands.options import (
-    Debug,
-    Device,
-    Dtype,
-    Model,
-    Quiet,
-    TranscodersOption,
-    load_model,
-    one_line_errors,
-)
+from crosstrace.tracer.commands.delivery import write_each
+from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.model_choice import ModelChoice
+from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Quiet, TranscodersOption
 
 
 def validate(
-    graph: Annotated[Path, typer.Argument(help="A .safetensors graph, raw or pruned.")],
-    model: Model = None,
-    transcoders: TranscodersOption = None,
+    graph: Annotated[Path, typer.Argument(metavar="GRAPH", help="A .safetensors graph, raw or pruned.")],
     output: Annotated[
         list[Path] | None,
         typer.Option(
             "-o", "--output", metavar="FILE", help="Write numbers (.json) or plots (.png, .svg, .pdf). Repeatable."
         ),
     ] = None,
-    sources: Annotated[int, typer.Option(min=1, help="Doubled at most so many sources for the direct effects.")] = 256,
-    features: Annotated[int, typer.Option(min=2, help="So many of the top features for the total effects.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample and the bootstrap.")] = 0,
+    sources: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Direct effects: double at most N sources, one at a time.")
+    ] = 256,
+    features: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Total effects: ablate the N most influential features.")
+    ] = 64,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed for the sample of sources and the bootstrap.")
+    ] = 0,
     groups: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Groups that the graph's page saved: ablated as one for the total effects."),
+        typer.Option(
+            metavar="FILE", help="Total effects: also ablate each group that the graph's page saved, as a whole."
+        ),
     ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    model: Model = None,
+    transcoders: TranscodersOption = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Check a graph by interventions: direct effects, total effects, faithfulness, the replacement model itself.
+    """Check a graph with interventions: direct and total effects, faithfulness, and the replacement model itself.
 
-    Example: crosstrace trace "The capital of the state containing Dallas is" -o dallas.safetensors
-    and crosstrace validate dallas.safetensors -o report.json -o plots.png
+    Example: crosstrace validate dallas.safetensors -o report.json -o plots.png
     """
-    if (model is None) != (transcoders is None):
-        raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is used")
+    ModelChoice(model, transcoders)  # wrong usage is found before any file is read
     with one_line_errors(debug):
         from crosstrace.graphs import read_graph, read_state, with_card_labels
         from crosstrace.tracer.cards.lookup import cards_of
-        from crosstrace.tracer.validation.report import check_outputs, show_validation, write_validation
+        from crosstrace.tracer.terminal.validation import show_validation
+        from crosstrace.tracer.validation.report import check_outputs, write_validation
         from crosstrace.tracer.validation.validate import validate_graph
 
-        check_outputs(output or [])
+        check_outputs(output or ())
         traced = read_graph(graph)
         supernodes = [] if groups is None else read_state(groups, traced).supernodes
         # Edges hold for the weights as they were used.
-        loaded = load_model(model, transcoders, device, dtype or traced.settings.get("weights_dtype"), quiet)
+        loaded = ModelChoice(model, transcoders, device, dtype or traced.settings.get("weights_dtype")).load()
         labelled = with_card_labels(traced, cards_of(traced))
         validation = validate_graph(loaded, labelled, sources, features, seed, supernodes)
-        for path in output or []:
-            write_validation(validation, path)
+        delivery = write_each(output, lambda path: write_validation(validation, path), debug)
         if not quiet:
-            from rich.console import Console
-
-            console = Console()
-            show_validation(validation, console)
-            for path in output or []:
-                console.print(f"wrote {path}", highlight=False, markup=False)
+            show_validation(validation)
+        delivery.finish(quiet)

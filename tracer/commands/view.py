@@ -1,4 +1,4 @@
-"""``crosstrace view``: an interactive page of a graph."""
+"""`crosstrace view`: an interactive page of a graph."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from typing import Annotated
 
 import typer
 
-from crosstrace.tracer.commands.options import PAGES, CardsOption, Debug, OpenIt, note, one_line_errors, open_page
+from crosstrace.tracer.commands.delivery import PAGES, open_page, say_wrote
+from crosstrace.tracer.commands.messages import note, one_line_errors
+from crosstrace.tracer.commands.options import CardsOption, Debug, OpenIt
 
 
 def view(
     file: Annotated[
-        Path, typer.Argument(help="A .safetensors graph, or .json of crosstrace, circuit-tracer or Neuronpedia.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A .safetensors graph, or a .json graph of crosstrace, circuit-tracer or Neuronpedia."
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="PAGE", help="The page.", show_default="FILE with .html")
+        Path | None,
+        typer.Option("-o", "--output", metavar="PAGE", help="Write the page here.", show_default="FILE with .html"),
     ] = None,
     cards: CardsOption = None,
     open_it: OpenIt = False,
     debug: Debug = False,
 ) -> None:
-    """Make an interactive page of a graph: one HTML file that opens offline.
+    """Make an interactive page of a graph: one HTML file that works offline.
 
     Example: crosstrace view dallas.safetensors --open
     """
@@ -34,6 +40,6 @@ def view(
         from crosstrace.tracer.cards.lookup import find_cards
 
         write_page(file, path, partial(find_cards, given=cards, note=note))
-        typer.echo(f"wrote {path}")
+        say_wrote(path)
         if open_it:
             open_page(path)

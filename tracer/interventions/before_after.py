@@ -1,4 +1,4 @@
-"""A prompt before and after interventions: the top tokens side by side, and what is generated."""
+"""A prompt before and after interventions: its top tokens, and what is generated."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from crosstrace.graphs import write_atomically
-from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import (
     Ablate,
     Add,
@@ -43,20 +38,38 @@ _ASSIGNMENT = re.compile(r'\s*("[^"]*"[^=]*|[^=]*)=(.*)', re.DOTALL)
 
 @dataclass(frozen=True)
 class TokenChange:
-    """One output token before and after."""
+    """One output token before and after interventions.
+
+    Attributes:
+        token: Its id.
+        string: Its text.
+        before: Its probability before.
+        after: Its probability after.
+        logit_change: The change of its logit, less the mean change over the vocabulary, which changes no probability.
+    """
 
     token: int
     string: str
-    before: float  # probability
+    before: float
     after: float
-    logit_change: float  # less the mean change over the vocabulary, which changes no probability
+    logit_change: float
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A prompt before and after interventions; ``before`` and ``after`` are the top tokens of either.
+class BeforeAfter:
+    """A prompt before and after interventions.
 
-    ``found`` says for each intervention which of the features it names were active in the unchanged prompt, and how much.
+    Attributes:
+        prompt: The text, or the tokens' texts where it was given as ids.
+        token_strings: (P,) each token as text.
+        interventions: The interventions in words.
+        found: For each intervention, which of the features it names were active in the unchanged prompt, and how much.
+        freeze: What was held, in words.
+        errors: What became of the transcoders' errors.
+        before: The top tokens before.
+        after: The top tokens after.
+        generated_before: The text generated without interventions, if any was wanted.
+        generated_after: The text generated under them.
     """
 
     prompt: str
@@ -72,13 +85,14 @@ class Comparison:
 
 
 def parse_intervention(verb: str, text: str) -> Intervention:
-    """An intervention as it is written on the command line: ``L3/417@7=0``, ``"Texas"=2``, for ``ablate`` no value.
+    """Read an intervention as it is written on the command line: `L3/417@7=0` or `"Texas"=2`; `ablate` has no value.
 
     Args:
-        verb: ``set``, ``scale``, ``add``, ``ablate`` or ``swap-in``.
+        verb: `set`, `scale`, `add`, `ablate` or `swap-in`.
+        text: The features and the value.
 
     Raises:
-        ValueError: nothing after ``=``, or no number where one is needed.
+        ValueError: Nothing follows `=`, or it is not a number where one is needed.
 
     Example:
         >>> parse_intervention("scale", '"Texas"@5:=-2')
@@ -103,7 +117,7 @@ def parse_intervention(verb: str, text: str) -> Intervention:
         raise ValueError(f"--{verb} {text!r}: {value!r} is not a number") from None
 
 
-def compare(
+def before_and_after(
     model: ReplacementModel,
     prompt: Prompt,
     interventions: Sequence[Intervention],
@@ -112,19 +126,24 @@ def compare(
     errors: str = "frozen",
     top: int = 10,
     max_new_tokens: int = 0,
-) -> Comparison:
+) -> BeforeAfter:
     """Run a prompt with and without interventions.
 
     Args:
-        free_attention: recompute attention patterns too, whatever ``freeze`` says of features.
-        top: how many tokens of either to compare.
-        max_new_tokens: generate so many from either; 0: none.
+        model: The replacement model.
+        prompt: Text, or token ids taken as they are.
+        interventions: What to change; see `crosstrace.replacement_model.Intervention`.
+        freeze: What is held: `direct`, `constrained:LAYER` or `iterative`.
+        free_attention: Recompute attention patterns too, whatever `freeze` says of features.
+        errors: What becomes of the transcoders' errors: `frozen`, `recomputed` or `dropped`.
+        top: How many of the top tokens to list before and after.
+        max_new_tokens: How many tokens to generate before and after.
 
     Raises:
-        ValueError: prompt, interventions or settings cannot be used; one line.
+        ValueError: Prompt, interventions or settings cannot be used.
 
     Example:
-        >>> compare(model, "The capital of the state containing Dallas is", [Ablate("Texas")]).after[0].string
+        >>> before_and_after(model, "The capital of the state containing Dallas is", [Ablate("Texas")]).after[0].string
     """
     held = Freeze.parse(freeze)
     if free_attention:
@@ -132,7 +151,7 @@ def compare(
             raise ValueError("direct effects are read with attention frozen; free it under constrained or iterative")
         held = replace(held, attention=False)
     local = model.local(prompt)
-    localize = model.localizer()  # what is swapped in from is run once, and can be told about
+    localize = model.localizer()  # other prompts are run once, so that their activations can be reported too
     named = list(interventions)
     interventions = [replace(one, source=localize(one.source)) if isinstance(one, SwapIn) else one for one in named]
     treatment = cast(Errors, errors)  # checked by the passes
@@ -144,9 +163,9 @@ def compare(
     else:
         logits_v, texts = model.intervene(local, interventions, held, treatment).logits_v, []
     if not bool(logits_v.isfinite().all()):
-        raise ValueError("the logits are no longer finite numbers: these values are too large for float32 arithmetic")
+        raise ValueError("the logits are no longer finite: these values are too large for float32 arithmetic")
     tops = _changes(model, local.logits(), logits_v, top)
-    return Comparison(
+    return BeforeAfter(
         prompt=prompt if isinstance(prompt, str) else " ".join(model.token_strings(local.tokens_p)),
         token_strings=model.token_strings(local.tokens_p),
         interventions=[_describe(intervention) for intervention in named],
@@ -161,7 +180,7 @@ def compare(
 
 
 def _changes(model: ReplacementModel, before_v: Tensor, after_v: Tensor, top: int) -> list[list[TokenChange]]:
-    """The top tokens before, and those after."""
+    """Return the top tokens before, and those after."""
     change_v = (after_v - before_v).double()
     change_v -= change_v.mean()
     p_before_v, p_after_v = before_v.double().softmax(-1), after_v.double().softmax(-1)
@@ -196,9 +215,9 @@ def _describe(intervention: Intervention) -> str:
 
 
 def _found(intervention: Intervention, local: LocalReplacementModel, n_generated: int) -> str:
-    """Which of the named features were active: an intervention may change nothing because none was.
+    """Say which of the named features were active: an intervention may change nothing because none was.
 
-    Of those that are swapped in, which are active where they come from.
+    For features that are swapped in, say which are active in the prompt they come from.
     """
     where, labels = intervention.where, local.transcoders.labels
     if not isinstance(where, (str, FeatureAt, Supernode)):
@@ -225,51 +244,25 @@ def _found(intervention: Intervention, local: LocalReplacementModel, n_generated
     return f"{said}active {at}: {', '.join(shown + more)}"
 
 
-def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Print the top tokens before and after side by side."""
-    subtitle = Text(f"{comparison.freeze}, errors {comparison.errors}", style="dim")
-    heading = Panel(Text(visible(comparison.prompt), style="bold"), subtitle=subtitle, box=box.ROUNDED)
-    done = Text()
-    for line, found in zip(comparison.interventions, comparison.found, strict=True):
-        done.append(f"· {visible(line)}").append(f"  {visible(found)}\n" if found else "\n", style="dim")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for side in ("before", "after"):
-        table.add_column(f"top {side}", style="bold", no_wrap=True, overflow="ellipsis")
-        for name in ("before", "after", "logit"):
-            table.add_column(name, justify="right", no_wrap=True)
-        if side == "before":
-            table.add_column("│", style="dim")
-    for before, after in zip(comparison.before, comparison.after, strict=True):
-        table.add_row(*_cells(before), "│", *_cells(after))
-    parts: list[RenderableType] = [heading, done, table]
-    if comparison.generated_before is not None:
-        for name, text in (("before", comparison.generated_before), ("after", comparison.generated_after or "")):
-            parts.append(Text.assemble((f"{name:>7}  ", "bold"), visible(text) or "(ends at once)"))
-    console.print(Group(*parts))
-
-
-def _cells(change: TokenChange) -> list[Text]:
-    """A token, its probability before and after, and the change of its centred logit."""
-    style = "cyan" if change.logit_change >= 0 else "red"
-    after, logit = Text(f"{change.after:.3f}", style=style), Text(f"{change.logit_change:+.2f}", style=style)
-    return [Text(short(change.string)), Text(f"{change.before:.3f}"), after, logit]
-
-
 def check_report_file(path: Path | None) -> None:
     """Find a wrong suffix or folder before the model is loaded.
 
     Raises:
-        ValueError: not a ``.json`` file. OSError: no such folder.
+        ValueError: The suffix is not `.json`.
+        OSError: The folder does not exist or may not be written to.
     """
     if path is None:
         return
     if path.suffix.lower() != ".json":
         raise ValueError(f"cannot write {str(path)!r}: the result is written as .json")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: output folder {path.absolute().parent} does not exist")
+    check_writable(path)
 
 
-def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write a comparison as JSON, whole or not at all."""
-    content = json.dumps(asdict(comparison), indent=1, ensure_ascii=True, allow_nan=False)
+def write_before_after(result: BeforeAfter, path: Path) -> None:
+    """Write a prompt before and after interventions as JSON, whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = json.dumps(asdict(result), indent=1, ensure_ascii=True, allow_nan=False)
     write_atomically(path, content.encode())

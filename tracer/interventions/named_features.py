@@ -1,4 +1,4 @@
-"""Features by the names that people see on a graph: groups that its page has saved, automatic labels of its cards."""
+"""Features by the names that people see on a graph: groups that its page saved, automatic labels from its cards."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ from crosstrace.tracer.cards.lookup import find_cards
 def by_name(
     interventions: Sequence[Intervention], model: ReplacementModel, groups: str | os.PathLike[str] | None = None
 ) -> list[Intervention]:
-    """The interventions, with groups and automatic labels that they name replaced by their features.
+    """Replace the groups and automatic labels that interventions name by their features.
 
-    A group's features are at the positions that they have in the graph; ``"my group"@3:`` takes them to others. Members of
-    groups that are no features (tokens, errors, outputs) are not intervened on. Texts that are neither stay as they are.
+    A group's features are at their positions in the graph; `"my group"@3:` moves them to others. Tokens, errors and outputs
+    in a group are not intervened on. Names that are neither a group nor an automatic label stay as they are.
 
     Args:
-        groups: a file that the page saved, or a graph's JSON with groups in it.
+        interventions: As `parse_intervention` reads them.
+        model: The replacement model.
+        groups: A file that the page saved, or a graph's JSON with groups in it.
+
+    Returns:
+        The interventions in the same order.
 
     Raises:
-        OSError, ValueError: the file cannot be used, a group has no features, or no feature has the automatic label; one
-            line that names it.
+        OSError: The file of groups cannot be read.
+        ValueError: It does not hold groups, a group has no features, or no feature has the automatic label.
 
     Example:
         >>> by_name([Ablate('"states"')], model, "dallas.state.json")[0].where.members
@@ -58,12 +63,17 @@ def by_name(
 
 
 def read_groups(path: str | os.PathLike[str], n_layers: int) -> dict[str, Supernode]:
-    """The features of the groups in a file that the page saved, by the groups' names; see :func:`by_name`.
+    """Read the features of the groups that a page saved, by the groups' names.
 
-    Groups of one name are one, as all features of one label are.
+    Groups with the same name become one group.
+
+    Args:
+        path: A file that the page saved, or a graph's JSON with groups in it.
+        n_layers: Layers of the model.
 
     Raises:
-        OSError: there is no such file. ValueError: it is no saved state, or one of a model with more layers.
+        OSError: There is no such file.
+        ValueError: It is not a saved state, or is one of a model with more layers.
 
     Example:
         >>> read_groups("dallas.state.json", model.description.n_layers)["states"]
@@ -81,10 +91,17 @@ def read_groups(path: str | os.PathLike[str], n_layers: int) -> dict[str, Supern
 
 
 def automatic_labels(model: ReplacementModel, wanted: Iterable[str]) -> dict[str, Supernode]:
-    """For each automatic label (``~ Dallas → Texas``) all features that have it, from the cards beside the transcoders.
+    """Find all features with some automatic labels (`~ Dallas → Texas`) in the cards beside the transcoders.
+
+    Args:
+        model: The replacement model.
+        wanted: The labels.
+
+    Returns:
+        The features of each label.
 
     Raises:
-        ValueError: there are no cards, or no feature has the label; close ones are suggested.
+        ValueError: There are no cards, or no feature has the label; the message suggests close ones.
     """
     members: dict[str, list[FeatureAt]] = {label: [] for label in wanted}
     if not members:
@@ -93,7 +110,7 @@ def automatic_labels(model: ReplacementModel, wanted: Iterable[str]) -> dict[str
     cards = find_cards(model.name, model.transcoders.name, weight_fingerprints(model), note=problems.append)
     if cards is None:
         why = problems[0] if problems else f"{model.transcoders.name} has no feature cards (see crosstrace features)"
-        raise ValueError(f"label {next(iter(members))!r} is an automatic one, from feature cards; {why}")
+        raise ValueError(f"label {next(iter(members))!r} comes from feature cards; {why}")
     labels = {key: cards.label(key) for key in cards}
     for key, label in labels.items():
         if label in members:
@@ -105,7 +122,7 @@ def automatic_labels(model: ReplacementModel, wanted: Iterable[str]) -> dict[str
 
 
 def _texts(interventions: Iterable[Intervention]) -> Iterator[tuple[str, str | None]]:
-    """The names that interventions were written with, and the positions behind them; features named by number have none."""
+    """Yield the names in interventions with the positions written after them; features named by number are skipped."""
     for intervention in interventions:
         if isinstance(intervention.where, str) and not is_feature(intervention.where):
             yield name_and_positions(intervention.where)

@@ -16,7 +16,7 @@ from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.terminal.graph import add_row, plain_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
-# From a little to all of the largest activation, on a dark and on a light background alike.
+# From weak activations to the largest, readable on dark and on light backgrounds.
 _COLD, _HOT = (64, 60, 48), (214, 110, 0)
 _LEVELS = 5
 
@@ -27,12 +27,15 @@ def show_card(
     """Print a feature's card.
 
     Args:
-        label: its name, where somebody gave it one; else the automatic one is shown.
-        contexts: how many of its top contexts.
-        extra: lines about it from elsewhere, shown before the contexts.
+        cards: The cards.
+        key: The feature, as (layer, feature).
+        console: Where to print.
+        label: Its name, if somebody gave it one; otherwise the automatic label is shown.
+        contexts: How many of its top contexts to show.
+        extra: Lines about it from elsewhere, shown before the contexts.
 
     Raises:
-        ValueError: the feature does not exist, or did not fire in the cards' corpus.
+        ValueError: The feature does not exist, or did not fire in the cards' corpus.
     """
     check_feature(cards, key)
     card = cards[key]
@@ -59,9 +62,14 @@ def show_card(
 
 
 def check_feature(cards: FeatureCards, key: Key) -> None:
-    """
+    """Check that a feature has a card.
+
+    Args:
+        cards: The cards.
+        key: The feature, as (layer, feature).
+
     Raises:
-        ValueError: the feature does not exist, or did not fire in the cards' corpus; one line that says which.
+        ValueError: The feature does not exist, or did not fire in the cards' corpus.
     """
     layer, feature = key
     if layer >= cards.n_layers or feature >= cards.n_features[layer]:
@@ -77,17 +85,17 @@ def check_feature(cards: FeatureCards, key: Key) -> None:
 
 
 def overview(cards: FeatureCards) -> RenderableType:
-    """What a file of cards holds."""
+    """Describe what a file of cards holds: its corpus, and a table of its layers."""
     corpus, settings = cards.corpus, cards.settings
     names = short(", ".join(corpus["names"]), 60)
     lines = Text.assemble(
         (f"{visible(cards.model_name)}  ·  {visible(cards.transcoders_name)}\n", "bold"),
         f"{names}: {corpus['texts']:,} texts, {corpus['contexts']:,} contexts of up to {settings['context_length']} tokens, "
-        f"{corpus['tokens']:,} tokens; the first {settings['excluded_first']} of each context are left out\n",
+        f"{corpus['tokens']:,} tokens; the first {settings['excluded_first']} of each context excluded\n",
         f"{len(cards):,} of {sum(cards.n_features):,} features fired; up to {settings['contexts']} contexts each",
     )
     table = plain_table("")
-    for column in ("layer", "features", "fired", "never fired", "fires on (median)", "active a token"):
+    for column in ("layer", "features", "fired", "never fired", "fires on (median)", "active per token"):
         table.add_column(column, justify="right")
     for layer, (features, rates) in enumerate(zip(cards.n_features, cards.firing_rates(), strict=True)):
         median = _percent(sorted(rates)[len(rates) // 2]) if len(rates) else ""
@@ -97,7 +105,14 @@ def overview(cards: FeatureCards) -> RenderableType:
 
 
 def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key, str], title: str) -> Table:
-    """Some features, a line each."""
+    """Make a table of some features, one line each.
+
+    Args:
+        cards: The cards.
+        keys: The features, as (layer, feature).
+        labels: Names that somebody gave to features; the others get the automatic label.
+        title: The title of the table.
+    """
     table = plain_table(title)
     table.add_column("feature", style="bold", no_wrap=True)
     table.add_column("label")
@@ -121,7 +136,7 @@ def _percent(share: float) -> str:
 
 
 def _sparkline(counts: Sequence[int]) -> str:
-    """Bars as high as the logarithm of the counts: high activations are rare, and the ones that matter."""
+    """Draw bars as high as the logarithm of the counts: high activations are rare, but they are the ones that matter."""
     most = max(count.bit_length() for count in counts)
     return "".join(_BARS[-(-count.bit_length() * (len(_BARS) - 1) // most)] for count in counts)
 
@@ -146,8 +161,16 @@ def _contexts(contexts: Sequence[Mapping[str, Any]], most: float, colors: bool) 
 
 
 def marked(tokens: Sequence[str], activations: Sequence[float], peak: int, most: float, colors: bool) -> Text:
-    """Tokens with their activation as the background's strength; without colours, in brackets. The peak is underlined."""
-    # A tokenizer of whole words leaves the blanks out.
+    """Show tokens with their activations as shades of the background, or in brackets without colours; the peak stands out.
+
+    Args:
+        tokens: The tokens of a context.
+        activations: One activation for each.
+        peak: The index of the largest.
+        most: The activation that gets the strongest shade.
+        colors: Whether the terminal has colours.
+    """
+    # Tokens of whole words do not hold the spaces between them.
     apart = " " if len(tokens) > 1 and not any(token[:1].isspace() or token[-1:].isspace() for token in tokens) else ""
     line = Text()
     for i, (token, activation) in enumerate(zip(tokens, activations, strict=True)):

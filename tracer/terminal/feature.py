@@ -20,10 +20,15 @@ _EDGES = 4
 
 
 def show_features(graph: AttributionGraph, texts: Sequence[str], cards: FeatureCards | None) -> None:
-    """Print some features of a graph, by ``L3/417`` or by label.
+    """Print some features of a graph.
+
+    Args:
+        graph: Raw or pruned.
+        texts: The features, each as `L3/417` or by label.
+        cards: Their feature cards, if there are any.
 
     Raises:
-        ValueError: one is not in the graph.
+        ValueError: One is not in the graph.
     """
     labelled = with_card_labels(graph, cards)
     for key in find_in_graph(labelled, texts):
@@ -31,10 +36,17 @@ def show_features(graph: AttributionGraph, texts: Sequence[str], cards: FeatureC
 
 
 def find_in_graph(graph: AttributionGraph, texts: Sequence[str]) -> list[Key]:
-    """The features that people mean, by ``L3/417`` or by label.
+    """Find features of a graph.
+
+    Args:
+        graph: Raw or pruned.
+        texts: The features, each as `L3/417` or by label.
+
+    Returns:
+        Distinct (layer, feature) pairs.
 
     Raises:
-        ValueError: the feature is not active in the prompt, or no feature has the label.
+        ValueError: A feature is not active in the prompt, or no feature has the label.
     """
     active = {(layer, feature) for layer, _, feature in graph.active_features.tolist()}
     found: list[Key] = []
@@ -58,7 +70,14 @@ def find_in_graph(graph: AttributionGraph, texts: Sequence[str]) -> list[Key]:
 
 
 def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, console: Console) -> None:
-    """Print a feature of a graph."""
+    """Print a feature of a graph: where it fires, its strongest edges there, and its card.
+
+    Args:
+        graph: Raw or pruned, with labels.
+        key: The feature, as (layer, feature).
+        cards: Feature cards, if there are any.
+        console: Where to print.
+    """
     rows = [i for i, row in enumerate(graph.active_features.tolist()) if (row[0], row[2]) == key]
     nodes = {int(row): node for node, row in enumerate(graph.selected_features.tolist())}
     activations = np.zeros(len(graph.tokens))
@@ -91,7 +110,7 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
 
 
 def _edges(graph: AttributionGraph, title: str, weights: np.ndarray) -> Text:
-    """The strongest edges at one end of a node."""
+    """List the strongest edges at one end of a node."""
     line = Text(title, style="dim")
     strongest = np.argsort(-np.abs(weights), kind="stable")[:_EDGES]
     for i, node in enumerate(node for node in strongest.tolist() if weights[node]):

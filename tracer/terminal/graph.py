@@ -1,4 +1,4 @@
-"""A graph as a readable table: prompt, logits, scores, strongest features, strongest paths."""
+"""A graph in the terminal: prompt, targets, scores, strongest features, strongest paths."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from crosstrace.graphs.text import short, visible
 _BAR = 24
 
 
-def show_graph(graph: AttributionGraph, console: Console, features: int = 12, paths: int = 5) -> None:
-    """Print a graph.
+def show_graph(graph: AttributionGraph, console: Console | None = None, features: int = 12, paths: int = 5) -> None:
+    """Print a graph's prompt, targets and scores, its strongest features and paths.
 
     Args:
-        graph: raw or pruned; a raw one is pruned with the default thresholds for the features and paths it shows.
-        features, paths: how many to list.
+        graph: Raw or pruned; a raw one is pruned with the default thresholds to choose features and paths.
+        console: Where to print; None for standard output.
+        features: How many features to list.
+        paths: How many paths to list.
     """
     pruned = graph if graph.node_mask is not None else prune(graph)
     parts: list[RenderableType] = [_heading(graph), _targets(graph), _scores(graph, pruned)]
@@ -30,7 +32,7 @@ def show_graph(graph: AttributionGraph, console: Console, features: int = 12, pa
         parts.append(_features(pruned, features))
     if paths:
         parts.append(_paths(pruned, paths))
-    console.print(Group(*parts))
+    (console or Console()).print(Group(*parts))
 
 
 def _heading(graph: AttributionGraph) -> Panel:
@@ -40,17 +42,17 @@ def _heading(graph: AttributionGraph) -> Panel:
 
 
 def _tail(name: str, length: int = 32) -> str:
-    """A long path by its end, which tells more than its beginning."""
+    """Shorten a long path to its end, which tells more than its beginning."""
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
 def plain_table(title: str) -> Table:
-    """An empty table with a title."""
+    """Return an empty table with a title."""
     return Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def add_row(table: Table, *cells: str | Text) -> None:
-    """Add a row of data: square brackets in a token or label are text, not markup."""
+    """Add a row of data, in which square brackets are text and not markup."""
     table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
@@ -89,7 +91,7 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
 
 
 def _features(pruned: AttributionGraph, count: int) -> Table:
-    """The features with the most influence on the targets among those that pruning kept."""
+    """Among the features that pruning kept, those with the most influence on the targets."""
     influence = spread(pruned.edges, row_scale(pruned.edges), target_weights(pruned))
     share = influence / influence.sum() if influence.any() else influence
     assert pruned.node_mask is not None

@@ -1,8 +1,8 @@
-"""Faithfulness curves: how much of a logit is left when only some features are kept, or only they are removed.
+"""Faithfulness curves: how much of a logit is left when only some features are kept, or only those are removed.
 
-Marks et al. 2024, "Sparse Feature Circuits", section 3.3, faithfulness and completeness of a circuit; here on one prompt, with
-features ranked by their influence in the graph. Deviation: "mean" is the feature's (or error's) mean over the prompt's
-positions, as a traced prompt comes without a data set.
+Marks et al. 2024, "Sparse Feature Circuits", section 3.3, faithfulness and completeness of a circuit; here on one prompt,
+with features ranked by their influence in the graph. Deviation: "mean" is a feature's (or error's) mean over the prompt's
+positions, because a traced prompt comes without a data set.
 
 Letters: N active features, K those with a row in the graph, L layers, P positions, D d_model.
 """
@@ -39,14 +39,17 @@ Fill = Literal["zero", "mean"]
 
 @dataclass(frozen=True)
 class Curve:
-    """Logit recovered against features kept (or removed), the most influential first.
+    """The recovered logit against the number of features kept (or removed), the most influential first.
 
     Attributes:
-        kind: ``keep``: only those features are left, all others and all errors are filled in; ``remove``: only those are
-            filled in. fill: by ``zero``, or by the ``mean`` over the prompt's positions.
-        counts: how many features. recovered: the target's centred logit, 1 for the model, 0 with nothing kept.
-        area: under the curve, over the share of the graph's features.
-        pruned_count, pruned_recovered: the same for just the features that pruning keeps.
+        kind: `keep`: only those features are left, all others and all errors are filled in; `remove`: only those
+            features are filled in.
+        fill: What they are filled in with: `zero`, or the `mean` over the prompt's positions.
+        counts: Numbers of features.
+        recovered: The target's centred logit for each number: 1 for the model, 0 with nothing kept.
+        area: The area under the curve over the share of the graph's features.
+        pruned_count: The number of features that pruning keeps.
+        pruned_recovered: What just those recover.
     """
 
     kind: Literal["keep", "remove"]
@@ -61,14 +64,16 @@ class Curve:
 def faithfulness_curves(
     model: ReplacementModel, local: LocalReplacementModel, pruned: AttributionGraph, target: int
 ) -> list[Curve]:
-    """Keep-only and remove-only curves, filled with zeros and with means, under ``iterative``.
+    """Compute keep-only and remove-only curves, filled with zeros and with means, under `Freeze.iterative()`.
 
     Args:
-        pruned: the graph with its node mask.
-        target: which of its targets; an output token.
+        model: The model and transcoders of the graph.
+        local: The prompt's local replacement model.
+        pruned: The graph with its node mask.
+        target: Index of one of its targets, an output token.
 
     Returns:
-        two curves for each way of filling; none for a way that takes nothing of the logit away.
+        Two curves for each way of filling; none for a way that takes nothing away from the logit.
     """
     assert pruned.node_mask is not None
     edges = pruned.edges
@@ -90,7 +95,7 @@ def faithfulness_curves(
         )
         nothing = _centred(kept[0].logits_v, token)
         if abs(whole - nothing) <= _NOTHING_LOST * float(local.logits(position).std()):
-            continue  # of what is not lost nothing can be recovered: means of a single position are the thing itself
+            continue  # nothing was lost, so nothing can be recovered: the mean over a single position is its own value
         for kind, outcomes in (("keep", kept), ("remove", taken)):
             recovered = [(_centred(one.logits_v, token) - nothing) / (whole - nothing) for one in outcomes]
             shares = np.array(counts) / max(1, len(ranked))
@@ -133,7 +138,7 @@ def _active(local: LocalReplacementModel) -> list[FeatureAt]:
 
 
 def _set_to_mean(local: LocalReplacementModel, places: Sequence[FeatureAt]) -> list[Intervention]:
-    """Each feature at its mean activation over the prompt's positions past the excluded ones."""
+    """Set each feature to its mean activation over the prompt's positions after the excluded ones."""
     sums: dict[tuple[int, int], float] = {}
     for (layer, _, feature), value in zip(
         local.activations.indices.tolist(), local.activations.values.tolist(), strict=True
@@ -144,7 +149,7 @@ def _set_to_mean(local: LocalReplacementModel, places: Sequence[FeatureAt]) -> l
 
 
 def _mean_errors(local: LocalReplacementModel) -> Tensor:
-    """(L, P, D) every layer's mean error over the positions past the excluded ones, at each of them."""
+    """Return every layer's mean error (L, P, D) over the positions after the excluded ones, at each of them."""
     errors_lpd, first = torch.zeros_like(local.errors_lpd), local.description.excluded_first
     errors_lpd[:, first:] = local.errors_lpd[:, first:].mean(1, keepdim=True)
     return errors_lpd

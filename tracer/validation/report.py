@@ -1,4 +1,4 @@
-"""A validation as a table, as JSON, and as plots."""
+"""A validation as JSON and as plots."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich import box
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from crosstrace.graphs import write_atomically
-from crosstrace.graphs.text import short, visible
-from crosstrace.tracer.validation.total_effects import RankCorrelation
+from crosstrace.graphs.files import check_writable
+from crosstrace.graphs.text import short
 from crosstrace.tracer.validation.validate import Validation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PLOTS = (".png", ".svg", ".pdf")
 
@@ -26,14 +24,14 @@ def check_outputs(outputs: Sequence[Path]) -> None:
     """Find what cannot be written before minutes are spent.
 
     Raises:
-        ValueError: an unknown suffix, or a plot without matplotlib. OSError: no such folder.
+        ValueError: A suffix is unknown, or a plot is wanted without matplotlib.
+        OSError: A folder does not exist or may not be written to.
     """
     for path in outputs:
         suffix = path.suffix.lower()
         if suffix not in (".json", *_PLOTS):
             raise ValueError(f"unknown suffix {path.suffix!r} in {str(path)!r}: known are .json, {', '.join(_PLOTS)}")
-        if not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"cannot write {path}: output folder {path.absolute().parent} does not exist")
+        check_writable(path)
         if suffix in _PLOTS:
             try:
                 import matplotlib  # noqa: F401 (only whether it is there)
@@ -44,79 +42,18 @@ def check_outputs(outputs: Sequence[Path]) -> None:
 
 
 def write_validation(validation: Validation, path: Path) -> None:
-    """Write a validation by suffix: numbers as ``.json``, plots as ``.png``, ``.svg`` or ``.pdf``."""
+    """Write a validation in the format of the suffix: numbers as `.json`, plots as `.png`, `.svg` or `.pdf`.
+
+    Raises:
+        ValueError: The suffix is unknown, or a plot is wanted without matplotlib.
+        OSError: The file cannot be written; nothing is left behind.
+    """
     check_outputs([path])
     if path.suffix.lower() == ".json":
         content = json.dumps(dataclasses.asdict(validation), indent=1, allow_nan=False)
         write_atomically(path, content.encode())
     else:
         write_atomically(path, _plots(validation, path.suffix.lower().removeprefix(".")))
-
-
-def show_validation(validation: Validation, console: Console) -> None:
-    """Print a validation."""
-    details = Text(f"{validation.model_name}  ·  {validation.transcoders_name}", style="dim")
-    heading = Panel(Text(visible(validation.prompt), style="bold"), subtitle=details, box=box.ROUNDED)
-    curves = [_curves(validation)] if validation.curves else []
-    console.print(Group(heading, _checks(validation), *curves, _errors(validation)))
-
-
-def _checks(validation: Validation) -> Table:
-    table = _table("Checks")
-    table.add_column("check", style="bold")
-    table.add_column("result")
-    direct, total, quality = validation.direct, validation.total, validation.quality
-    target = short(validation.target)
-    table.add_row(
-        "direct effects",
-        f"{direct.n_edges:,} edges of {direct.n_sources:,} sources doubled: relative error {direct.relative_error:.1e}, "
-        f"largest {direct.max_error:.1e}",
-    )
-    n_single = total.is_supernode.count(False)
-    table.add_row(
-        f"total effects on {target}",
-        f"{n_single} features and {len(total.sources) - n_single} supernodes ablated: rank correlation of influence and "
-        f"|change| {_correlation(total.influence_correlation)}; of signed paths and change "
-        f"{_correlation(total.signed_correlation)}",
-    )
-    table.add_row(
-        "replacement model",
-        f"same top token at {quality.same_top_token:.0%} of {quality.n_positions} positions"
-        f" ({'also' if quality.same_last_token else 'not'} at the last); KL {quality.kl_mean:.3f} nats on average, "
-        f"{quality.kl_last:.3f} at the last",
-    )
-    return table
-
-
-def _curves(validation: Validation) -> Table:
-    table = _table(f"Logit of {short(validation.target)} recovered (1 the model, 0 no features and no errors)")
-    table.add_column("curve", style="bold")
-    table.add_column("filled with")
-    table.add_column("area", justify="right")
-    table.add_column("pruned graph's features", justify="right")
-    for curve in validation.curves:
-        name = "keep only" if curve.kind == "keep" else "remove only"
-        table.add_row(name, curve.fill, f"{curve.area:.3f}", f"{curve.pruned_recovered:.3f} with {curve.pruned_count}")
-    return table
-
-
-def _errors(validation: Validation) -> Table:
-    table = _table("Error norm by layer, share of the MLP output's")
-    norms = validation.quality.error_norms
-    for layer in range(len(norms)):
-        table.add_column(f"L{layer}", justify="right")
-    table.add_row(*(f"{norm:.2f}" for norm in norms))
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def _correlation(correlation: RankCorrelation) -> str:
-    if correlation.value is None:
-        return "undefined (fewer than three, or all alike)"
-    return f"{correlation.value:.2f} ({correlation.low:.2f} to {correlation.high:.2f})"
 
 
 def _plots(validation: Validation, suffix: str) -> bytes:
@@ -138,7 +75,7 @@ def _plots(validation: Validation, suffix: str) -> bytes:
             total.scatter(x, y, s=18, marker=marker, alpha=0.7, label=name)
     if validation.total.sources:
         total.legend(frameon=False)
-    title = f"Total effects on {_plain(validation.target)}: ρ = {_correlation(validation.total.influence_correlation)}"
+    title = f"Total effects on {_plain(validation.target)}: ρ = {validation.total.influence_correlation}"
     total.set(title=title, xlabel="influence predicted by the graph", ylabel="|change of the logit|, source ablated")
 
     for curve in validation.curves:
@@ -159,7 +96,7 @@ def _plots(validation: Validation, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def _identity(axes, x: Sequence[float], y: Sequence[float]) -> None:  # type: ignore[no-untyped-def]
+def _identity(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
     if x:
         ends = [min(*x, *y), max(*x, *y)]
         axes.plot(ends, ends, color="0.8", zorder=0)
@@ -167,5 +104,5 @@ def _identity(axes, x: Sequence[float], y: Sequence[float]) -> None:  # type: ig
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
+    """Return text that matplotlib does not read as mathematics."""
     return short(text, 80).replace("$", r"\$")

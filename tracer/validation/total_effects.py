@@ -1,4 +1,6 @@
-"""Total effects: what a graph predicts for a target when a feature goes, against ablating it in the model.
+"""Total effects: what a graph predicts for a target when a feature is removed, checked by ablating it in the model.
+
+Ameisen et al. 2025, "Circuit Tracing", section "Validating Attribution Graph Hypotheses with Interventions".
 
 Letters: n nodes, m sources (features or supernodes).
 """
@@ -31,19 +33,36 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's rank correlation with the 95 % interval of a bootstrap over sources; None where ranks do not exist."""
+    """Spearman's rank correlation with the 95 % interval of a bootstrap over sources.
+
+    Attributes:
+        value: The correlation; None with fewer than three sources, or where all values are alike.
+        low: The interval's lower end, or None.
+        high: The interval's upper end, or None.
+    """
 
     value: float | None
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        if self.value is None:
+            return "undefined (fewer than three, or all alike)"
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
 
 @dataclass(frozen=True)
 class TotalEffects:
-    """For each source what the graph predicts and what ablating it does to the target's centred logit.
+    """For each source, what the graph predicts and what ablating it does to the target's centred logit.
 
-    ``influence`` is the graph's own measure (normalised absolute paths, no sign); ``predicted`` the signed sum over
-    paths, which is what the linear model loses with the source. ``measured``: logit before less logit after.
+    Attributes:
+        sources: The names of the features and supernodes.
+        is_supernode: Whether each source is a supernode.
+        influence: The graph's own measure, without a sign: normalised absolute paths.
+        predicted: The signed sum over paths, which is what the linear model loses with the source.
+        measured: Logit before less logit after.
+        influence_correlation: Of `influence` and the absolute values of `measured`.
+        signed_correlation: Of `predicted` and `measured`.
     """
 
     sources: list[str]
@@ -51,8 +70,8 @@ class TotalEffects:
     influence: list[float]
     predicted: list[float]
     measured: list[float]
-    influence_correlation: RankCorrelation  # of influence and |measured|
-    signed_correlation: RankCorrelation  # of predicted and measured
+    influence_correlation: RankCorrelation
+    signed_correlation: RankCorrelation
 
 
 def total_effects(
@@ -64,15 +83,19 @@ def total_effects(
     seed: int,
     supernodes: Sequence[tuple[str, Sequence[int]]] = (),
 ) -> TotalEffects:
-    """Ablate the features with the most influence on a target, and supernodes, under ``iterative``.
+    """Ablate the features with the most influence on a target, then supernodes, under `Freeze.iterative()`.
 
     Args:
-        target: which of the graph's targets; an output token.
-        n_features: how many features.
-        supernodes: (name, nodes) pairs; nodes that are no features are left out.
+        model: The model and transcoders of the graph.
+        local: The prompt's local replacement model.
+        graph: Raw or pruned.
+        target: Index of one of the graph's targets, an output token.
+        n_features: How many features to ablate.
+        seed: Seed of the bootstrap.
+        supernodes: (name, nodes) pairs; nodes that are not features are left out.
 
     Returns:
-        single features first, then the supernodes given, then those of the single features that share a label.
+        Single features first, then the given supernodes, then groups of the single features that share a label.
     """
     weights = np.zeros(graph.n)
     weights[graph.layout.logits.start + target] = 1.0
@@ -109,11 +132,14 @@ def total_effects(
 
 
 def signed_effects(edges: scipy.sparse.csr_array, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) what each node adds to the weighted targets over all paths: Σ_{j≥0} w·edgesʲ, signs kept.
+    """Return what each node adds to the weighted targets over all paths, with its sign: Σ_{j≥0} w·edgesʲ.
 
     Args:
-        edges: (n, n), direct effects as in a graph: a row's sources with rows of their own come before it.
-        weights: (n,) of the targets.
+        edges: (n, n) direct effects as in a graph: a row's sources that have rows come before it.
+        weights: (n,) weights of the targets.
+
+    Returns:
+        (n,) effects.
     """
     effects = weights.astype(np.float64)
     for row in np.flatnonzero(np.diff(edges.indptr))[::-1]:
@@ -124,7 +150,16 @@ def signed_effects(edges: scipy.sparse.csr_array, weights: NDArray[np.float64]) 
 
 
 def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, seed: int) -> RankCorrelation:
-    """Spearman's rank correlation of two lists, with a percentile bootstrap; needs three pairs that are not all tied."""
+    """Return Spearman's rank correlation of two lists with a percentile bootstrap of 1,000 resamples.
+
+    Args:
+        x: One value for each source.
+        y: Another value for each source.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The correlation, undefined with fewer than three pairs or where one list is all alike.
+    """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     value = _spearman(x, y)
     if value is None:
@@ -142,7 +177,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def _same_label(graph: AttributionGraph, nodes: set[int]) -> list[tuple[str, list[int]]]:
-    """Automatic labels do not count: `~ is` says where a feature fires, and not what it stands for."""
+    """Group nodes by label. Automatic labels do not count: `~ is` says where a feature fires, not what it means."""
     groups: dict[str, list[int]] = {}
     for node in sorted(nodes):
         if (label := graph.feature_labels[node].strip()) and not label.startswith(MARK):
@@ -159,7 +194,7 @@ def _supernode(graph: AttributionGraph, group: Sequence[int], name: str) -> Supe
 
 
 def _without_rows(edges: scipy.sparse.csr_array, rows: Sequence[int]) -> scipy.sparse.csr_array:
-    """The edges when some nodes are held: what flows into them ends there, and no path passes through two of them."""
+    """Return the edges with some nodes held: what flows into them ends there, so no path passes through two of them."""
     if len(rows) == 1:
         return edges
     kept = np.ones(edges.shape[0], dtype=edges.dtype)

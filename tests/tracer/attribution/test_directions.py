@@ -31,5 +31,5 @@ def test_a_graph_of_other_transcoders():
     case = load_case("clt_affine")
     model = ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu")
     graph = dataclasses.replace(trace(model, case.input_ids), transcoders_name="other")
-    with pytest.raises(ValueError, match="the graph is of transcoders 'other', not of "):
+    with pytest.raises(ValueError, match="the graph was traced with transcoders 'other', not with "):
         decoder_directions(model, graph)

@@ -14,8 +14,9 @@ from cases import load_case
 from typer.testing import CliRunner
 
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.tracer.attribution.batches import automatic_batch_size
-from crosstrace.tracer.attribution.plan import plan_trace
+from crosstrace.replacement_model.memory import resident_bytes
+from crosstrace.tracer import plan_trace, trace
+from crosstrace.tracer.attribution.batches import automatic_batch_size, largest_batch, ranked_counts
 from crosstrace.tracer.commands.app import app
 
 
@@ -96,6 +97,59 @@ def test_plan_is_what_the_trace_then_does():
     assert plan.n_active == pytest.approx(len(local.activations), rel=3)
 
 
+@pytest.mark.parametrize("name", ["clt_affine", "clt_plain_gqa"])
+def test_skip_connections_are_planned_as_the_trace_holds_them(name):
+    case = load_case(name)
+    model = ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu")
+    skips = [model.transcoders.skip(layer) for layer in range(model.description.n_layers)]
+    size, d_model = model.description, model.description.d_model
+    plan = plan_trace(case.model, case.transcoders, len(case.input_ids), device="cpu")
+    parts = {part.name: part.n_bytes for part in plan.parts}
+    assert parts.get("skip connections", 0) == sum(skip.nbytes for skip in skips if skip is not None)
+    assert ("skip connections" in parts) == (name == "clt_affine")
+    heads = (size.n_heads + size.n_kv_heads) * size.head_dim
+    with_skip = d_model if name == "clt_affine" else 0
+    assert parts["projections in float32"] == 4 * size.n_layers * d_model * (heads + with_skip)
+
+
+def test_skip_connections_count_where_encoders_are_kept():
+    case = load_case("clt_affine")
+    used = plan_trace(case.model, case.transcoders, 5, device="cpu").transcoders
+    both = used.encoder_bytes() + used.skip_bytes()
+    assert plan_trace(case.model, case.transcoders, 5, device="cpu", memory_budget=4 * both).transcoders.keeps_encoders
+    tight = plan_trace(case.model, case.transcoders, 5, device="cpu", memory_budget=4 * both - 4)
+    assert not tight.transcoders.keeps_encoders
+    assert "one encoder at a time" in {part.name for part in tight.parts}
+
+
+def test_the_process_and_the_peak_are_counted():
+    case = load_case("clt_affine")
+    before = resident_bytes()
+    plan = plan_trace(case.model, case.transcoders, 5, device="cpu")
+    (process,) = [part for part in plan.parts if part.name.startswith("the process")]
+    assert process.phase == "throughout"
+    assert process.n_bytes == pytest.approx(max(before, resident_bytes()), rel=0.2)
+    sums = {phase: sum(p.n_bytes for p in plan.parts if p.phase == phase) for phase in ("trace", "rows", "graph")}
+    always = sum(part.n_bytes for part in plan.parts if part.phase == "throughout")
+    assert plan.peak_bytes == always + max(sums["trace"] + sums["rows"], sums["graph"])
+
+
+def test_the_largest_batch_is_the_one_that_the_trace_computes():
+    case = load_case("clt_affine")
+    model = ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu")
+    n_active = len(trace(model, case.input_ids, progress=False).active_features)
+    assert largest_batch(n_active, n_active, 7) == 7
+    assert largest_batch(5, n_active, 64) == max(ranked_counts(5))
+    assert largest_batch(0, n_active, 64) == 1
+
+
+def test_how_many_are_active_can_be_said():
+    case = load_case("clt_affine")
+    plan = plan_trace(case.model, case.transcoders, 11, device="cpu", active_per_layer=2.5)
+    assert plan.n_active == 4 * 10 * 2.5
+    assert plan.active_source == "as given"
+
+
 def test_command_line_prints_the_table_and_traces_nothing(tmp_path):
     case = load_case("clt_affine")
     arguments = ["trace", "w5 w66 w55", "--model", str(case.model), "--transcoders", str(case.transcoders)]
@@ -108,8 +162,11 @@ def test_command_line_prints_the_table_and_traces_nothing(tmp_path):
         "memory to plan with",
         "8.0 GB",
         "model weights",
+        "skip connections",
         "decoders, whole",
         "batch of",
+        "the process",
+        "peak",
     ):
         assert text in result.stdout
     assert list(tmp_path.iterdir()) == []

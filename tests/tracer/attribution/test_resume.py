@@ -59,7 +59,7 @@ def test_resumed_is_the_same_to_the_bit(model, tmp_path, monkeypatch, cap, batch
     path = tmp_path / "rows"
     with monkeypatch.context() as patched:
         interrupt_after(patched, batches)
-        with pytest.raises(TraceInterrupted, match=rf"rows are kept in {path}: go on with .*--resume"):
+        with pytest.raises(TraceInterrupted, match=rf"rows are kept in {path}: continue with .*--resume"):
             trace(model, CASE.input_ids, **settings, checkpoint=path)
     with monkeypatch.context() as patched:  # and again, further on
         interrupt_after(patched, 3)
@@ -102,19 +102,16 @@ def test_other_traces_are_not_mixed_up(model, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
         assert path.read_bytes() == before
 
-    refused("holds the rows of an interrupted trace; go on from them with --resume", resume=False)
-    refused("begun with another prompt", prompt=CASE.input_ids[:-1])
-    refused("begun with another targets", targets="w7")
-    refused(r"begun with another max_feature_nodes \(\d+, now 50\)", max_feature_nodes=50)
+    refused("holds the rows of an interrupted trace; continue it with --resume", resume=False)
+    refused("started with different prompt", prompt=CASE.input_ids[:-1])
+    refused("started with different targets", targets="w7")
+    refused(r"started with different max_feature_nodes \(\d+, now 50\)", max_feature_nodes=50)
     monkeypatch.setattr(model, "name", "other")
-    refused("begun with another model .*, now other", prompt=CASE.input_ids)
+    refused("started with different model .*, now other", prompt=CASE.input_ids)
     monkeypatch.undo()
-    decoder = model.transcoders.decoder_rows
-
+    model = ReplacementModel.from_pretrained(CASE.model, CASE.transcoders, device="cpu")
     monkeypatch.setattr(model.transcoders.reader, "bias", lambda layer: torch.full((model.description.d_model,), 3.0))
-    monkeypatch.setattr(model.transcoders, "_biases", {})
-    assert decoder is not None
-    refused("begun with another weights")
+    refused("started with different weights")
 
 
 KILLED = """
@@ -162,7 +159,7 @@ def test_command_line_says_how_to_go_on_and_does(tmp_path, monkeypatch):
         interrupt_after(patched, 4)
         result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
-    assert f"rows are kept in {out}.partial: go on with the same command and --resume" in result.stderr
+    assert f"rows are kept in {out}.partial: continue with the same command and --resume" in result.stderr
     assert os.listdir(tmp_path) == ["g.safetensors.partial"]
     assert "--resume" in CliRunner().invoke(app, command).stderr
     assert CliRunner().invoke(app, [*command, "--resume"]).exit_code == 0

@@ -12,7 +12,6 @@ import torch
 from crosstrace.graphs import NodeLayout
 from crosstrace.graphs.analysis.influence import row_scale, spread
 from crosstrace.replacement_model import Rows
-from crosstrace.tracer.attribution import row_store as rows_module
 from crosstrace.tracer.attribution.row_file import RowFile
 from crosstrace.tracer.attribution.row_store import RowStore
 
@@ -63,9 +62,8 @@ def random_store(seed: int, **settings) -> tuple[RowStore, scipy.sparse.csr_arra
 
 @pytest.mark.parametrize("memory", [10**9, 0], ids=["memory", "disk"])
 @pytest.mark.parametrize("at_a_time", [1 << 22, 7])
-def test_influence_and_assembly_are_those_of_the_whole_matrix(memory, at_a_time, monkeypatch):
-    monkeypatch.setattr(rows_module, "_EDGES_AT_A_TIME", at_a_time)
-    store, edges, layout = random_store(1, memory=memory)
+def test_influence_and_assembly_are_those_of_the_whole_matrix(memory, at_a_time):
+    store, edges, layout = random_store(1, memory=memory, edges_at_a_time=at_a_time)
     weights = np.zeros(layout.n)
     weights[layout.logits] = [0.5, 0.3, 0.2]
     np.testing.assert_allclose(
@@ -133,15 +131,15 @@ def test_file_gives_back_what_was_written(tmp_path):
     store = filled_file(path)
     opened = RowFile.open(path)
     assert opened.header == {"of": "a test"}
-    assert len(opened.blocks) == len(store._blocks) == 4
-    for block, original in zip(opened.blocks, store._blocks, strict=True):
-        for one, other in zip(block._parts(), original._parts(), strict=True):
+    assert len(opened.blocks) == len(store.blocks) == 4
+    for block, original in zip(opened.blocks, store.blocks, strict=True):
+        for one, other in zip(block.arrays(), original.arrays(), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 def test_file_cut_short_anywhere_keeps_its_whole_blocks_and_can_be_added_to(tmp_path):
     whole = tmp_path / "whole"
-    last = filled_file(whole)._blocks[-1]
+    last = filled_file(whole).blocks[-1]
     content = whole.read_bytes()
     found = set()
     for length in range(len(content) - 1, 60, -97):
@@ -165,7 +163,7 @@ def test_changed_block_is_noticed(tmp_path):
     path.write_bytes(content)
     assert len(RowFile.open(path).blocks) == 3
     path.write_bytes(content[:30])
-    with pytest.raises(ValueError, match="not a whole file of traced rows"):
+    with pytest.raises(ValueError, match="not a complete file of traced rows"):
         RowFile.open(path)
 
 
@@ -174,4 +172,4 @@ def test_full_disk_is_one_line_and_leaves_whole_blocks(tmp_path):
     path = tmp_path / "full"
     path.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"cannot keep rows in .*No space left"):
-        RowFile(path, {}).append(random_store(3)[0]._blocks[0])
+        RowFile(path, {}).append(random_store(3)[0].blocks[0])

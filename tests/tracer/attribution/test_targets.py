@@ -98,7 +98,7 @@ def test_own_position_goes_before_the_trace_s(model, local):
         (Feature(4, 0), "L4/0: the model has layers 0 to 3"),
         (Feature(0, 96), "L0/96: layer 0 has features 0 to 95"),
         (Feature(0, 5, 0), "the first 1 positions carry no features"),
-        (Logit(3, 12), "target position 12 is outside the prompt; it has 12 tokens"),
+        (Logit(3, 12), "target position 12 is outside the prompt, which has 12 tokens"),
         (Logit(3, -13), "target position -13 is outside the prompt"),
         (Direction(torch.zeros(3), 1), r"its vector has shape \(3,\); expected \(64,\)"),
         (Direction(torch.full((64,), torch.nan), 1), "all finite"),

@@ -19,7 +19,7 @@ from crosstrace.replacement_model.demo import CARDS_FILE, MODEL_DIR, TRANSCODERS
 from crosstrace.replacement_model.demo.corpus import sentences
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.texts import Corpus, Texts
-from crosstrace.tracer import trace
+from crosstrace.tracer import defaults, trace
 from crosstrace.tracer.cards import build as cards_module
 from crosstrace.tracer.cards import file as card_file
 from crosstrace.tracer.cards.build import build_cards
@@ -133,11 +133,11 @@ def test_interrupted_and_resumed_gives_the_same_file(model, texts, built, tmp_pa
     whole = build_cards(model, texts, tmp_path / "whole.safetensors", **settings)
     path = tmp_path / "cards.safetensors"
     press_ctrl_c_after(stop_after, monkeypatch)
-    with pytest.raises(CardsInterrupted, match=r"state is kept in .*partial: go on with .*--resume"):
+    with pytest.raises(CardsInterrupted, match=r"state is kept in .*partial: continue with .*--resume"):
         build_cards(model, texts, path, **settings)
     monkeypatch.undo()
     assert not path.exists()
-    with pytest.raises(ValueError, match=r"holds an interrupted run; go on from it with --resume"):
+    with pytest.raises(ValueError, match=r"holds an interrupted run; continue it with --resume"):
         build_cards(model, texts, path, **settings)
     # A resumed run keeps its batches, so that the same sums are rounded the same way.
     resumed = build_cards(model, texts, path, resume=True, **SETTINGS)
@@ -194,17 +194,17 @@ def test_a_failure_in_the_middle_of_a_batch_costs_no_more_than_the_last_save(mod
         return real(model, tokens, wanted, half)
 
     monkeypatch.setattr(cards_module, "stream_features", run_out)
-    monkeypatch.setattr("crosstrace.tracer.cards.run._SAVE_SECONDS", 0.0)
-    monkeypatch.setattr("crosstrace.tracer.cards.run._SAVE_SHARE", 1e9)
-    message = "not enough memory for 120 tokens at a time: give fewer with --batch-tokens and go on with --resume"
+    monkeypatch.setattr(defaults, "CARDS_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(defaults, "CARDS_SAVE_SHARE", 1e9)
+    message = "not enough memory for 120 tokens at a time: give fewer with --batch-tokens and continue with --resume"
     with pytest.raises(MemoryError, match=message):
         build_cards(model, texts, path, **settings)
     monkeypatch.undo()
     assert build_cards(model, texts, path, resume=True, **settings).path.read_bytes() == whole.path.read_bytes()
 
 
-def test_arrays_in_files_give_the_same_cards(model, texts, built, tmp_path, monkeypatch):
-    monkeypatch.setattr(cards_module, "_ARRAYS_SHARE", 0.0)
+def test_arrays_in_files_give_the_same_cards(texts, built, tmp_path):
+    model = ReplacementModel.demo("cpu", memory_budget=1000)
     spilled = build_cards(model, texts, tmp_path / "cards.safetensors", **SETTINGS)
     assert spilled.path.read_bytes() == built.path.read_bytes()
 
@@ -229,7 +229,7 @@ def test_a_run_of_something_else_is_not_gone_on_with(model, texts, tmp_path, mon
     with pytest.raises(CardsInterrupted):
         build_cards(model, texts, path, batch_tokens=120, **SETTINGS)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"begun with another number of contexts \(4, now 9\)"):
+    with pytest.raises(ValueError, match=r"started with different number of contexts \(4, now 9\)"):
         build_cards(model, texts, path, resume=True, **{**SETTINGS, "top": 9})
     with pytest.raises(ValueError, match="its texts have changed"):
         build_cards(model, ["Texas has the capital Austin", *texts], path, resume=True, **SETTINGS)
@@ -248,8 +248,8 @@ def test_contexts_are_cut_and_excluded_positions_left_out(model, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"context_length": 1}, "contexts of 1 tokens do not do"),
-        ({"context_length": 65}, "it takes up to 64"),
+        ({"context_length": 1}, "contexts of 1 tokens do not suit"),
+        ({"context_length": 65}, "it takes at most 64"),
         ({"top": 0}, "contexts of a feature: 0 is too few"),
         ({"batch_tokens": 0}, "tokens at a time: 0 is too few"),
     ],
@@ -267,7 +267,7 @@ def test_a_folder_in_the_way(model, texts, tmp_path):
     assert not folder.exists()
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="is something else; move it away"):
+    with pytest.raises(ValueError, match="holds something else; move it away"):
         build_cards(model, texts[:3], path, **SETTINGS)
     assert (folder / "thesis.tex").read_text() == "mine"
 
@@ -298,7 +298,7 @@ def test_cards_lie_beside_the_transcoders(tmp_path):
 
 
 def test_a_corpus_without_text(model, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no text of more than 1 tokens \(2 empty, 0 broken\)"):
+    with pytest.raises(ValueError, match=r"has no text of more than 1 tokens \(2 empty, 0 broken\)"):
         build_cards(model, ["", "  "], tmp_path / "c.safetensors", progress=False)
     with pytest.raises(FileNotFoundError, match=r"output folder .* does not exist"):
         build_cards(model, ["Texas"], tmp_path / "no" / "c.safetensors")

@@ -13,6 +13,7 @@ from cases import load_case
 from typer.testing import CliRunner, Result
 
 from crosstrace.graphs import AttributionGraph
+from crosstrace.tracer.commands import app as app_module
 from crosstrace.tracer.commands.app import app
 
 PROMPT = "w5 w66 w55 w60 w15"
@@ -161,6 +162,41 @@ def test_missing_graphviz_is_said_after_the_other_files_are_written(chosen, tmp_
     assert error.exit_code == 1
     assert "graphviz" in error.stderr.lower()
     assert sorted(os.listdir(tmp_path)) == ["g.dot", "g.json"]
+
+
+def test_one_output_that_fails_keeps_no_other_from_being_written(chosen, raw, tmp_path, monkeypatch):
+    """A program named dot that cannot draw: the picture between two other files fails."""
+    program = tmp_path / "bin" / "dot"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho out of ink >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    for verb in (("trace", PROMPT, *chosen), ("prune", str(raw)), ("show", str(raw))):
+        folder = tmp_path / verb[0]
+        folder.mkdir()
+        outputs = [str(folder / name) for name in ("a.safetensors", "b.pdf", "c.json")]
+        result = run(*verb, *(part for path in outputs for part in ("-o", path)))
+        assert result.exit_code == 1
+        assert result.stderr == f"error: cannot draw {outputs[1]}: Graphviz failed: out of ink\n"
+        assert sorted(os.listdir(folder)) == ["a.safetensors", "c.json"]
+        assert "replacement score" in result.stdout
+        for path in outputs:
+            assert (f"wrote {path}" in result.stdout) == (path != outputs[1])
+
+
+def test_cards_that_cannot_be_used_are_said_once_and_leave_the_graph(chosen, tmp_path):
+    cards = tmp_path / "cards.safetensors"
+    cards.write_bytes(b"not cards")
+    outputs = [part for name in ("g.safetensors", "g.json", "g.dot") for part in ("-o", str(tmp_path / name))]
+    assert str(cards) in fails("trace", PROMPT, *chosen, *outputs, "--cards", str(cards), "-q")
+    assert sorted(os.listdir(tmp_path)) == ["cards.safetensors", "g.safetensors"]
+
+
+def test_every_verb_is_a_file(tmp_path):
+    files = {path.stem for path in Path(app_module.__file__).parent.glob("*.py")}
+    assert set(app_module.VERBS) <= files
+    listed = run("--help").stdout
+    assert all(f" {verb} " in listed for verb in app_module.VERBS)
 
 
 def test_imports_are_silent_and_help_needs_no_torch():

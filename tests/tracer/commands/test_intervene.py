@@ -11,8 +11,8 @@ from cases import load_case
 from typer.testing import CliRunner, Result
 
 from crosstrace.replacement_model import FeatureAt, ReplacementModel, Scale, Set, SwapIn
+from crosstrace.tracer import before_and_after, parse_intervention
 from crosstrace.tracer.commands.app import app
-from crosstrace.tracer.interventions.before_after import compare, parse_intervention
 
 PROMPT = "w5 w66 w55 w60 w15"
 CASE = load_case("clt_affine")
@@ -70,8 +70,8 @@ def test_labels_name_features() -> None:
     model = ReplacementModel.from_pretrained(CASE.model, CASE.transcoders)
     layer, position, feature = model.local(PROMPT).activations.indices[-1].tolist()
     model.transcoders.labels = {(layer, feature): "Texas"}
-    by_label = compare(model, PROMPT, [parse_intervention("ablate", f'"Texas"@{position}')])
-    by_number = compare(model, PROMPT, [parse_intervention("ablate", f"L{layer}/{feature}@{position}")])
+    by_label = before_and_after(model, PROMPT, [parse_intervention("ablate", f'"Texas"@{position}')])
+    by_number = before_and_after(model, PROMPT, [parse_intervention("ablate", f"L{layer}/{feature}@{position}")])
     assert by_label.after == by_number.after
     assert by_label.after != by_label.before
 
@@ -85,9 +85,9 @@ def test_what_was_active_of_the_named_features_is_said() -> None:
     silent = next(f for f in range(99) if not any((layer, p, f) in active for p in range(1, 6)))
     model.transcoders.labels = {(layer, feature): "Texas", (layer, silent): "Texas", (layer + 1, 0): "Utah"}
     wishes = [f"L{layer}/{feature}@{position}", f"L{layer}/{silent}", f'"Texas"@{position}']
-    said = compare(model, PROMPT, [parse_intervention("ablate", wish) for wish in wishes[:2]]).found
+    said = before_and_after(model, PROMPT, [parse_intervention("ablate", wish) for wish in wishes[:2]]).found
     assert said == [f'"Texas", {value:.3g} here', '"Texas", not active here']
-    said = compare(model, PROMPT, [parse_intervention("scale", f"{wishes[2]}=2")]).found
+    said = before_and_after(model, PROMPT, [parse_intervention("scale", f"{wishes[2]}=2")]).found
     assert said == [f"2 features, active here: {wishes[0]} {value:.3g}"]
 
 
@@ -95,7 +95,7 @@ def test_the_table_shows_the_fate_of_the_old_answer_in_80_columns() -> None:
     arguments = ["intervene", PROMPT, *CHOSEN, "--scale", "L1/5@2=-3", "--set", "L2/3=400", "--top", "1"]
     result = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1"}).invoke(app, arguments)
     model = ReplacementModel.from_pretrained(CASE.model, CASE.transcoders)
-    done = compare(model, PROMPT, [Scale("L1/5@2", -3.0), Set("L2/3", 400.0)], top=1)
+    done = before_and_after(model, PROMPT, [Scale("L1/5@2", -3.0), Set("L2/3", 400.0)], top=1)
     old, new = done.before[0], done.after[0]
     assert old.string != new.string
     assert result.output.count("logit") == 2  # no column is cut off
@@ -171,7 +171,7 @@ def test_of_what_is_swapped_in_it_says_what_is_active_there() -> None:
     (layer, position, feature), value = active.indices[0].tolist(), active.values[0].item()
     where = FeatureAt(layer, feature, position)
     for given in (source, model.tokenize(source).tolist(), model.tokenize(source), model.local(source)):
-        assert compare(model, PROMPT, [SwapIn(where, given)]).found == [f"{value:.3g} there"]
+        assert before_and_after(model, PROMPT, [SwapIn(where, given)]).found == [f"{value:.3g} there"]
     elsewhere = FeatureAt(layer, feature, 1 + position % 4)
-    said = compare(model, PROMPT, [SwapIn(elsewhere, source, source_position=position)]).found
+    said = before_and_after(model, PROMPT, [SwapIn(elsewhere, source, source_position=position)]).found
     assert said == [f"{value:.3g} there"]

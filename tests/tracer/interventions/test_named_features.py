@@ -115,5 +115,5 @@ def test_automatic_labels_are_those_of_the_cards():
 
 
 def test_automatic_labels_without_cards_are_refused(traced):
-    with pytest.raises(ValueError, match=r"'~ is' is an automatic one.*has no feature cards"):
+    with pytest.raises(ValueError, match=r"'~ is' comes from feature cards.*has no feature cards"):
         by_name([Ablate("~ is")], traced[0])

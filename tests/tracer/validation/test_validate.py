@@ -15,11 +15,11 @@ from cases import Case, load_case
 
 from crosstrace.graphs import AttributionGraph, prune
 from crosstrace.replacement_model import Ablate, AllFeatures, FeatureAt, ReplacementModel
+from crosstrace.tracer import Validation, validate_graph
 from crosstrace.tracer.attribution.tracing import trace
 from crosstrace.tracer.validation.faithfulness import faithfulness_curves
 from crosstrace.tracer.validation.report import check_outputs, write_validation
 from crosstrace.tracer.validation.total_effects import rank_correlation, signed_effects
-from crosstrace.tracer.validation.validate import Validation, validate_graph
 
 
 @pytest.fixture(scope="module", params=["clt_affine", "skip_transcoder"])
@@ -122,7 +122,7 @@ def test_the_model_is_left_as_it_was(traced: tuple[Case, ReplacementModel, Attri
 def test_graphs_of_other_weights_are_refused(traced: tuple[Case, ReplacementModel, AttributionGraph]) -> None:
     case, _, graph = traced
     rounded = ReplacementModel.from_pretrained(case.model, case.transcoders, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match=r"traced with float32 weights, and these are bfloat16: give --dtype float32"):
+    with pytest.raises(ValueError, match=r"traced with float32 weights, but these are bfloat16: give --dtype float32"):
         validate_graph(rounded, graph)
 
 

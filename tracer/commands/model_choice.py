@@ -1,0 +1,148 @@
+"""The model and the prompt that the options of a verb name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from crosstrace.tracer.commands.messages import note
+
+if TYPE_CHECKING:
+    import torch
+
+    from crosstrace.replacement_model import ReplacementModel
+    from crosstrace.tracer.attribution.plan import Plan
+
+_WORDS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model with its transcoders; the embedded demo if neither is named.
+
+    Attributes:
+        model: A folder, or a name on the hub.
+        transcoders: A folder, or a reference on the hub.
+        device: A torch device by name; None for a GPU if there is one.
+        dtype: `float32`, `bfloat16` or `float16`; None for the dtype in the files.
+        memory_budget: A size such as `8GB`; None for 80 % of what is free.
+        device_map: How accelerate spreads the model's layers; None for all on `device`.
+    """
+
+    model: str | None
+    transcoders: str | None
+    device: str | None = None
+    dtype: str | None = None
+    memory_budget: str | None = None
+    device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) != (self.transcoders is None):
+            raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is used")
+
+    def load(self) -> ReplacementModel:
+        """Load the model.
+
+        Raises:
+            ValueError: The device or dtype cannot be used, or model and transcoders do not fit.
+            OSError: Files are missing.
+        """
+        from crosstrace.replacement_model import ReplacementModel
+
+        dtype = parse_dtype(self.dtype)
+        check_device(self.device)
+        if self.model is None or self.transcoders is None:
+            return ReplacementModel.demo(
+                self.device, dtype=dtype, memory_budget=self.memory_budget, device_map=self.device_map
+            )
+        return ReplacementModel.from_pretrained(
+            self.model,
+            self.transcoders,
+            self.device,
+            dtype=dtype,
+            memory_budget=self.memory_budget,
+            device_map=self.device_map,
+        )
+
+    def plan(self, prompt: str, max_feature_nodes: int | None, batch_size: int | None) -> Plan:
+        """Plan a trace of a prompt without loading the model; see `crosstrace.tracer.plan_trace`."""
+        from crosstrace.replacement_model import demo
+        from crosstrace.tracer.attribution.plan import plan_trace
+
+        return plan_trace(
+            self.model or demo.MODEL_DIR,
+            self.transcoders or demo.TRANSCODERS_DIR,
+            prompt,
+            max_feature_nodes,
+            batch_size,
+            self.device,
+            parse_dtype(self.dtype),
+            self.memory_budget,
+        )
+
+
+def check_device(device: str | None) -> None:
+    """Check that tensors can be made on a device.
+
+    Raises:
+        ValueError: They cannot; one line says why.
+    """
+    import torch
+
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def parse_dtype(dtype: str | None) -> torch.dtype | None:
+    """Return the torch dtype that an option names.
+
+    Raises:
+        ValueError: Weights cannot be used in that dtype.
+    """
+    import torch
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is not None and dtype not in dtypes:
+        raise ValueError(f"unknown dtype {dtype!r}: known are {', '.join(dtypes)}")
+    return None if dtype is None else dtypes[dtype]
+
+
+def read_prompt(prompt: str) -> str:
+    """Return the text that a verb is about; `-` reads it from standard input.
+
+    Raises:
+        ValueError: It is empty, the name of a file, or not valid text.
+    """
+    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    if not text.strip():
+        raise ValueError("the prompt is empty")
+    if os.path.splitext(text)[1] and os.path.isfile(text):
+        raise ValueError(f"{text} is a file; give the text of a prompt, or pipe it to standard input with -")
+    from crosstrace.replacement_model.prompts import check_text
+
+    check_text(text)
+    return text
+
+
+def note_unknown_words(model: ReplacementModel, text: str) -> None:
+    """Name the words of a prompt that the model has no token for, because it reads them all alike."""
+    from crosstrace.replacement_model.demo import MODEL_NAME
+
+    if words := model.unknown_words(text):
+        more = f" and {len(words) - _WORDS_NAMED} more" if len(words) > _WORDS_NAMED else ""
+        demo = "; the demo knows only the words of its sentences, spelled as they are there"
+        shown = (
+            word + "".join(f" ({close}?)" for close in model.close_tokens(word, n=1)) for word in words[:_WORDS_NAMED]
+        )
+        note(
+            f"not in the vocabulary, read as unknown: {', '.join(shown)}{more}"
+            f"{demo if model.name == MODEL_NAME else ''}"
+        )

@@ -1,0 +1,71 @@
+"""`crosstrace show`: a graph, or some of its features, in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crosstrace.tracer.commands.delivery import check_graph_outputs, deliver_graph
+from crosstrace.tracer.commands.figure_options import (
+    FigureChoice,
+    GraphLayout,
+    Groups,
+    Layout,
+    Merge,
+    Supernodes,
+    TopPaths,
+)
+from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.options import CardsOption, Debug, GraphOutputs
+
+if TYPE_CHECKING:
+    from crosstrace.graphs import AttributionGraph, FeatureCards
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors graph.")],
+    features: Annotated[int, typer.Option(min=0, metavar="N", help="List the N strongest features.")] = 12,
+    paths: Annotated[int, typer.Option(min=0, metavar="N", help="List the N strongest paths.")] = 5,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--feature",
+            metavar="FEATURE",
+            help="Show this feature instead, such as L3/417 or a label: its edges and its card. Repeatable.",
+        ),
+    ] = None,
+    output: GraphOutputs = None,
+    cards: CardsOption = None,
+    debug: Debug = False,
+    supernodes: Supernodes = False,
+    groups: Groups = None,
+    merge: Merge = False,
+    top_paths: TopPaths = None,
+    layout: Layout = GraphLayout.POSITIONS,
+) -> None:
+    """Print a graph's targets, scores, strongest features and paths, or some of its features.
+
+    With -o it also writes the graph, pruned as it is.
+
+    Example: crosstrace show dallas.safetensors --feature L3/417
+    """
+    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
+    with one_line_errors(debug):
+        check_graph_outputs(output, figure)
+        from crosstrace.graphs import prune, read_graph
+        from crosstrace.tracer.terminal.feature import show_features
+        from crosstrace.tracer.terminal.graph import show_graph
+
+        graph = read_graph(file)
+        if output and graph.node_mask is None:
+            graph = prune(graph)
+
+        def print_it(labelled: AttributionGraph, found: FeatureCards | None) -> None:
+            if feature:
+                show_features(labelled, feature, found)
+            else:
+                show_graph(labelled, features=features, paths=paths)
+
+        deliver_graph(graph, output, figure, cards, print_it, debug).finish(quiet=bool(feature))
