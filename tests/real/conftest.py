@@ -14,13 +14,6 @@ from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.architectures.gguf import dequantised
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.real)
-
-
 @pytest.fixture(scope="session")
 def gguf_file() -> Iterator[Path]:
     """The model as a GGUF file; what is made of it is kept in the same cache, that of the command line included."""
