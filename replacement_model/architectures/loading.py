@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.gguf import dequantised, is_gguf
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
 from crosstrace.replacement_model.architectures.text_part import TextPart, text_part
 from crosstrace.replacement_model.architectures.weight_files import WeightFiles, check_whole, not_finite, read_json
@@ -37,7 +38,7 @@ def load_model(
     """Load a model and its tokenizer.
 
     Args:
-        source: A folder, or `org/name` on the hub.
+        source: A folder, a `.gguf` file, or `org/name` on the hub.
         dtype: The dtype of the weights; None: as stored.
         device: Where the model goes, unless `device_map` says.
         device_map: The device of each part, as accelerate takes it.
@@ -136,7 +137,7 @@ def load_config(source: str) -> tuple[Any, ModelDescription]:
     """Load the `transformers` config of a model and its description, without the weights.
 
     Args:
-        source: A folder, or `org/name` on the hub.
+        source: A folder, a `.gguf` file, or `org/name` on the hub.
 
     Raises:
         ValueError: The architecture is not supported, or the files are damaged.
@@ -195,7 +196,7 @@ def load_tokenizer(name: str) -> Any:
     """
     import transformers
 
-    folder = Path(name).expanduser()
+    folder = Path(_folder_or_name(name) if is_gguf(name) else name).expanduser()
     if not folder.exists():
         return transformers.AutoTokenizer.from_pretrained(name)
     if not any((folder / file).exists() for file in _TOKENIZER_FILES[:2]):
@@ -211,7 +212,9 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _folder_or_name(source: str) -> str:
-    """What `transformers` is given for a model."""
+    """What `transformers` is given for a model; a GGUF file is dequantised first."""
+    if is_gguf(source):
+        return str(dequantised(source))
     folder = Path(source).expanduser()
     if not folder.exists() and (source.startswith(("/", ".", "~")) or source.count("/") != 1):
         raise FileNotFoundError(f"model folder {source} does not exist (a hub model is written org/name)")
