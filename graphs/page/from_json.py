@@ -22,6 +22,7 @@ import scipy.sparse
 
 from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
+from crosstrace.graphs.saved_state import origin_of
 
 _KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e", "cross layer transcoder": "f"}
 _OUTPUT = re.compile(r'^Output "(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)
@@ -96,6 +97,7 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
             prompt=prompt,
             model=str(info.get("model") or metadata.get("scan") or ""),
             transcoders=str(info.get("transcoders") or ""),
+            fingerprints=origin_of(content).fingerprints,
             tokens=tokens,
             n_layers=n_layers,
             nodes=nodes,

@@ -30,6 +30,8 @@ from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 _ENCODER_SHARE, _ROWS_SHARE, _DECODER_SHARE = 0.25, 0.5, 0.5
 _ENTRIES_SHARE, _ENTRIES_BYTES = 0.125, 10**9
 _READ_BYTES = 64 * 2**20
+# Encoder columns gathered at a time, in bytes of float64.
+_COLUMN_BYTES = 64 * 2**20
 
 
 class Transcoders:
@@ -261,11 +263,26 @@ class Transcoders:
         return features_n.split(self._rows_at_a_time(layer))
 
     def affine(self, layer: int, input_pd: Tensor) -> Tensor:
-        """Return the part (P, D) float32 of a layer's reconstruction that is not features, `u @ skip + b_dec`."""
-        skip = self.skip(layer)
+        """Return the part (P, D) of a layer's reconstruction that is not features, `u @ skip + b_dec`.
+
+        It is float32, or float64 for inputs in it.
+        """
+        dtype = torch.float64 if input_pd.dtype == torch.float64 else torch.float32
+        skip, bias_d = self.skip(layer), self.bias(layer).to(dtype)
         if skip is None:
-            return self.bias(layer).expand(input_pd.shape[0], -1)
-        return input_pd.float() @ skip.float() + self.bias(layer)
+            return bias_d.expand(input_pd.shape[0], -1)
+        return input_pd.to(dtype) @ skip.to(dtype) + bias_d
+
+    def pre_activations(self, layer: int, input_pd: Tensor, positions_n: Tensor, features_n: Tensor) -> Tensor:
+        """Compute the pre-activations (n,) float64 of some features of a layer from its inputs (P, D)."""
+        encoder = self.encoder(layer)
+        values_n = encoder.b_enc_f[features_n].double()
+        at_a_time = max(1, _COLUMN_BYTES // (2 * 8 * self.d_model))
+        for start in range(0, len(features_n), at_a_time):
+            part = slice(start, start + at_a_time)
+            columns_nd = encoder.w_enc_df[:, features_n[part]].T.double()
+            values_n[part] += (input_pd[positions_n[part]].double() * columns_nd).sum(-1)
+        return values_n
 
     def reconstruct(self, activations: SparseActivations, rows: ActiveRows, inputs_lpd: Tensor) -> Tensor:
         """Return reconstructions (L, P, D) float32 of every MLP output from active features and transcoder inputs."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crosstrace.tracer.commands.delivery import write_each
-from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice
 from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Quiet, TranscodersOption
 
@@ -61,8 +61,10 @@ def validate(
         # Edges hold for the weights as they were used.
         loaded = ModelChoice(model, transcoders, device, dtype or traced.settings.get("weights_dtype")).load()
         labelled = with_card_labels(traced, cards_of(traced))
-        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes)
+        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes, note)
         delivery = write_each(output, lambda path: write_validation(validation, path), debug)
         if not quiet:
             show_validation(validation)
+        if validation.direct.problem:
+            delivery.failures.append(ValueError(validation.direct.problem))
         delivery.finish(quiet)
