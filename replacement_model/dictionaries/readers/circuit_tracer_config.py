@@ -178,7 +178,7 @@ def _listed(path: Path, entries: Any) -> tuple[list[str] | None, bool]:
         layer = entry.get("layer") if isinstance(entry, dict) else None
         if isinstance(layer, bool) or not isinstance(layer, int):
             raise ValueError(f"{path}: transcoders: {entry!r} has no layer; expected layer and {_PATH_KEYS[0]}")
-        file = next((entry[key] for key in _PATH_KEYS if key in entry), None)
+        file: Any = next((entry[key] for key in _PATH_KEYS if key in entry), None)
         _check_path(path, file, entry)
         if layer in by_layer:
             raise ValueError(f"{path}: transcoders: lists layer {layer} twice, as {by_layer[layer]} and {file}")
