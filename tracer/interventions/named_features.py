@@ -61,7 +61,8 @@ def by_name(
     labels = model.transcoders.labels
     given = set(labels.values())
     if graph is not None:
-        known = names_in_graph(graph, model) | known
+        shown = names_in_graph(graph, model)
+        known = {name: where for name, where in shown.items() if name not in given} | known
     unknown = {name for name, _ in _texts(interventions)} - known.keys() - given
     known |= automatic_labels(model, {name for name in unknown if name.startswith(MARK)}, cards)
     for name in sorted(unknown):

@@ -151,7 +151,7 @@ def _features(pruned: AttributionGraph, count: int, listed: Sequence[int], n_kep
     direct = pruned.edges[[first_target]].toarray()[0]
     left_out = f", {n_kept - len(kept)} left out" if len(kept) < n_kept else ""
     table = plain_table(f"Strongest features (of {n_kept} kept{left_out})")
-    table.add_column("label", no_wrap=True, overflow="ellipsis")
+    table.add_column("label")
     table.add_column("feature", style="dim", no_wrap=True)
     table.add_column("at", no_wrap=True)
     table.add_column("activation", justify="right")
@@ -174,7 +174,8 @@ def _features(pruned: AttributionGraph, count: int, listed: Sequence[int], n_kep
 
 def name_cell(name: str, limit: int = 32) -> Text:
     """Return a feature's name for a table: given labels are bold, automatic ones and guesses are not."""
-    return Text(short(name, limit) if name else "", style="" if is_guess(name) else "bold")
+    shown = short(name, limit) if name else ""
+    return Text(shown, style="" if is_guess(name) else "bold", no_wrap=True, overflow="ellipsis")
 
 
 def _paths(pruned: AttributionGraph, count: int, min_features: int, listed: Sequence[int]) -> Table:
