@@ -29,6 +29,7 @@ from crosstrace.replacement_model import (
 )
 from crosstrace.replacement_model.interventions.edits import resolve
 from crosstrace.replacement_model.interventions.freeze import Errors
+from crosstrace.replacement_model.interventions.references import name_and_positions
 from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer.cards.naming import FeatureNames
 
@@ -245,10 +246,11 @@ def _found(intervention: Intervention, local: LocalReplacementModel, n_generated
     if len(places) == 1:
         return f"{said}{active[0][1]:.3g} {at}"
     named = names.of({(layer, feature) for (layer, _, feature), _ in active[:SHOWN]}) if len(features) > 1 else {}
+    asked = name_and_positions(where)[0] if isinstance(where, str) else getattr(where, "name", "")
     shown = []
     for (layer, position, feature), value in active[:SHOWN]:
         own = named.get((layer, feature), "")
-        alike = not own or (isinstance(where, Supernode) and own == where.name) or own == str(where).strip('"')
+        alike = not own or own == asked
         shown.append(f"L{layer}/{feature}@{position}{'' if alike else f' ({short(own, 32)})'} {value:.3g}")
     more = [f"and {len(active) - SHOWN} more"] if len(active) > SHOWN else []
     return f"{said}active {at}: {', '.join(shown + more)}"
