@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.notebook import note, table
 
@@ -176,6 +177,9 @@ def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:
             raise ValueError(
                 f"the graphs cannot be compared: {what} is {left!r} in the first and {right!r} in the second"
             )
+    for what, name in (("model", a.model_name), ("transcoders", a.transcoders_name)):
+        if same_weights(what, a.settings.get("fingerprints"), b.settings.get("fingerprints")) is False:
+            raise ValueError(f"the graphs cannot be compared: {what} {name!r} had other weights in the first")
 
 
 def aligned_positions(a: AttributionGraph, b: AttributionGraph) -> list[tuple[int, int]]:

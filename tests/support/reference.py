@@ -6,13 +6,27 @@ Letters: S sources, P positions, D d_model, H heads, K kv heads, L layers, N act
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, Gemma3ForCausalLM
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
+
+
+def _softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    """`softmax` in the dtype of its input: transformers goes through float32."""
+    return x.softmax(dim)
+
+
+def _norm(self: Gemma3RMSNorm, x: Tensor) -> Tensor:
+    """Gemma's norm in the dtype of its input, likewise."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
 
 
 class LinearModel:
@@ -45,7 +59,7 @@ class LinearModel:
                 )
             )
         keep(gemma.model.norm, "final", True)
-        with torch.no_grad():
+        with torch.no_grad(), patch.object(F, "softmax", _softmax), patch.object(Gemma3RMSNorm, "forward", _norm):
             gemma.model(inputs_embeds=embedded[None], use_cache=False)
 
         def scale(norm: torch.nn.Module, x: Tensor) -> Tensor:

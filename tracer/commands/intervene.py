@@ -137,7 +137,7 @@ def intervene(
         result = before_and_after(
             loaded,
             text,
-            by_name(interventions, loaded, groups, named, cards),
+            by_name(interventions, loaded, groups, note, named, cards),
             freeze=freeze,
             free_attention=free_attention,
             errors=errors,

@@ -62,8 +62,10 @@ def validate(
         # Edges hold for the weights as they were used.
         loaded = ModelChoice(model, transcoders, device, dtype or traced.settings.get("weights_dtype")).load()
         labelled = with_card_labels(traced, cards_of(traced, cards, note))
-        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes)
+        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes, note)
         delivery = write_each(output, lambda path: write_validation(validation, path), debug)
         if not quiet:
             show_validation(validation)
+        if validation.direct.problem:
+            delivery.failures.append(ValueError(validation.direct.problem))
         delivery.finish(quiet)

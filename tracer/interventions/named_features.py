@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from crosstrace.graphs import AttributionGraph, check_state
+from crosstrace.graphs import AttributionGraph, check_state, read_origin
 from crosstrace.graphs.cards.labels import GUESS_MARK, MARK
 from crosstrace.graphs.viewer_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
@@ -23,12 +23,14 @@ from crosstrace.replacement_model.interventions.references import (
     unknown_label,
 )
 from crosstrace.tracer.cards.lookup import find_cards
+from crosstrace.tracer.weights import Note, check_weights
 
 
 def by_name(
     interventions: Sequence[Intervention],
     model: ReplacementModel,
     groups: str | os.PathLike[str] | None = None,
+    note: Note | None = None,
     graph: AttributionGraph | None = None,
     cards: Path | None = None,
 ) -> list[Intervention]:
@@ -42,6 +44,7 @@ def by_name(
         interventions: As `parse_intervention` reads them.
         model: The replacement model.
         groups: A file that the page saved, or a graph's JSON with groups in it.
+        note: Called with one line if a graph is from before fingerprints could tell that these are its weights.
         graph: A graph, whose names may be used: its guesses, and what labels it had when it was traced.
         cards: Feature cards to use; None for those beside the transcoders.
 
@@ -57,11 +60,15 @@ def by_name(
         >>> by_name([Ablate('"states"')], model, "dallas.state.json")[0].where.members
         (FeatureAt(layer=0, feature=417, positions=5), FeatureAt(layer=3, feature=42, positions=7))
     """
+    if groups is not None:
+        origin = read_origin(groups)
+        what = f"the graph of {groups}"
+        check_weights(model, origin.fingerprints, what, (origin.model, origin.transcoders), note, exact=False)
     known = {} if groups is None else read_groups(groups, model.description.n_layers)
     labels = model.transcoders.labels
     given = set(labels.values())
     if graph is not None:
-        shown = names_in_graph(graph, model)
+        shown = names_in_graph(graph, model, note)
         known = {name: where for name, where in shown.items() if name not in given} | known
     unknown = {name for name, _ in _texts(interventions)} - known.keys() - given
     known |= automatic_labels(model, {name for name in unknown if name.startswith(MARK)}, cards)
@@ -111,12 +118,13 @@ def read_groups(path: str | os.PathLike[str], n_layers: int) -> dict[str, Supern
     return groups
 
 
-def names_in_graph(graph: AttributionGraph, model: ReplacementModel) -> dict[str, Supernode]:
+def names_in_graph(graph: AttributionGraph, model: ReplacementModel, note: Note | None = None) -> dict[str, Supernode]:
     """Find the features of a graph by the names that it shows: labels and guesses.
 
     Args:
         graph: A graph of the model.
         model: The replacement model.
+        note: Called with one line if the graph is from before fingerprints could tell that these are its weights.
 
     Returns:
         The features of each name, each at every position.
@@ -124,12 +132,10 @@ def names_in_graph(graph: AttributionGraph, model: ReplacementModel) -> dict[str
     Raises:
         ValueError: The graph is of another model or other transcoders.
     """
-    traced, used = graph.settings.get("fingerprints"), weight_fingerprints(model)
-    if graph.n_layers != model.description.n_layers or (traced and any(traced.get(k, v) != v for k, v in used.items())):
-        raise ValueError(
-            f"the graph was traced in {graph.model_name} with {graph.transcoders_name}, "
-            f"not in {model.name} with {model.transcoders.name}: its names are not theirs"
-        )
+    names = (graph.model_name, graph.transcoders_name)
+    check_weights(model, graph.settings.get("fingerprints"), "the graph", names, note, exact=False)
+    if graph.n_layers != model.description.n_layers:
+        raise ValueError(f"the graph has {graph.n_layers} layers; the model has {model.description.n_layers}")
     members: dict[str, dict[FeatureAt, None]] = {}
     for node in range(graph.layout.n_features):
         if name := graph.name_of(node):

@@ -160,7 +160,7 @@ def test_validate_says_when_the_model_is_another(tmp_path: Path) -> None:
     assert run("trace", PROMPT, *CHOSEN, "-o", graph, "-q").exit_code == 0
     other = load_case("skip_transcoder")
     line = error_line("validate", graph, "--model", str(other.model), "--transcoders", str(other.transcoders))
-    assert "other features are active" in line
+    assert "traced with other transcoders" in line
     assert "no such graph file" in error_line("validate", str(tmp_path / "none.safetensors"))
 
 

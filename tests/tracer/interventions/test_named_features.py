@@ -45,7 +45,8 @@ def saved(traced: tuple[ReplacementModel, AttributionGraph], tmp_path: Path) -> 
         ["a token", ids[token]],
     ]
     path = tmp_path / "state.json"
-    path.write_text(json.dumps({"qParams": {"pinnedIds": [ids[first]], "supernodes": groups}}))
+    metadata = {"fingerprints": graph.settings["fingerprints"]}
+    path.write_text(json.dumps({"metadata": metadata, "qParams": {"pinnedIds": [ids[first]], "supernodes": groups}}))
     return path
 
 
@@ -147,7 +148,7 @@ def test_names_in_a_graph_name_its_features(traced, case, tmp_path):
 
 def test_a_graph_of_another_model_gives_no_names(traced):
     graph = traced[1]
-    with pytest.raises(ValueError, match="not in crosstrace-demo with crosstrace-demo-clt: its names are not theirs"):
+    with pytest.raises(ValueError, match="the graph was traced with other transcoders"):
         by_name([Ablate("→ a")], ReplacementModel.demo("cpu"), graph=graph)
 
 
