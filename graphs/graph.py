@@ -216,9 +216,9 @@ class AttributionGraph:
             return label
         guesses = self.settings.get("guesses")
         if not isinstance(guesses, Mapping):
-            return ""
+            return label
         layer, feature = self.feature_key(node)
-        return str(guesses.get(f"L{layer}/{feature}") or "")
+        return str(guesses.get(f"L{layer}/{feature}") or label)
 
     def place_of(self, node: int) -> tuple[int, int]:
         """Return (layer, position) of any node: tokens have layer -1, output logits layer L.
@@ -260,7 +260,7 @@ class AttributionGraph:
             return f"error L{layer} @ {at}"
         name = f"L{layer}/{self.feature_of(node)[2]} @ {at}"
         label = self.name_of(node)
-        return f"{short(label, 60)} ({name})" if label else name
+        return f"{short(label, 60)} ({name})" if label.strip() else name
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole graph, lossless, as `.safetensors`.
