@@ -148,9 +148,8 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
         graph, node = (b, node_b) if node_a is None else (a, node_a)
         assert node is not None
         layer, position, feature = graph.feature_of(node)
-        item = ComparedFeature(
-            layer, feature, graph.feature_labels[node], graph.token_strings[position], side_a, side_b
-        )
+        name = (node_a is not None and a.name_of(node_a)) or (node_b is not None and b.name_of(node_b)) or ""
+        item = ComparedFeature(layer, feature, name, graph.token_strings[position], side_a, side_b)
         (shared if side_a and side_b else only_a if side_a else only_b).append(item)
     for items in (shared, only_a, only_b):
         items.sort(key=lambda item: -abs(item.change))
