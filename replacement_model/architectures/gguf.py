@@ -140,7 +140,7 @@ def _write_folder(path: Path, folder: Path) -> None:
     """Write config, weights and tokenizer; the header first, so that a wrong file costs no time."""
     import gguf
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+    class Reader(gguf.GGUFReader):
         """Keeps the file as a plain array: each of a memory map's million small slices costs five times as much."""
 
         @property
@@ -157,9 +157,10 @@ def _write_folder(path: Path, folder: Path) -> None:
     names = {tensor.name: _name_of(tensor.name, path) for tensor in reader.tensors}
     config = _config(reader, path)
     expected = _expected(config.num_hidden_layers, tied=config.tie_word_embeddings)
-    if missing := expected - set(names.values()):
+    present = {name for name in names.values() if name is not None}
+    if missing := expected - present:
         raise ValueError(f"{path}: {len(missing)} tensors are missing, the first is {_gguf_name(min(missing))}")
-    if extra := set(names.values()) - expected - {None}:
+    if extra := present - expected:
         raise ValueError(
             f"{path}: tensor {_gguf_name(min(extra))} is of a layer that the model does not have "
             f"(it has {config.num_hidden_layers})"
@@ -255,7 +256,9 @@ class _Settings:
     """The file's `gemma3.*` settings; each must be taken."""
 
     def __init__(self, reader: gguf.GGUFReader, path: Path) -> None:
-        architecture = reader.fields["general.architecture"].contents() if "general.architecture" in reader.fields else None
+        architecture = (
+            reader.fields["general.architecture"].contents() if "general.architecture" in reader.fields else None
+        )
         if architecture != "gemma3":
             raise ValueError(f"{path}: general.architecture is {architecture!r}; expected 'gemma3'")
         self._path = path
@@ -303,7 +306,9 @@ def _weights(tensor: gguf.ReaderTensor, dtype: torch.dtype, path: Path) -> Tenso
     try:
         values = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
     except NotImplementedError:
-        raise ValueError(f"{path}: tensor {tensor.name} is of the type {tensor.tensor_type.name}, which gguf cannot read") from None
+        raise ValueError(
+            f"{path}: tensor {tensor.name} is of the type {tensor.tensor_type.name}, which gguf cannot read"
+        ) from None
     if not torch.isfinite(values).all():
         raise ValueError(f"{path}: tensor {tensor.name} holds NaN or infinity")
     # A norm's weight is the small difference: taken before it is rounded.

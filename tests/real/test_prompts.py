@@ -23,7 +23,7 @@ PROMPTS = {
     "byte tokens": "The hieroglyph 𓀀𓂀 means",
     "emoji": "I am so happy 🙂👩🏽‍🚀🇫🇷",
     "newlines": "one\n\n\ntwo\r\n\tthree\n",
-    "brackets and quotes": 'x = ["]", \'<b>&amp;</b>\', `\\n`, ]',
+    "brackets and quotes": "x = [\"]\", '<b>&amp;</b>', `\\n`, ]",
     "right to left": "שלום עולם، مرحبا بالعالم",
     "spaces": "a  b      c ",
 }

@@ -67,7 +67,9 @@ class Recorded:
         handles = []
         for layer in gemma.model.layers:
             for norm, kept in ((layer.pre_feedforward_layernorm, inputs), (layer.post_feedforward_layernorm, outputs)):
-                handles.append(norm.register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out[0, 1:].float())))
+                handles.append(
+                    norm.register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out[0, 1:].float()))
+                )
         with torch.no_grad():
             gemma.model(torch.tensor([ids]), use_cache=False)
         for handle in handles:
