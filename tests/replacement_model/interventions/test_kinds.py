@@ -65,9 +65,7 @@ def test_positions_are_shown_as_they_are_written() -> None:
     assert str(FeatureAt(1, 3, slice(3, None))) == "L1/3@3:"
 
 
-@pytest.mark.parametrize(
-    "position", ["5", 5.0, True, (1.5,), object(), torch.tensor(5.0), np.array([0.5, 1.0])], ids=repr
-)
+@pytest.mark.parametrize("position", ["5", 5.0, True, (1.5,), ..., torch.tensor(5.0), np.array([0.5, 1.0])], ids=repr)
 def test_other_positions_are_refused(position: object) -> None:
     with pytest.raises(ValueError, match=r"^L1/3: .*is not a position; give a whole number, several, a slice, or None"):
         FeatureAt(1, 3, position)  # type: ignore[arg-type]
@@ -105,7 +103,7 @@ def test_values_of_members_of_any_make(values: object) -> None:
     assert Set("Texas", values).value == (2.0, 3.5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", ["2", None, True, object(), torch.zeros(2)], ids=repr)
+@pytest.mark.parametrize("value", ["2", None, True, ..., torch.zeros(2)], ids=repr)
 def test_other_values_are_refused(value: object) -> None:
     for make, name in (
         (lambda: Scale(FeatureAt(0, 1), value), "L0/1: factor"),
