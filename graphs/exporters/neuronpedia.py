@@ -111,6 +111,7 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
     influence = cumulative_influence(graph).tolist()
     activations = graph.activations[graph.selected_features].tolist()
     numbers = target_numbers(graph)
+    tokens, targets = graph.names(raw=True)
     nodes = []
     for node in graph.kept_nodes():
         layer, position = graph.place_of(node)
@@ -132,7 +133,7 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "layer": str(layer),
                     "feature_type": "mlp reconstruction error",
                     "jsNodeId": f"{layer}_-1-{position}",
-                    "clerp": f'Err: mlp "{graph.token_strings[position]}"',
+                    "clerp": f'Err: mlp "{_quotable(tokens[position])}"',
                 }
             case "token":
                 own = {
@@ -141,17 +142,19 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "layer": "E",
                     "feature_type": "embedding",
                     "jsNodeId": f"E_{int(graph.tokens[position])}-{position}",
-                    "clerp": f'Emb: "{graph.token_strings[position]}"',
+                    "clerp": f'Emb: "{_quotable(tokens[position])}"',
                 }
             case _:
                 i = layout.logit_of(node)
-                probability = float(graph.logit_probabilities[i])
+                shown = graph.probability_of(i)
+                # A contrast, a vector or a feature has no probability: its weight stands there.
+                probability = float(graph.logit_probabilities[i]) if shown is None else shown
                 own = {
                     "feature": numbers[i],
                     "layer": str(graph.n_layers + 1),
                     "feature_type": "logit",
                     "jsNodeId": f"L_{numbers[i]}-{position}",
-                    "clerp": f'Output "{_quotable(graph.logit_strings[i])}" (p={probability:.3f})',
+                    "clerp": f'Output "{_quotable(targets[i])}" (p={probability:.3f})',
                     "token_prob": probability,
                     "is_target_logit": i == 0,
                 }

@@ -48,7 +48,7 @@ def trace_identity(
         "transcoders": model.transcoders.name,
         "targets": [[target.string, target.token, target.target.layer, target.target.position] for target in wanted],
         "max_feature_nodes": cap,
-        "excluded_first": model.description.excluded_first,
+        "excluded_first": local.description.excluded_first,
         "dtype": str(model.transcoders.weights_dtype),
         "device": model.device.type,
         "active features": features,

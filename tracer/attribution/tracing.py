@@ -110,7 +110,7 @@ def trace(
         "logit_probability": logit_probability,
         "max_feature_nodes": cap,
         "position": position,
-        "excluded_first": model.description.excluded_first,
+        "excluded_first": local.description.excluded_first,
         "weights_dtype": model.weights_dtype,
         "device": model.device.type,
         "fingerprints": weight_fingerprints(model),
