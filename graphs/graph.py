@@ -236,8 +236,8 @@ class AttributionGraph:
     def names(self, limit: int = 24, raw: bool = False) -> tuple[list[str], list[str]]:
         """Return what to show for the P tokens and the k targets, so that no two different ones are shown alike.
 
-        With `raw`, that holds among the tokens and among the targets. For the arguments see `crosstrace.graphs.text.distinct`. Targets that are not a single token, such as contrasts,
-        are shown as they are named, cut to `limit`.
+        With `raw`, that holds among the tokens and among the targets. Targets that are not a single token, such as
+        contrasts, are shown as they are named, cut to `limit`. For the arguments see `crosstrace.graphs.text.distinct`.
 
         Example:
             >>> graph.names()

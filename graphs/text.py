@@ -46,9 +46,7 @@ def probability(share: float) -> str:
     return f"{share:.1e}" if 0 < share < 0.0005 else f"{share:.3f}"
 
 
-def distinct(
-    texts: Sequence[str], ids: Sequence[int] | None = None, limit: int = 24, raw: bool = False
-) -> list[str]:
+def distinct(texts: Sequence[str], ids: Sequence[int] | None = None, limit: int = 24, raw: bool = False) -> list[str]:
     """Return what to show for tokens that stand in one list, so that no two of them are shown alike.
 
     A token is shown as `short` shows it where that tells it from all others of the list. Where it does not, blanks and
@@ -72,7 +70,7 @@ def distinct(
     forms = (first, _with_blanks, _spelled)
     level = dict.fromkeys(tokens, 0)
     shown = {token: first(token[0]) if raw else _cleared(first(token[0]), token[0]) for token in level}
-    while alike := _alike(shown):
+    while alike := _alike(shown, blanks=raw):
         for token in alike:
             level[token] += 1
             text, number = token
@@ -83,18 +81,18 @@ def distinct(
     return [shown[token] for token in tokens]
 
 
-def _alike(shown: dict[tuple[str, int], str]) -> list[tuple[str, int]]:
-    """The tokens that are shown as another one is, or look the same."""
+def _alike(shown: dict[tuple[str, int], str], blanks: bool) -> list[tuple[str, int]]:
+    """The tokens that are shown as another one is, or look the same; `blanks` says that blanks can be seen."""
     groups = defaultdict(list)
     for token, form in shown.items():
-        groups[_look(form)].append(token)
+        groups[_look(form, blanks)].append(token)
     return [token for group in groups.values() if len(group) > 1 for token in group]
 
 
-def _look(text: str) -> str:
-    """What a reader sees of a text: composed characters, without what has no shape."""
+def _look(text: str, blanks: bool = False) -> str:
+    """What a reader sees of a text: composed characters, without what has no shape and, unless kept, without blanks."""
     plain = text if text.isascii() else unicodedata.normalize("NFC", "".join(c for c in text if not _is_hidden(c)))
-    return " ".join(plain.split())
+    return plain if blanks else " ".join(plain.split())
 
 
 def _is_hidden(character: str) -> bool:

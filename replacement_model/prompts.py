@@ -6,6 +6,7 @@ Letters: P positions.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NOTED = 3
 
 
-def check_text(prompt: str) -> None:
+def check_text(prompt: str, what: str = "prompt") -> None:
     """Refuse text that UTF-8 cannot encode, such as other bytes that a terminal passes on; tokenizers take none of it.
 
     Raises:
@@ -36,7 +37,7 @@ def check_text(prompt: str) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError as problem:
-        raise ValueError(f"the prompt is not valid text: character {problem.start} is not valid UTF-8") from None
+        raise ValueError(f"the {what} is not valid text: character {problem.start} is not valid UTF-8") from None
 
 
 def text_ids(text: str, tokenizer: Any) -> list[int]:
@@ -134,7 +135,7 @@ def _special_token_notes(tokens: Sequence[int], tokenizer: Any) -> list[str]:
     if again:
         notes.append(f"{names[bos]} stands at {_positions(again)} too; the model expects it once, at the beginning")
     doubled: dict[int, list[int]] = {}
-    for position, (before, token) in enumerate(zip(tokens, tokens[1:], strict=False), 1):
+    for position, (before, token) in enumerate(itertools.pairwise(tokens), 1):
         if token == before and token in names and token not in (bos, tokenizer.unk_token_id):
             doubled.setdefault(token, []).append(position)
     notes += [f"{names[token]} stands twice in a row, at {_positions(where)}" for token, where in doubled.items()]

@@ -8,6 +8,7 @@ name says.
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -80,7 +81,7 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
         generator_version = version("crosstrace")
     except PackageNotFoundError:
         generator_version = "unknown"
-    replacement, completeness = graph_scores(graph)
+    scores = graph_scores(graph)._asdict().items()
     settings = {name: value for name, value in graph.settings.items() if name != "pruning"}
     pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
     return {
@@ -102,7 +103,8 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
             "n_selected_features": len(graph.selected_features),
         },
         "pruning_settings": pruning,
-        "scores": {"replacement": replacement, "completeness": completeness},
+        # JSON has no NaN: a score of nothing is null.
+        "scores": {name: None if math.isnan(score) else score for name, score in scores},
     }
 
 

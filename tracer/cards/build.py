@@ -223,9 +223,7 @@ def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[Corpu
         yield batch
 
 
-def add_batch(
-    model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int]], window: Window
-) -> None:
+def add_batch(model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int]], window: Window) -> None:
     """Run some contexts and add what fires to a run.
 
     Args:

@@ -75,7 +75,8 @@ def test_token_by_id_and_by_text_are_the_same(model, local):
     by_id, by_text = resolve(model, local, [5, "w5"])
     assert by_id.token == by_text.token == 5
     assert by_id.string == "w5"
-    assert by_id.weight == pytest.approx(local.logits().softmax(-1)[5].item(), rel=1e-5)
+    assert by_id.weight == by_text.weight == 0.5
+    assert by_id.probability == pytest.approx(local.logits().softmax(-1)[5].item(), rel=1e-5)
     assert torch.equal(by_id.target.gradient_d, by_text.target.gradient_d)
 
 
