@@ -158,6 +158,7 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "jsNodeId": f"L_{numbers[i]}-{position}",
                     "clerp": f'Output "{_quotable(targets[i])}" (p={probability:.3f})',
                     "token_prob": probability,
+                    "target_weight": float(graph.logit_probabilities[i]),
                     "is_target_logit": i == 0,
                 }
         common = {"token_prob": 0.0, "is_target_logit": False, "activation": None, "run_idx": 0, "reverse_ctx_idx": 0}

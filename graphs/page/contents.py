@@ -36,11 +36,13 @@ class NodeColumns(TypedDict):
     feature: list[int]
     """-1 for what is not a feature."""
     label: list[str]
-    """Of tokens and targets, their text; of errors, ""."""
+    """Of tokens and targets, what to show for them; of errors, ""."""
     activation: list[float | None]
     """None for what is not a feature."""
     probability: list[float]
-    """0 for what is not a target."""
+    """Weight of a target in influence; 0 for what is not a target."""
+    chance: list[float]
+    """The model's probability of a target that is a token; 0 for what is not a target."""
 
 
 class Edges(TypedDict):
@@ -71,10 +73,10 @@ class WholeGraph(TypedDict):
 
 
 class Scores(TypedDict):
-    """Of the whole graph."""
+    """Of the whole graph; None where there is nothing to explain."""
 
-    replacement: float
-    completeness: float
+    replacement: float | None
+    completeness: float | None
 
 
 class PageData(TypedDict):
@@ -88,6 +90,8 @@ class PageData(TypedDict):
     model: str
     transcoders: str
     tokens: list[str]
+    names: list[str]
+    """What to show for each token where it stands alone: no two different ones are shown alike."""
     layers: int
     nodes: NodeColumns
     edges: Edges
@@ -126,6 +130,9 @@ class PageNode:
     label: str = ""
     activation: float | None = None
     probability: float = 0.0
+    """Weight in influence."""
+    chance: float | None = None
+    """The model's probability; None where it is the weight."""
     is_token: bool = True
     """False for a target that is not a token."""
 
@@ -138,6 +145,8 @@ class PageSource:
     model: str
     transcoders: str
     tokens: list[str]
+    names: list[str]
+    """What to show for each token."""
     n_layers: int
     nodes: Sequence[PageNode]
     """In node order: every source stands before its targets."""
@@ -172,6 +181,7 @@ def page_contents(source: PageSource) -> PageData:
         "model": source.model,
         "transcoders": source.transcoders,
         "tokens": source.tokens,
+        "names": source.names,
         "layers": source.n_layers,
         "nodes": {
             "id": [node.id for node in nodes],
@@ -182,6 +192,7 @@ def page_contents(source: PageSource) -> PageData:
             "label": [node.label for node in nodes],
             "activation": [node.activation for node in nodes],
             "probability": [node.probability for node in nodes],
+            "chance": [node.probability if node.chance is None else node.chance for node in nodes],
         },
         "edges": {
             "starts": _base64_of(source.edges.indptr, "<u4"),

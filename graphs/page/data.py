@@ -62,13 +62,14 @@ def page_data(
     features = sorted({graph.feature_key(int(node)) for node in np.flatnonzero(fits[graph.layout.features])})
     if supernodes is None:
         supernodes = suggest_supernodes(graph, cards)
-    replacement, completeness = graph_scores(unpruned(graph))
+    replacement, completeness = (None if math.isnan(score) else score for score in graph_scores(unpruned(graph)))
     return page_contents(
         PageSource(
             prompt=graph.prompt,
             model=graph.model_name,
             transcoders=graph.transcoders_name,
             tokens=graph.token_strings,
+            names=graph.names()[0],
             n_layers=graph.n_layers,
             nodes=[_node(graph, int(node), ids[node]) for node in nodes],
             edges=scipy.sparse.csr_array(edges[nodes][:, nodes]),
@@ -114,11 +115,12 @@ def _node(graph: AttributionGraph, node: int, name: str) -> PageNode:
         found.label = graph.feature_labels[i]
         found.activation = float(graph.activations[graph.selected_features[i]])
     elif kind == "token":
-        found.label = graph.token_strings[found.position]
+        found.label = graph.token_name(found.position)
     elif kind == "logit":
         i = layout.logit_of(node)
-        found.label, found.probability = graph.logit_strings[i], float(graph.logit_probabilities[i])
-        found.is_token = int(graph.logit_tokens[i]) >= 0
+        found.label, found.probability = graph.target_name(i, 80), float(graph.logit_probabilities[i])
+        found.chance = graph.probability_of(i)
+        found.is_token = found.chance is not None
     return found
 
 

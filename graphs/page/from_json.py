@@ -22,6 +22,7 @@ import scipy.sparse
 
 from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
+from crosstrace.graphs.text import distinct
 
 _KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e"}
 _OUTPUT = re.compile(r'^Output "(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)
@@ -75,9 +76,12 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
     nodes = [_node(i, node, tokens, limits) for i, node in enumerate(content["nodes"])]
     tokens += [""] * (max((node.position for node in nodes), default=-1) + 1 - len(tokens))
     n_layers = 1 + max((node.layer for node in nodes if node.kind in "fe"), default=-1)
+    names = distinct(tokens)
     for node in nodes:
         if node.kind == "l":
             node.layer = n_layers
+        elif node.kind == "t":
+            node.label = names[node.position] or node.label
     # Features by layer, then errors, tokens and targets: every source comes before its targets, as in `NodeLayout`.
     nodes.sort(key=lambda node: ("fetl".index(node.kind), node.layer, node.position))
     edges, notes = _edges(nodes, content["links"])
@@ -93,6 +97,7 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
             model=str(info.get("model") or metadata.get("scan") or ""),
             transcoders=str(info.get("transcoders") or ""),
             tokens=tokens,
+            names=names,
             n_layers=n_layers,
             nodes=nodes,
             edges=edges,
@@ -159,7 +164,10 @@ def _node(i: int, node: Any, tokens: list[str], limits: PageLimits) -> _JsonNode
         if words := _OUTPUT.match(found.label):
             found.label = words[1]
             probability = probability if probability is not None else _number(words[2])
-        found.probability = max(probability or 0.0, 0.0)
+        # Targets that were named by hand weigh the same, whatever their probability.
+        weight = _number(node.get("target_weight"))
+        found.chance = max(probability or 0.0, 0.0)
+        found.probability = found.chance if weight is None else max(weight, 0.0)
     return found
 
 

@@ -148,9 +148,8 @@ def _standard_input() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise ValueError(
-            f"standard input is not valid UTF-8: byte {problem.start + 1} is 0x{problem.object[problem.start]:02X}"
-        ) from None
+        byte = problem.object[problem.start]
+        raise ValueError(f"standard input is not valid UTF-8: byte {problem.start + 1} is 0x{byte:02X}") from None
 
 
 def note_prompt(model: ReplacementModel, text: str) -> None:

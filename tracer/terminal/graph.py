@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -12,7 +14,7 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
-from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.text import probability, short, visible
 
 _BAR = 24
 
@@ -62,14 +64,14 @@ def _targets(graph: AttributionGraph) -> Table:
     table.add_column("at")
     table.add_column("probability", justify="right")
     table.add_column("")
-    for i, string in enumerate(graph.logit_strings):
+    for i in range(len(graph.logit_strings)):
         position = int(graph.logit_positions[i])
-        at = f"{short(graph.token_strings[position])} ({position})"
-        if int(graph.logit_tokens[i]) < 0:
-            add_row(table, short(string, 48), at, "", "")
+        at = f"{graph.token_name(position)} ({position})"
+        share = graph.probability_of(i)
+        if share is None:
+            add_row(table, graph.target_name(i, 48), at, "", "")
             continue
-        probability = float(graph.logit_probabilities[i])
-        add_row(table, short(string, 48), at, f"{probability:.3f}", Text("█" * round(probability * _BAR), style="cyan"))
+        add_row(table, graph.target_name(i, 48), at, probability(share), Text("█" * round(share * _BAR), style="cyan"))
     return table
 
 
@@ -81,7 +83,9 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     kept = pruned.node_mask[pruned.layout.features].sum().item()
     active, rows = len(graph.active_features), len(graph.selected_features)
     lines = [
-        f"replacement score {replacement:.3f}, completeness score {completeness:.3f} of the whole graph",
+        "replacement and completeness score –: no features and no errors, so nothing is explained"
+        if math.isnan(replacement)
+        else f"replacement score {replacement:.3f}, completeness score {completeness:.3f} of the whole graph",
         f"completeness error {graph.completeness_error():.0e}",
         f"{active:,} active features, {rows:,} traced, {kept:,} kept by pruning",
         f"{pruned.node_mask.sum().item():,} of {graph.n:,} nodes, "
@@ -105,7 +109,7 @@ def _features(pruned: AttributionGraph, count: int) -> Table:
     table.add_column("at", no_wrap=True)
     table.add_column("activation", justify="right")
     table.add_column("influence", justify="right")
-    table.add_column(Text(f"→ {short(pruned.logit_strings[0], 12)}"), justify="right", no_wrap=True)
+    table.add_column(Text(f"→ {pruned.target_name(0, 12)}"), justify="right", no_wrap=True)
     for node in strongest.tolist():
         layer, position, feature = pruned.feature_of(node)
         activation = pruned.activations[pruned.selected_features[node]].item()
@@ -113,7 +117,7 @@ def _features(pruned: AttributionGraph, count: int) -> Table:
             table,
             short(pruned.feature_labels[node], 32) if pruned.feature_labels[node] else "",
             f"L{layer}/{feature}",
-            f"{short(pruned.token_strings[position])} ({position})",
+            f"{pruned.token_name(position)} ({position})",
             f"{activation:.2f}",
             f"{share[node]:.1%}",
             Text(f"{direct[node]:+.3f}", style="cyan" if direct[node] >= 0 else "red"),
@@ -122,7 +126,7 @@ def _features(pruned: AttributionGraph, count: int) -> Table:
 
 
 def _paths(pruned: AttributionGraph, count: int) -> Table:
-    table = plain_table(f"Strongest paths to {short(pruned.logit_strings[0], 32)}")
+    table = plain_table(f"Strongest paths to {pruned.target_name(0, 32)}")
     table.add_column("share", justify="right")
     table.add_column("path")
     for path in strongest_paths(pruned, n=count):
@@ -137,5 +141,5 @@ def _step(graph: AttributionGraph, node: int) -> str:
         return graph.describe(node).removeprefix("token ").removeprefix("logit ").removeprefix("target ")
     layer, position, feature = graph.feature_of(node)
     label = graph.feature_labels[node]
-    at = short(graph.token_strings[position])
+    at = graph.token_name(position)
     return f"{short(label, 32)} [L{layer}/{feature} {at}]" if label else f"L{layer}/{feature} [{at}]"
