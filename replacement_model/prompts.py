@@ -241,9 +241,12 @@ def variants(text: str, tokenizer: Any) -> dict[str, int]:
     if not word or _BYTE.fullmatch(word):
         return {}
     spellings = dict.fromkeys((word, word[:1].upper() + word[1:], word.lower(), word.upper()))
-    found = {}
+    found: dict[str, int] = {}
+    own = single_token(text, tokenizer)
     for spelling in (space + one for one in spellings for space in (" ", "")):
-        if spelling != text and (token := single_token(spelling, tokenizer)) is not None:
+        token = single_token(spelling, tokenizer)
+        # Some tokenizers read a word with and without a space as the same token; its own text names it.
+        if token is not None and token != own and token_strings([token], tokenizer) == [spelling]:
             found[spelling] = token
     return found
 
