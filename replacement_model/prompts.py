@@ -106,12 +106,12 @@ def _one_prompt(values: Any, what: str) -> Tensor:
     except (TypeError, ValueError, OverflowError):
         rows = len(values) if isinstance(values, Sequence) else 0
         if rows > 1 and all(isinstance(row, Sequence) and not isinstance(row, str) for row in values):
-            raise ValueError(f"a batch of {rows} prompts is not a prompt; give one at a time") from None
+            raise ValueError(f"a batch of {rows} prompts: {what} must be {wanted}, of one prompt") from None
         raise ValueError(f"{what} must be {wanted}, or a text; not {type(values).__name__}") from None
     if numbers.ndim == 2 and len(numbers) == 1:
         numbers = numbers[0]
     elif numbers.ndim == 2 and len(numbers) > 1:
-        raise ValueError(f"a batch of {len(numbers)} prompts is not a prompt; give one at a time")
+        raise ValueError(f"a batch of {len(numbers)} prompts: {what} must be {wanted}, of one prompt")
     if numbers.numel() and (numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool):
         raise ValueError(f"{what} must be {wanted}, not {numbers.dtype} of shape {tuple(numbers.shape)}")
     return numbers.flatten().to(torch.int64).cpu()
