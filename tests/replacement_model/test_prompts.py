@@ -114,8 +114,14 @@ def test_every_token_has_a_text_of_its_own(base):
         ([2, 2, 11, 2], ["<bos> stands at positions 1, 3 too; the model expects it once, at the beginning"]),
         ("<start_of_turn><start_of_turn>user\n", ["<start_of_turn> stands twice in a row, at position 2"]),
         ("Austin<eos>Austin", ["<eos> at position 2 is read as the special token (eos)"]),
-        ("<Start_of_turn>Austin", ["'<Start_of_turn>' in the prompt is read as text; the special token is <start_of_turn>"]),
-        ("<|start_of_turn|>", ["'<|start_of_turn|>' in the prompt is read as text; the special token is <start_of_turn>"]),
+        (
+            "<Start_of_turn>Austin",
+            ["'<Start_of_turn>' in the prompt is read as text; the special token is <start_of_turn>"],
+        ),
+        (
+            "<|start_of_turn|>",
+            ["'<|start_of_turn|>' in the prompt is read as text; the special token is <start_of_turn>"],
+        ),
         ("<b>Austin</b>", []),
         ("\ufeffAustin", ["the prompt begins with a byte order mark (U+FEFF), which is read as part of it"]),
     ],
@@ -143,7 +149,7 @@ def test_the_header_is_excluded_only_where_the_prompt_has_it(chat, base):
 
 def test_prompts_that_exclude_different_numbers_run_side_by_side(chat):
     question, plain = [*HEADER, id_of("Austin"), id_of(" Paris")], [2, *[id_of("Austin"), id_of(" Paris")] * 2]
-    together = intervene_batch(chat, [question, plain], [[], []])
+    together = intervene_batch(chat, [(question, []), (plain, [])])
     for prompt, outcome in zip((question, plain), together, strict=True):
         alone = chat.intervene(prompt, [])
         assert torch.allclose(outcome.logits_v, alone.logits_v, atol=1e-4)
