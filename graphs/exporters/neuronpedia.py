@@ -103,6 +103,10 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
             "n_selected_features": len(graph.selected_features),
         },
         "pruning_settings": pruning,
+        # Of targets named by hand: the same for all, whatever their `token_prob`.
+        "target_weights": dict(
+            zip(node_ids(graph)[graph.layout.logits.start :], graph.logit_probabilities.tolist(), strict=True)
+        ),
         # JSON has no NaN: a score of nothing is null.
         "scores": {name: None if math.isnan(score) else score for name, score in scores},
     }
@@ -158,7 +162,6 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "jsNodeId": f"L_{numbers[i]}-{position}",
                     "clerp": f'Output "{_quotable(targets[i])}" (p={probability:.3f})',
                     "token_prob": probability,
-                    "target_weight": float(graph.logit_probabilities[i]),
                     "is_target_logit": i == 0,
                 }
         common = {"token_prob": 0.0, "is_target_logit": False, "activation": None, "run_idx": 0, "reverse_ctx_idx": 0}

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.text import short
+
 FORMAT: Literal["crosstrace-page"] = "crosstrace-page"
 VERSION = 1
 
@@ -212,6 +214,11 @@ def page_contents(source: PageSource) -> PageData:
         "suggested": source.suggested,
         "qParams": dict(source.q_params),
     }
+
+
+def page_label(text: str, name: str) -> str:
+    """Return the label of a token or target: its text, or what tells it from another that the page would show alike."""
+    return text if short(text) == name else name
 
 
 def features_of(data: PageData) -> set[Key]:

@@ -23,7 +23,16 @@ from crosstrace.graphs.analysis.scores import graph_scores
 from crosstrace.graphs.analysis.supernodes import suggest_supernodes
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.page.contents import Card, Key, PageData, PageNode, PageSource, firing_places, page_contents
+from crosstrace.graphs.page.contents import (
+    Card,
+    Key,
+    PageData,
+    PageNode,
+    PageSource,
+    firing_places,
+    page_contents,
+    page_label,
+)
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.sparse_rows import Floats, Mask, rows_of
 from crosstrace.graphs.viewer_ids import node_ids
@@ -115,10 +124,11 @@ def _node(graph: AttributionGraph, node: int, name: str) -> PageNode:
         found.label = graph.feature_labels[i]
         found.activation = float(graph.activations[graph.selected_features[i]])
     elif kind == "token":
-        found.label = graph.token_name(found.position)
+        found.label = page_label(graph.token_strings[found.position], graph.token_name(found.position))
     elif kind == "logit":
         i = layout.logit_of(node)
-        found.label, found.probability = graph.target_name(i, 80), float(graph.logit_probabilities[i])
+        found.label = page_label(graph.logit_strings[i], graph.target_name(i))
+        found.probability = float(graph.logit_probabilities[i])
         found.chance = graph.probability_of(i)
         found.is_token = found.chance is not None
     return found

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents
+from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents, page_label
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.text import distinct
 
@@ -74,6 +74,11 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
         raise ValueError("not an attribution graph: 'prompt_tokens' in 'metadata' is not a list")
     tokens = [str(token) for token in given_tokens]
     nodes = [_node(i, node, tokens, limits) for i, node in enumerate(content["nodes"])]
+    # Targets that were named by hand weigh the same, whatever their probability.
+    weights = _object(metadata.get("target_weights"))
+    for node in nodes:
+        if node.kind == "l" and (weight := _number(weights.get(node.id))) is not None:
+            node.probability = max(weight, 0.0)
     tokens += [""] * (max((node.position for node in nodes), default=-1) + 1 - len(tokens))
     n_layers = 1 + max((node.layer for node in nodes if node.kind in "fe"), default=-1)
     names = distinct(tokens)
@@ -81,7 +86,7 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
         if node.kind == "l":
             node.layer = n_layers
         elif node.kind == "t":
-            node.label = names[node.position] or node.label
+            node.label = page_label(node.label, names[node.position])
     # Features by layer, then errors, tokens and targets: every source comes before its targets, as in `NodeLayout`.
     nodes.sort(key=lambda node: ("fetl".index(node.kind), node.layer, node.position))
     edges, notes = _edges(nodes, content["links"])
@@ -164,10 +169,7 @@ def _node(i: int, node: Any, tokens: list[str], limits: PageLimits) -> _JsonNode
         if words := _OUTPUT.match(found.label):
             found.label = words[1]
             probability = probability if probability is not None else _number(words[2])
-        # Targets that were named by hand weigh the same, whatever their probability.
-        weight = _number(node.get("target_weight"))
-        found.chance = max(probability or 0.0, 0.0)
-        found.probability = found.chance if weight is None else max(weight, 0.0)
+        found.chance = found.probability = max(probability or 0.0, 0.0)
     return found
 
 
