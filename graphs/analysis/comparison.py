@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.notebook import note, table
 
@@ -147,9 +148,8 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
         graph, node = (b, node_b) if node_a is None else (a, node_a)
         assert node is not None
         layer, position, feature = graph.feature_of(node)
-        item = ComparedFeature(
-            layer, feature, graph.feature_labels[node], graph.token_strings[position], side_a, side_b
-        )
+        name = (node_a is not None and a.name_of(node_a)) or (node_b is not None and b.name_of(node_b)) or ""
+        item = ComparedFeature(layer, feature, name, graph.token_strings[position], side_a, side_b)
         (shared if side_a and side_b else only_a if side_a else only_b).append(item)
     for items in (shared, only_a, only_b):
         items.sort(key=lambda item: -abs(item.change))
@@ -175,6 +175,9 @@ def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:
             raise ValueError(
                 f"the graphs cannot be compared: {what} is {left!r} in the first and {right!r} in the second"
             )
+    for what, name in (("model", a.model_name), ("transcoders", a.transcoders_name)):
+        if same_weights(what, a.settings.get("fingerprints"), b.settings.get("fingerprints")) is False:
+            raise ValueError(f"the graphs cannot be compared: {what} {name!r} had other weights in the first")
 
 
 def aligned_positions(a: AttributionGraph, b: AttributionGraph) -> list[tuple[int, int]]:

@@ -82,7 +82,7 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
     except PackageNotFoundError:
         generator_version = "unknown"
     scores = graph_scores(graph)._asdict().items()
-    settings = {name: value for name, value in graph.settings.items() if name != "pruning"}
+    settings = {name: value for name, value in graph.settings.items() if name not in ("pruning", "guesses")}
     pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
     return {
         "slug": slug,
@@ -130,7 +130,7 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "layer": str(layer),
                     "feature_type": "cross layer transcoder",
                     "jsNodeId": f"{layer}_{feature}-{position}",
-                    "clerp": graph.feature_labels[layout.feature_of(node)],
+                    "clerp": graph.name_of(node),
                     "activation": activations[layout.feature_of(node)],
                 }
             case "error":

@@ -91,6 +91,8 @@ class PageData(TypedDict):
     prompt: str
     model: str
     transcoders: str
+    fingerprints: dict[str, str]
+    """Of the weights of model and transcoders; a saved state keeps them."""
     tokens: list[str]
     names: list[str]
     """What to show for each token where it stands alone: no two different ones are shown alike."""
@@ -160,6 +162,8 @@ class PageSource:
     whole: WholeGraph
     start: Start
     fires: Mapping[Key, list[list[float]]]
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the weights; empty if unknown."""
     slug: str = ""
     """From the prompt if empty."""
     omitted: np.ndarray | None = None
@@ -182,6 +186,7 @@ def page_contents(source: PageSource) -> PageData:
         "prompt": source.prompt,
         "model": source.model,
         "transcoders": source.transcoders,
+        "fingerprints": dict(source.fingerprints),
         "tokens": source.tokens,
         "names": source.names,
         "layers": source.n_layers,

@@ -77,6 +77,7 @@ def page_data(
             prompt=graph.prompt,
             model=graph.model_name,
             transcoders=graph.transcoders_name,
+            fingerprints=graph.settings.get("fingerprints") or {},
             tokens=graph.token_strings,
             names=graph.names()[0],
             n_layers=graph.n_layers,
@@ -121,7 +122,7 @@ def _node(graph: AttributionGraph, node: int, name: str) -> PageNode:
     if kind == "feature":
         i = layout.feature_of(node)
         found.feature = graph.feature_of(node)[2]
-        found.label = graph.feature_labels[i]
+        found.label = graph.name_of(node)
         found.activation = float(graph.activations[graph.selected_features[i]])
     elif kind == "token":
         found.label = page_label(graph.token_strings[found.position], graph.token_name(found.position))

@@ -6,11 +6,8 @@ from typing import Any
 
 from crosstrace.replacement_model.architectures.description import ModelDescription, ModulePaths
 
-# Architecture named in config.json -> where its text model is, below the top module.
-ARCHITECTURES = {
-    "Gemma3ForCausalLM": "model",
-    "Gemma3ForConditionalGeneration": "model.language_model",
-}
+# Architectures named in config.json. Of the second the text model is loaded alone, as the first.
+ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 
 # First positions without features: `<bos>`, and where a prompt begins as the chat template does, all of its header.
 _EXCLUDED_FIRST = 1
@@ -50,7 +47,7 @@ def describe(config: Any, architecture: str, source: str, chat: bool) -> ModelDe
         max_positions=text.max_position_embeddings,
         rms_norm_eps=text.rms_norm_eps,
         modules=ModulePaths(
-            text_model=ARCHITECTURES[architecture],
+            text_model="model",
             unembedding="lm_head",
             embedding="embed_tokens",
             layers="layers",

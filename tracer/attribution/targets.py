@@ -89,8 +89,8 @@ class ResolvedTarget:
         target: The row to compute.
         token: The token's id; -1 if the target is not a single token.
         string: The target in words.
-        weight: Its weight in influence: the probability of a token that was not named; targets named by hand weigh the
-            same and add up to 1.
+        weight: Its weight in influence: the probability of a token that was not named; 1 for every target named by
+            hand.
         probability: The model's probability of the token; 0 if the target is not a single token.
     """
 
@@ -202,7 +202,7 @@ def resolve_targets(
     if not specs:
         raise ValueError("targets is empty; give at least one, or None for the most probable tokens")
     probabilities: dict[int, Tensor] = {}
-    weight = 1 / len(specs)  # of targets named by hand, whatever their probability
+    weight = 1.0  # of targets named by hand, whatever their probability
     resolved = []
     for spec in specs:
         if isinstance(spec, str):

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from crosstrace.tracer.commands.delivery import write_each
-from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice
-from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Quiet, TranscodersOption
+from crosstrace.tracer.commands.options import CardsOption, Debug, Device, Dtype, Model, Quiet, TranscodersOption
 
 
 def validate(
@@ -36,6 +36,7 @@ def validate(
             metavar="FILE", help="Total effects: also ablate each group that the graph's page saved, as a whole."
         ),
     ] = None,
+    cards: CardsOption = None,
     quiet: Quiet = False,
     debug: Debug = False,
     model: Model = None,
@@ -60,9 +61,11 @@ def validate(
         supernodes = [] if groups is None else read_state(groups, traced).supernodes
         # Edges hold for the weights as they were used.
         loaded = ModelChoice(model, transcoders, device, dtype or traced.settings.get("weights_dtype")).load()
-        labelled = with_card_labels(traced, cards_of(traced))
-        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes)
+        labelled = with_card_labels(traced, cards_of(traced, cards, note))
+        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes, note)
         delivery = write_each(output, lambda path: write_validation(validation, path), debug)
         if not quiet:
             show_validation(validation)
+        if validation.direct.problem:
+            delivery.failures.append(ValueError(validation.direct.problem))
         delivery.finish(quiet)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from rich import box
@@ -14,12 +16,54 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
+from crosstrace.graphs.cards.feature_cards import FeatureCards
+from crosstrace.graphs.cards.labels import GUESS_MARK, is_guess
 from crosstrace.graphs.text import probability, short, visible
 
 _BAR = 24
 
 
-def show_graph(graph: AttributionGraph, console: Console | None = None, features: int = 12, paths: int = 5) -> None:
+@dataclass(frozen=True)
+class LeftOut:
+    """What the lists of a graph leave out as trivial.
+
+    Attributes:
+        path_features: Paths with fewer features than this.
+        last_position: Features at the last position of the prompt.
+        max_firing_rate: Features that fire on more than this share of tokens, where cards know it; None for none.
+    """
+
+    path_features: int = 0
+    last_position: bool = False
+    max_firing_rate: float | None = None
+
+    @property
+    def any_features(self) -> bool:
+        """Whether some features are left out."""
+        return self.last_position or self.max_firing_rate is not None
+
+    def listed(self, graph: AttributionGraph, nodes: Sequence[int], cards: FeatureCards | None) -> list[int]:
+        """Return those of some feature nodes that are not left out."""
+        last = len(graph.tokens) - 1
+        if self.last_position:
+            nodes = [node for node in nodes if graph.place_of(node)[1] < last]
+        if self.max_firing_rate is not None and cards is not None:
+            keys = {key: cards.firing_rate(key) for key in map(graph.feature_key, nodes) if key in cards}
+            nodes = [node for node in nodes if keys.get(graph.feature_key(node), 0.0) <= self.max_firing_rate]
+        return list(nodes)
+
+
+_NOTHING_LEFT_OUT = LeftOut()
+
+
+def show_graph(
+    graph: AttributionGraph,
+    console: Console | None = None,
+    features: int = 12,
+    paths: int = 5,
+    left_out: LeftOut = _NOTHING_LEFT_OUT,
+    cards: FeatureCards | None = None,
+) -> None:
     """Print a graph's prompt, targets and scores, its strongest features and paths.
 
     Args:
@@ -27,13 +71,19 @@ def show_graph(graph: AttributionGraph, console: Console | None = None, features
         console: Where to print; None for standard output.
         features: How many features to list.
         paths: How many paths to list.
+        left_out: What the two lists leave out. A path is listed if at least one of its features is.
+        cards: Feature cards, which know how often features fire.
     """
     pruned = graph if graph.node_mask is not None else prune(graph)
     parts: list[RenderableType] = [_heading(graph), _targets(graph), _scores(graph, pruned)]
-    if features and pruned.node_mask is not None and pruned.node_mask[pruned.layout.features].any():
-        parts.append(_features(pruned, features))
+    assert pruned.node_mask is not None
+    kept = pruned.node_mask[pruned.layout.features].nonzero().flatten().tolist()
+    listed = left_out.listed(pruned, kept, cards)
+    if features and kept:
+        parts.append(_features(pruned, features, listed, len(kept)))
     if paths:
-        parts.append(_paths(pruned, paths))
+        min_features = max(left_out.path_features, int(left_out.any_features))
+        parts.append(_paths(pruned, paths, min_features, listed))
     (console or Console()).print(Group(*parts))
 
 
@@ -94,17 +144,17 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     return Text("\n".join(lines) + "\n")
 
 
-def _features(pruned: AttributionGraph, count: int) -> Table:
+def _features(pruned: AttributionGraph, count: int, listed: Sequence[int], n_kept: int) -> Table:
     """Among the features that pruning kept, those with the most influence on the targets."""
     influence = spread(pruned.edges, row_scale(pruned.edges), target_weights(pruned))
     share = influence / influence.sum() if influence.any() else influence
-    assert pruned.node_mask is not None
-    kept = np.flatnonzero(pruned.node_mask[pruned.layout.features].numpy())
+    kept = np.array(listed, dtype=np.int64)
     strongest = kept[np.argsort(-share[kept], kind="stable")][:count]
     first_target = pruned.layout.logits.start
     direct = pruned.edges[[first_target]].toarray()[0]
-    table = plain_table(f"Strongest features (of {len(kept)} kept)")
-    table.add_column("label", style="bold")
+    left_out = f", {n_kept - len(kept)} left out" if len(kept) < n_kept else ""
+    table = plain_table(f"Strongest features (of {n_kept} kept{left_out})")
+    table.add_column("label")
     table.add_column("feature", style="dim", no_wrap=True)
     table.add_column("at", no_wrap=True)
     table.add_column("activation", justify="right")
@@ -115,7 +165,7 @@ def _features(pruned: AttributionGraph, count: int) -> Table:
         activation = pruned.activations[pruned.selected_features[node]].item()
         add_row(
             table,
-            short(pruned.feature_labels[node], 32) if pruned.feature_labels[node] else "",
+            name_cell(pruned.name_of(node)),
             f"L{layer}/{feature}",
             f"{pruned.token_name(position)} ({position})",
             f"{activation:.2f}",
@@ -125,11 +175,18 @@ def _features(pruned: AttributionGraph, count: int) -> Table:
     return table
 
 
-def _paths(pruned: AttributionGraph, count: int) -> Table:
-    table = plain_table(f"Strongest paths to {pruned.target_name(0, 32)}")
+def name_cell(name: str, limit: int = 32) -> Text:
+    """Return a feature's name for a table: given labels are bold, automatic ones and guesses are not."""
+    shown = short(name, limit) if name else ""
+    return Text(shown, style="" if is_guess(name) else "bold", no_wrap=True, overflow="ellipsis")
+
+
+def _paths(pruned: AttributionGraph, count: int, min_features: int, listed: Sequence[int]) -> Table:
+    said = "" if not min_features else f", with {min_features} feature{'s' if min_features > 1 else ''} or more"
+    table = plain_table(f"Strongest paths to {pruned.target_name(0, 32)}{said}")
     table.add_column("share", justify="right")
     table.add_column("path")
-    for path in strongest_paths(pruned, n=count):
+    for path in strongest_paths(pruned, n=count, min_features=min_features, counted=listed):
         # The path's steps are weighed by share, its sign says whether it raises or lowers the target.
         steps = Text(" → ").join(Text(_step(pruned, node)) for node in path.nodes)
         add_row(table, Text(f"{path.strength:.2%}" if path.sign > 0 else f"−{path.strength:.2%}"), steps)
@@ -140,6 +197,8 @@ def _step(graph: AttributionGraph, node: int) -> str:
     if graph.layout.kind(node) != "feature":
         return graph.describe(node).removeprefix("token ").removeprefix("logit ").removeprefix("target ")
     layer, position, feature = graph.feature_of(node)
-    label = graph.feature_labels[node]
+    name = graph.name_of(node)
     at = graph.token_name(position)
-    return f"{short(label, 32)} [L{layer}/{feature} {at}]" if label else f"L{layer}/{feature} [{at}]"
+    if name.startswith(GUESS_MARK):  # an arrow of its own, which is not the path's
+        return f"L{layer}/{feature} ({short(name, 32)}) [{at}]"
+    return f"{short(name, 32)} [L{layer}/{feature} {at}]" if name else f"L{layer}/{feature} [{at}]"

@@ -97,7 +97,7 @@ def test_token_by_id_and_by_text_are_the_same(model, local):
     by_id, by_text = resolve(model, local, [5, "w5"])
     assert by_id.token == by_text.token == 5
     assert by_id.string == "w5"
-    assert by_id.weight == by_text.weight == 0.5
+    assert by_id.weight == by_text.weight == 1
     assert by_id.probability == pytest.approx(local.logits().softmax(-1)[5].item(), rel=1e-5)
     assert torch.equal(by_id.target.gradient_d, by_text.target.gradient_d)
 
@@ -166,7 +166,7 @@ def test_targets_by_text_byte_and_id(small):
     names = ["\n", "<0x0A>", " Austin", "Austin", "<0xE2>", "\\n"]
     assert [target.token for target in found] == [id_of(name) for name in names]
     assert [target.string for target in found] == names
-    assert {target.weight for target in found} == {1 / 6}
+    assert {target.weight for target in found} == {1.0}
     assert [t.probability for t in found] == pytest.approx(
         small.local("Austin").logits().softmax(-1)[[id_of(name) for name in names]].tolist(), rel=1e-5
     )
@@ -203,12 +203,12 @@ def test_a_much_likelier_spelling_is_noted(small, monkeypatch):
 
 def test_targets_by_hand_weigh_the_same_and_keep_their_probability(model, local):
     graph = trace(model, local.tokens_p, targets=[5, 9, Contrast(5, 9)])
-    assert graph.logit_probabilities.tolist() == pytest.approx([1 / 3] * 3)
+    assert graph.logit_probabilities.tolist() == [1.0] * 3
     shares = local.logits().softmax(-1)
     assert [graph.probability_of(i) for i in range(3)] == [pytest.approx(shares[5]), pytest.approx(shares[9]), None]
     content = [node for node in graph_as_json(graph)["nodes"] if node["feature_type"] == "logit"]
     assert [node["token_prob"] for node in content[:2]] == pytest.approx(shares[[5, 9]].tolist(), rel=1e-5)
-    assert list(graph_as_json(graph)["metadata"]["target_weights"].values()) == pytest.approx([1 / 3] * 3)
+    assert list(graph_as_json(graph)["metadata"]["target_weights"].values()) == [1.0] * 3
 
 
 def test_what_is_probably_not_meant_is_a_warning_or_a_note(small):

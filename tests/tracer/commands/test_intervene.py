@@ -57,6 +57,9 @@ def test_before_and_after_are_the_two_passes(tmp_path: Path) -> None:
     interventions += [parse_intervention("add", "L1/9@-1=0.5"), parse_intervention("ablate", "L3/1@2:4")]
     after = model.intervene(local, interventions).logits_v.softmax(-1)
     before = local.logits().softmax(-1)
+    outcome = model.intervene(local, interventions)
+    assert (report["became_active"], report["became_inactive"]) == (outcome.became_active, outcome.became_inactive)
+    assert outcome.became_active + outcome.became_inactive > 0
     assert [row["token"] for row in report["before"]] == before.topk(5).indices.tolist()
     assert [row["token"] for row in report["after"]] == after.topk(5).indices.tolist()
     torch.testing.assert_close(
@@ -160,7 +163,7 @@ def test_validate_says_when_the_model_is_another(tmp_path: Path) -> None:
     assert run("trace", PROMPT, *CHOSEN, "-o", graph, "-q").exit_code == 0
     other = load_case("skip_transcoder")
     line = error_line("validate", graph, "--model", str(other.model), "--transcoders", str(other.transcoders))
-    assert "other features are active" in line
+    assert "traced with other transcoders" in line
     assert "no such graph file" in error_line("validate", str(tmp_path / "none.safetensors"))
 
 
