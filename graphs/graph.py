@@ -20,7 +20,7 @@ from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
-from crosstrace.graphs.text import short
+from crosstrace.graphs.text import distinct, probability, short
 
 _LENGTHS = {"N": "active_features", "K": "selected_features", "P": "tokens", "k": "logit_tokens"}
 
@@ -70,7 +70,8 @@ class AttributionGraph:
     logit_strings: list[str] = field(metadata=_strings("k"))
     """k strings: the text of each target's token, or the name of the target."""
     logit_probabilities: torch.Tensor = field(metadata=_tensor(torch.float32, "k"))
-    """(k,) float32: weight of each target in influence; for output logits their probability."""
+    """(k,) float32: weight of each target in influence; for the most probable tokens their probability. Targets that were
+    named by hand weigh the same, whatever their probability."""
     logit_positions: torch.Tensor = field(metadata=_tensor(torch.int64, "k"))
     """(k,) int64: position at which each target is read."""
     logit_layers: torch.Tensor = field(metadata=_tensor(torch.int64, "k"))
@@ -104,8 +105,12 @@ class AttributionGraph:
     """(n, n) bool: edges kept by pruning."""
     influence: torch.Tensor | None = field(default=None, metadata=_tensor(torch.float64, "n"))
     """(n,) float64: cumulative share of influence at which each node enters (small = important)."""
+    target_probabilities: torch.Tensor | None = field(default=None, metadata=_tensor(torch.float32, "k"))
+    """(k,) float32: the model's probability of each target that is an output token, 0 for other targets. None where
+    `logit_probabilities` are the probabilities, as in graphs of earlier versions."""
 
     def __post_init__(self) -> None:
+        self._names: dict[tuple[int, bool], tuple[list[str], list[str]]] = {}
         size = {letter: len(getattr(self, name)) for letter, name in _LENGTHS.items()} | {"n": self.layout.n}
         self.feature_labels = list(self.feature_labels) or [""] * size["K"]
         for part in _fields("tensor", "strings", "sparse"):
@@ -238,6 +243,53 @@ class AttributionGraph:
                 i = layout.logit_of(node)
                 return int(self.logit_layers[i]), int(self.logit_positions[i])
 
+    def probability_of(self, target: int) -> float | None:
+        """Return the model's probability of a target's token; None for a target that is not a single token.
+
+        Args:
+            target: Its place among the targets.
+        """
+        if int(self.logit_tokens[target]) < 0:
+            return None
+        known = self.logit_probabilities if self.target_probabilities is None else self.target_probabilities
+        return float(known[target])
+
+    def names(self, limit: int = 24, raw: bool = False) -> tuple[list[str], list[str]]:
+        """Return what to show for the P tokens and the k targets, so that no two different ones are shown alike.
+
+        With `raw`, that holds among the tokens and among the targets. Targets that are not a single token, such as
+        contrasts, are shown as they are named, cut to `limit`. For the arguments see `crosstrace.graphs.text.distinct`.
+
+        Example:
+            >>> graph.names()
+            (['<bos>', 'Austin', 'is'], ['␣Austin'])
+        """
+        key = (limit, raw)
+        if key not in self._names:
+            is_token = [int(token) >= 0 for token in self.logit_tokens]
+            found = [i for i, one in enumerate(is_token) if one]
+            texts = [*self.token_strings, *(self.logit_strings[i] for i in found)]
+            P = len(self.tokens)
+            ids = [*self.tokens.tolist(), *(int(self.logit_tokens[i]) for i in found)]
+            ids = _telling(texts[:P], ids[:P]) + _telling(texts[P:], ids[P:])
+            if raw:  # what stands there says whether it is a token of the prompt or a target
+                shown = distinct(texts[:P], ids[:P], raw=True) + distinct(texts[P:], ids[P:], raw=True)
+            else:
+                shown = distinct(texts, ids, limit)
+            targets = [string if raw else short(string, limit) for string in self.logit_strings]
+            for i, name in zip(found, shown[P:], strict=True):
+                targets[i] = name
+            self._names[key] = shown[:P], targets
+        return self._names[key]
+
+    def token_name(self, position: int, limit: int = 24) -> str:
+        """Return what to show for the token at a position; see `names`."""
+        return self.names(limit)[0][position]
+
+    def target_name(self, target: int, limit: int = 24) -> str:
+        """Return what to show for a target, given its place among them; see `names`."""
+        return self.names(limit)[1][target]
+
     def describe(self, node: int) -> str:
         """Describe a node in one line: 'Texas (L3/417 @ Dallas)', 'error L3 @ Dallas', 'token Dallas', 'logit Austin (p=0.85)'.
 
@@ -249,11 +301,11 @@ class AttributionGraph:
         if kind == "logit":
             i = layout.logit_of(node)
             if int(self.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is not a probability
-                return f"target {short(self.logit_strings[i], 60)}"
+                return f"target {self.target_name(i, 60)}"
             what = "logit" if int(self.logit_layers[i]) == self.n_layers else "target"
-            return f"{what} {short(self.logit_strings[i])} (p={float(self.logit_probabilities[i]):.3f})"
+            return f"{what} {self.target_name(i)} (p={probability(self.probability_of(i) or 0.0)})"
         layer, position = self.place_of(node)
-        at = short(self.token_strings[position])
+        at = self.token_name(position)
         if kind == "token":
             return f"token {at}"
         if kind == "error":
@@ -310,6 +362,14 @@ class AttributionGraph:
     def _repr_html_(self) -> str:
         """The interactive page in a frame, for notebooks."""
         return as_html(self)
+
+
+def _telling(texts: list[str], ids: list[int]) -> list[int]:
+    """The ids of the tokens whose text several tokens of the list have, -1 for all others, which their text tells apart."""
+    of_text: dict[str, set[int]] = {}
+    for text, number in zip(texts, ids, strict=True):
+        of_text.setdefault(text, set()).add(number)
+    return [number if len(of_text[text]) > 1 else -1 for text, number in zip(texts, ids, strict=True)]
 
 
 def _fields(*kinds: str) -> list[dataclasses.Field[Any]]:

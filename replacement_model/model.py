@@ -107,7 +107,7 @@ class ReplacementModel:
             dtype: The dtype of all weights except biases and thresholds, which are float32; None: as stored. Arithmetic
                 is float32 whatever the weights are.
             excluded_first: How many first positions carry no features; None: as the architecture says (Gemma 3: `<bos>`
-                alone, or the header of the first turn if the tokenizer has a chat template).
+                alone; in a prompt that begins as the tokenizer's chat template does, the header of the first turn).
             memory_budget: Bytes, or text such as `"8GB"`, for transcoder weights and rows in addition to the model's own
                 weights; see `crosstrace.replacement_model.dictionaries.transcoders`. None: 80 % of what is free on the
                 device.
@@ -172,7 +172,7 @@ class ReplacementModel:
         return self.sites.description
 
     def excluding(self, first: int) -> ReplacementModel:
-        """Return the same model with another number of excluded first positions; weights are shared.
+        """Return the same model with another number of excluded first positions in every prompt; weights are shared.
 
         Raises:
             ValueError: The number is negative.
@@ -195,11 +195,12 @@ class ReplacementModel:
         """Return the token ids (P,) int64 of a prompt.
 
         Args:
-            prompt: A text, which gets `<bos>` unless it starts with it, or token ids, which are taken as they are.
+            prompt: A text, which gets `<bos>` unless it starts with it, or token ids, which are taken as they are: a list,
+                a tensor (P,) or (1, P), a NumPy array, or what `tokenizer.apply_chat_template` returns.
 
         Raises:
-            ValueError: The prompt is empty or longer than the model's context, ids are out of range or not integers, or
-                a text is given to a model without a tokenizer.
+            ValueError: The prompt is empty, longer than the model's context, padded, or a batch of several; ids are out of
+                range or not integers; or a text is given to a model without a tokenizer.
 
         Example:
             >>> ReplacementModel.demo().tokenize("Dallas is").shape
@@ -207,6 +208,24 @@ class ReplacementModel:
         """
         size = self.description
         return prompts.prompt_ids(prompt, self.tokenizer, self.name, size.vocab_size, size.max_positions)
+
+    def prompt_notes(self, prompt: Prompt) -> list[str]:
+        """Return what a prompt holds that is probably not meant, one line each.
+
+        That is `<bos>` in a place other than the first, special tokens twice in a row, tokens that end or pad a text in
+        the middle of it, text that is spelled nearly like a special token, and escapes such as a backslash with n.
+
+        Args:
+            prompt: A text or token ids.
+
+        Raises:
+            ValueError: The prompt cannot be used; see `tokenize`.
+
+        Example:
+            >>> ReplacementModel.demo().prompt_notes("<bos><bos>Dallas is")
+            ['<bos> stands at position 1 too; the model expects it once, at the beginning']
+        """
+        return prompts.prompt_notes(prompt, self.tokenize(prompt).tolist(), self.tokenizer)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the parts of a text that the tokenizer has no token for, each once.
@@ -223,10 +242,14 @@ class ReplacementModel:
         return prompts.close_tokens(text, self.tokenizer, n)
 
     def token_strings(self, tokens_p: Tensor) -> list[str]:
-        """Return each token as text, on its own; `<id>` for a model without a tokenizer."""
+        """Return each token as text, on its own.
+
+        Byte tokens are written `<0x0A>`, so that each has a text of its own; the tokens of a model without a tokenizer are
+        written `<id>`.
+        """
         if self.tokenizer is None:
             return [f"<{token}>" for token in tokens_p.tolist()]
-        return [self.tokenizer.decode([token]) for token in tokens_p.tolist()]
+        return prompts.token_strings(tokens_p.tolist(), self.tokenizer)
 
     def local(self, prompt: Prompt) -> LocalReplacementModel:
         """Run a prompt through the original model and freeze its local replacement model.
@@ -259,7 +282,8 @@ class ReplacementModel:
         Returns:
             The record, and the smallest share of a layer's MLP output that errors are, by their norms.
         """
-        first, n_positions = self.description.excluded_first, len(tokens_p)
+        description, n_positions = self.description.for_prompt(tokens_p.tolist()), len(tokens_p)
+        first = description.excluded_first
         features, exact, errors, norms = [], [], [], []
 
         def read(layer: int, input_pd: Tensor, output_pd: Tensor) -> None:
@@ -290,7 +314,7 @@ class ReplacementModel:
         constants_lpd[:, :first] += errors_lpd[:, :first]  # no features there: what is left is the MLP's own output
         errors_lpd[:, :first] = 0
         record = PassRecord(
-            description=self.description,
+            description=description,
             tokens_p=tokens_p,
             layers=capture.layers,
             activations=activations,
@@ -335,7 +359,8 @@ class ReplacementModel:
                 f"this local replacement model was not made by this replacement model ({self.name} with "
                 f"{self.transcoders.name}); make it with local() of the model that runs it, or give the prompt"
             )
-        ours, theirs = self.description.excluded_first, local.description.excluded_first
+        ours = self.description.excluded_first_of(local.tokens_p.tolist())
+        theirs = local.description.excluded_first
         if ours != theirs:
             raise ValueError(
                 f"this local replacement model excludes the first {theirs} positions and the model that runs it {ours}; "
@@ -372,7 +397,7 @@ class ReplacementModel:
         if errors_lpd is not None and errors_lpd.shape != shape:
             raise ValueError(f"errors_lpd has shape {tuple(errors_lpd.shape)}; expected {shape}")
         written_lpd = torch.zeros(shape, device=self.device) if errors_lpd is None else errors_lpd.float().clone()
-        first = self.description.excluded_first
+        first = self.description.excluded_first_of(tokens_p.tolist())
         features: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def swap(layer: int, input_pd: Tensor, output_pd: Tensor) -> Tensor:

@@ -157,9 +157,7 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
 
 
 def _targets(graph: AttributionGraph) -> list[tuple[str, float | None]]:
-    weights = zip(graph.logit_tokens.tolist(), graph.logit_probabilities.tolist(), strict=True)
-    probabilities = [weight if token >= 0 else None for token, weight in weights]
-    return list(zip(graph.logit_strings, probabilities, strict=True))
+    return [(string, graph.probability_of(i)) for i, string in enumerate(graph.logit_strings)]
 
 
 def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:

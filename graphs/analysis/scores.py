@@ -6,6 +6,7 @@ Deviation: what a cap on the number of features leaves out (`omitted_magnitude`)
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
@@ -15,7 +16,10 @@ from crosstrace.graphs.sparse_rows import keep, row_sums
 
 
 class GraphScores(NamedTuple):
-    """How much of the model a graph explains: both between 0 and 1; 1 means that nothing runs through errors."""
+    """How much of the model a graph explains: both between 0 and 1; 1 means that nothing runs through errors.
+
+    Both are NaN where there is nothing to explain.
+    """
 
     replacement: float
     """Share of the influence on the targets that ends in tokens rather than in errors."""
@@ -28,10 +32,14 @@ class GraphScores(NamedTuple):
             "",
             ("score", "value", ""),
             [
-                ("replacement", self.replacement, "of the influence ends in tokens rather than in errors"),
-                ("completeness", self.completeness, "of the incoming weight does not come from errors"),
+                ("replacement", _shown(self.replacement), "of the influence ends in tokens rather than in errors"),
+                ("completeness", _shown(self.completeness), "of the incoming weight does not come from errors"),
             ],
         )
+
+
+def _shown(score: float) -> float | str:
+    return "–" if math.isnan(score) else score
 
 
 def graph_scores(graph: AttributionGraph) -> GraphScores:
@@ -45,7 +53,8 @@ def graph_scores(graph: AttributionGraph) -> GraphScores:
     normalised again, as other tools do; compare pruned graphs only at equal thresholds. `omitted_magnitude` is not
     pruned: it stays whole in every row.
 
-    In a graph without any influence there is nothing to explain: both scores are 0.
+    Where no edge comes from a feature or an error, the graph explains nothing: both scores are NaN. So they are of a
+    prompt whose positions are all excluded, and of a graph without any influence.
 
     Example:
         >>> replacement, completeness = graph_scores(graph)
@@ -58,11 +67,13 @@ def graph_scores(graph: AttributionGraph) -> GraphScores:
     influence = spread(edges, scale, weights)
     arriving = influence + weights
 
+    if not ((edges.indices < layout.errors.stop).any() or omitted.any()):
+        return GraphScores(math.nan, math.nan)
     errors = (edges.indices >= layout.errors.start) & (edges.indices < layout.errors.stop)
     error_share = (row_sums(keep(edges, errors), absolute=True) + omitted) * scale
     into_errors = float(arriving @ error_share)
     into_tokens = float(influence[layout.tokens].sum())
     ended, total = into_errors + into_tokens, float(arriving.sum())
     if ended == 0 or total == 0:
-        return GraphScores(0.0, 0.0)
+        return GraphScores(math.nan, math.nan)
     return GraphScores(into_tokens / ended, 1 - into_errors / total)

@@ -93,7 +93,7 @@ def _name(graph: AttributionGraph, nodes: list[int]) -> str:
     low, high = min(place[0] for place in places), max(place[0] for place in places)
     layers = f"L{low}" if low == high else f"L{low}–{high}"
     position = Counter(place[1] for place in places).most_common(1)[0][0]
-    return f"{layers} @ {short(graph.token_strings[position])}"
+    return f"{layers} @ {graph.token_name(position)}"
 
 
 def _unique(name: str, taken: set[str]) -> str:

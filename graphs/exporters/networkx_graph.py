@@ -22,7 +22,7 @@ def to_networkx(graph: AttributionGraph) -> networkx.DiGraph:
       that position), `label` (one readable line) and `influence` (cumulative).
     - Features also have `feature`, `activation` and `words` (their label, "" where unknown).
     - Tokens also have `token_id`.
-    - Targets have their own string as `token`, and `token_id` (-1 where they are not a token) and `probability`.
+    - Targets have their own string as `token`, and `token_id` (-1 where they are not a token) and `probability` (then 0).
     - Edges have `weight` (signed).
     - The graph has `prompt`, `model_name`, `transcoders_name`, `n_layers` and `settings` (as JSON, so that networkx can
       write GraphML).
@@ -72,5 +72,5 @@ def _attributes(graph: AttributionGraph, node: int) -> dict[str, Any]:
         i = layout.logit_of(node)
         values["token"] = graph.logit_strings[i]
         values["token_id"] = int(graph.logit_tokens[i])
-        values["probability"] = float(graph.logit_probabilities[i])
+        values["probability"] = graph.probability_of(i) or 0.0
     return values

@@ -8,6 +8,7 @@ name says.
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -80,7 +81,7 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
         generator_version = version("crosstrace")
     except PackageNotFoundError:
         generator_version = "unknown"
-    replacement, completeness = graph_scores(graph)
+    scores = graph_scores(graph)._asdict().items()
     settings = {name: value for name, value in graph.settings.items() if name not in ("pruning", "guesses")}
     pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
     return {
@@ -102,7 +103,12 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
             "n_selected_features": len(graph.selected_features),
         },
         "pruning_settings": pruning,
-        "scores": {"replacement": replacement, "completeness": completeness},
+        # Of targets named by hand: the same for all, whatever their `token_prob`.
+        "target_weights": dict(
+            zip(node_ids(graph)[graph.layout.logits.start :], graph.logit_probabilities.tolist(), strict=True)
+        ),
+        # JSON has no NaN: a score of nothing is null.
+        "scores": {name: None if math.isnan(score) else score for name, score in scores},
     }
 
 
@@ -111,6 +117,7 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
     influence = cumulative_influence(graph).tolist()
     activations = graph.activations[graph.selected_features].tolist()
     numbers = target_numbers(graph)
+    tokens, targets = graph.names(raw=True)
     nodes = []
     for node in graph.kept_nodes():
         layer, position = graph.place_of(node)
@@ -132,7 +139,7 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "layer": str(layer),
                     "feature_type": "mlp reconstruction error",
                     "jsNodeId": f"{layer}_-1-{position}",
-                    "clerp": f'Err: mlp "{graph.token_strings[position]}"',
+                    "clerp": f'Err: mlp "{_quotable(tokens[position])}"',
                 }
             case "token":
                 own = {
@@ -141,17 +148,19 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "layer": "E",
                     "feature_type": "embedding",
                     "jsNodeId": f"E_{int(graph.tokens[position])}-{position}",
-                    "clerp": f'Emb: "{graph.token_strings[position]}"',
+                    "clerp": f'Emb: "{_quotable(tokens[position])}"',
                 }
             case _:
                 i = layout.logit_of(node)
-                probability = float(graph.logit_probabilities[i])
+                shown = graph.probability_of(i)
+                # A contrast, a vector or a feature has no probability: its weight stands there.
+                probability = float(graph.logit_probabilities[i]) if shown is None else shown
                 own = {
                     "feature": numbers[i],
                     "layer": str(graph.n_layers + 1),
                     "feature_type": "logit",
                     "jsNodeId": f"L_{numbers[i]}-{position}",
-                    "clerp": f'Output "{_quotable(graph.logit_strings[i])}" (p={probability:.3f})',
+                    "clerp": f'Output "{_quotable(targets[i])}" (p={probability:.3f})',
                     "token_prob": probability,
                     "is_target_logit": i == 0,
                 }

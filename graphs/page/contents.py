@@ -15,6 +15,8 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.text import short
+
 FORMAT: Literal["crosstrace-page"] = "crosstrace-page"
 VERSION = 1
 
@@ -36,11 +38,13 @@ class NodeColumns(TypedDict):
     feature: list[int]
     """-1 for what is not a feature."""
     label: list[str]
-    """Of tokens and targets, their text; of errors, ""."""
+    """Of tokens and targets, what to show for them; of errors, ""."""
     activation: list[float | None]
     """None for what is not a feature."""
     probability: list[float]
-    """0 for what is not a target."""
+    """Weight of a target in influence; 0 for what is not a target."""
+    chance: list[float]
+    """The model's probability of a target that is a token; 0 for what is not a target."""
 
 
 class Edges(TypedDict):
@@ -71,10 +75,10 @@ class WholeGraph(TypedDict):
 
 
 class Scores(TypedDict):
-    """Of the whole graph."""
+    """Of the whole graph; None where there is nothing to explain."""
 
-    replacement: float
-    completeness: float
+    replacement: float | None
+    completeness: float | None
 
 
 class PageData(TypedDict):
@@ -90,6 +94,8 @@ class PageData(TypedDict):
     fingerprints: dict[str, str]
     """Of the weights of model and transcoders; a saved state keeps them."""
     tokens: list[str]
+    names: list[str]
+    """What to show for each token where it stands alone: no two different ones are shown alike."""
     layers: int
     nodes: NodeColumns
     edges: Edges
@@ -128,6 +134,9 @@ class PageNode:
     label: str = ""
     activation: float | None = None
     probability: float = 0.0
+    """Weight in influence."""
+    chance: float | None = None
+    """The model's probability; None where it is the weight."""
     is_token: bool = True
     """False for a target that is not a token."""
 
@@ -140,6 +149,8 @@ class PageSource:
     model: str
     transcoders: str
     tokens: list[str]
+    names: list[str]
+    """What to show for each token."""
     n_layers: int
     nodes: Sequence[PageNode]
     """In node order: every source stands before its targets."""
@@ -177,6 +188,7 @@ def page_contents(source: PageSource) -> PageData:
         "transcoders": source.transcoders,
         "fingerprints": dict(source.fingerprints),
         "tokens": source.tokens,
+        "names": source.names,
         "layers": source.n_layers,
         "nodes": {
             "id": [node.id for node in nodes],
@@ -187,6 +199,7 @@ def page_contents(source: PageSource) -> PageData:
             "label": [node.label for node in nodes],
             "activation": [node.activation for node in nodes],
             "probability": [node.probability for node in nodes],
+            "chance": [node.probability if node.chance is None else node.chance for node in nodes],
         },
         "edges": {
             "starts": _base64_of(source.edges.indptr, "<u4"),
@@ -206,6 +219,11 @@ def page_contents(source: PageSource) -> PageData:
         "suggested": source.suggested,
         "qParams": dict(source.q_params),
     }
+
+
+def page_label(text: str, name: str) -> str:
+    """Return the label of a token or target: its text, or what tells it from another that the page would show alike."""
+    return text if short(text) == name else name
 
 
 def features_of(data: PageData) -> set[Key]:

@@ -23,7 +23,16 @@ from crosstrace.graphs.analysis.scores import graph_scores
 from crosstrace.graphs.analysis.supernodes import suggest_supernodes
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.page.contents import Card, Key, PageData, PageNode, PageSource, firing_places, page_contents
+from crosstrace.graphs.page.contents import (
+    Card,
+    Key,
+    PageData,
+    PageNode,
+    PageSource,
+    firing_places,
+    page_contents,
+    page_label,
+)
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.sparse_rows import Floats, Mask, rows_of
 from crosstrace.graphs.viewer_ids import node_ids
@@ -62,7 +71,7 @@ def page_data(
     features = sorted({graph.feature_key(int(node)) for node in np.flatnonzero(fits[graph.layout.features])})
     if supernodes is None:
         supernodes = suggest_supernodes(graph, cards)
-    replacement, completeness = graph_scores(unpruned(graph))
+    replacement, completeness = (None if math.isnan(score) else score for score in graph_scores(unpruned(graph)))
     return page_contents(
         PageSource(
             prompt=graph.prompt,
@@ -70,6 +79,7 @@ def page_data(
             transcoders=graph.transcoders_name,
             fingerprints=graph.settings.get("fingerprints") or {},
             tokens=graph.token_strings,
+            names=graph.names()[0],
             n_layers=graph.n_layers,
             nodes=[_node(graph, int(node), ids[node]) for node in nodes],
             edges=scipy.sparse.csr_array(edges[nodes][:, nodes]),
@@ -115,11 +125,13 @@ def _node(graph: AttributionGraph, node: int, name: str) -> PageNode:
         found.label = graph.name_of(node)
         found.activation = float(graph.activations[graph.selected_features[i]])
     elif kind == "token":
-        found.label = graph.token_strings[found.position]
+        found.label = page_label(graph.token_strings[found.position], graph.token_name(found.position))
     elif kind == "logit":
         i = layout.logit_of(node)
-        found.label, found.probability = graph.logit_strings[i], float(graph.logit_probabilities[i])
-        found.is_token = int(graph.logit_tokens[i]) >= 0
+        found.label = page_label(graph.logit_strings[i], graph.target_name(i))
+        found.probability = float(graph.logit_probabilities[i])
+        found.chance = graph.probability_of(i)
+        found.is_token = found.chance is not None
     return found
 
 

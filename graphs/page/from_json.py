@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents
+from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents, page_label
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.saved_state import origin_of
+from crosstrace.graphs.text import distinct
 
 _KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e", "cross layer transcoder": "f"}
 _OUTPUT = re.compile(r'^Output "(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)
@@ -76,11 +77,19 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
         raise ValueError("not an attribution graph: 'prompt_tokens' in 'metadata' is not a list")
     tokens = [str(token) for token in given_tokens]
     nodes = [_node(i, node, tokens, limits) for i, node in enumerate(content["nodes"])]
+    # Targets that were named by hand weigh the same, whatever their probability.
+    weights = _object(metadata.get("target_weights"))
+    for node in nodes:
+        if node.kind == "l" and (weight := _number(weights.get(node.id))) is not None:
+            node.probability = max(weight, 0.0)
     tokens += [""] * (max((node.position for node in nodes), default=-1) + 1 - len(tokens))
     n_layers = 1 + max((node.layer for node in nodes if node.kind in "fe"), default=-1)
+    names = distinct(tokens)
     for node in nodes:
         if node.kind == "l":
             node.layer = n_layers
+        elif node.kind == "t":
+            node.label = page_label(node.label, names[node.position])
     # Features by layer, then errors, tokens and targets: every source comes before its targets, as in `NodeLayout`.
     # Within a layer biases come first, then what other tools have for attention, then the MLP.
     nodes.sort(key=lambda node: ("fetl".index(node.kind), node.layer, _place_in_layer(node), node.position))
@@ -99,6 +108,7 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
             transcoders=str(info.get("transcoders") or ""),
             fingerprints=origin_of(content).fingerprints,
             tokens=tokens,
+            names=names,
             n_layers=n_layers,
             nodes=nodes,
             edges=edges,
@@ -169,7 +179,7 @@ def _node(i: int, node: Any, tokens: list[str], limits: PageLimits) -> _JsonNode
         if words := _OUTPUT.match(found.label):
             found.label = words[1]
             probability = probability if probability is not None else _number(words[2])
-        found.probability = max(probability or 0.0, 0.0)
+        found.chance = found.probability = max(probability or 0.0, 0.0)
     return found
 
 

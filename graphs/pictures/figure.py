@@ -17,7 +17,7 @@ from crosstrace.graphs.analysis.paths import along_strongest_paths
 from crosstrace.graphs.analysis.pruning import cumulative_influence
 from crosstrace.graphs.analysis.subgraphs import restricted
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.text import short
+from crosstrace.graphs.text import probability, short
 from crosstrace.graphs.viewer_ids import node_ids
 
 FONT_SIZE, SMALL_FONT_SIZE = 10.0, 7.5
@@ -216,13 +216,13 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
         case "error":
             return ()
         case "token":
-            return (Line(short(graph.token_strings[layout.token_of(node)])),)
+            return (Line(graph.token_name(layout.token_of(node))),)
         case _:
             i = layout.logit_of(node)
-            words = Line(short(graph.logit_strings[i]))
+            words = Line(graph.target_name(i))
             if int(graph.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is not a probability
                 return (words,)
-            return words, Line(f"p = {float(graph.logit_probabilities[i]):.3f}", small=True)
+            return words, Line(f"p = {probability(graph.probability_of(i) or 0.0)}", small=True)
 
 
 def _wrapped(label: str) -> list[Line]:

@@ -6,6 +6,7 @@ Letters: L layers, D d_model, H heads, K kv heads, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -60,6 +61,8 @@ class ModelDescription:
         norm_offset: What is added to a norm's stored weight to give its gain.
         excluded_first: The number of first positions that carry no features and no errors, because what fires there is
             an artefact. Change it with `excluding`.
+        chat_header: How the chat template begins every conversation, up to the first message; "" without one.
+        chat_header_ids: Its tokens. Where a prompt begins with them, all of them are excluded; see `for_prompt`.
         windows: For each layer the number of last positions that it attends to, None for all of them. Empty if all
             layers attend to all positions.
     """
@@ -75,6 +78,8 @@ class ModelDescription:
     modules: ModulePaths
     norm_offset: float = 0.0
     excluded_first: int = 1
+    chat_header: str = ""
+    chat_header_ids: tuple[int, ...] = ()
     windows: tuple[int | None, ...] = ()
 
     def window(self, layer: int) -> int | None:
@@ -82,11 +87,30 @@ class ModelDescription:
         return self.windows[layer] if self.windows else None
 
     def excluding(self, first: int) -> ModelDescription:
-        """Return the description with another number of excluded first positions.
+        """Return the description with another number of excluded first positions, the same for every prompt.
 
         Raises:
             ValueError: The number is negative.
         """
         if first < 0:
             raise ValueError(f"excluded first positions must be 0 or more, not {first}")
-        return dataclasses.replace(self, excluded_first=first)
+        return dataclasses.replace(self, excluded_first=first, chat_header="", chat_header_ids=())
+
+    def excluded_first_of(self, tokens: Sequence[int]) -> int:
+        """Return how many first positions of a prompt carry no features: the chat template's header, where it has it.
+
+        Args:
+            tokens: The prompt's token ids.
+        """
+        header = self.chat_header_ids
+        if header and tuple(tokens[: len(header)]) == header:
+            return max(len(header), self.excluded_first)
+        return self.excluded_first
+
+    def for_prompt(self, tokens: Sequence[int]) -> ModelDescription:
+        """Return the description with the number of first positions that are excluded in one prompt.
+
+        Args:
+            tokens: The prompt's token ids.
+        """
+        return self.excluding(self.excluded_first_of(tokens)) if self.chat_header_ids else self

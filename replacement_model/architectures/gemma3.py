@@ -9,8 +9,9 @@ from crosstrace.replacement_model.architectures.description import ModelDescript
 # Architectures named in config.json. Of the second the text model is loaded alone, as the first.
 ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 
-# First positions without features: `<bos>`, and in chat models `<bos><start_of_turn>user\n`.
-_EXCLUDED_FIRST, _EXCLUDED_FIRST_OF_CHAT = 1, 4
+# First positions without features: `<bos>`, and where a prompt begins as the chat template does, all of its header.
+_EXCLUDED_FIRST = 1
+_CHAT_HEADER = "<bos><start_of_turn>user\n"
 # Variants whose residual stream is not the linear model that is traced.
 _NOT_LINEAR = ("final_logit_softcapping", "attention_bias", "use_bidirectional_attention")
 
@@ -60,6 +61,7 @@ def describe(config: Any, architecture: str, source: str, chat: bool) -> ModelDe
             output="o_proj",
         ),
         norm_offset=1.0,
-        excluded_first=_EXCLUDED_FIRST_OF_CHAT if chat else _EXCLUDED_FIRST,
+        excluded_first=_EXCLUDED_FIRST,
+        chat_header=_CHAT_HEADER if chat else "",
         windows=tuple(text.sliding_window if kind == "sliding_attention" else None for kind in text.layer_types),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -170,7 +171,16 @@ def _described(source: str, name: str) -> tuple[Any, Any, ModelDescription]:
                 "only unquantised ones can be traced: use the checkpoint that it was made from"
             )
     tokenizer = load_tokenizer(name)
-    return config, tokenizer, describe(config, source, chat=bool(getattr(tokenizer, "chat_template", None)))
+    description = describe(config, source, chat=bool(getattr(tokenizer, "chat_template", None)))
+    return config, tokenizer, dataclasses.replace(description, chat_header_ids=_header_ids(description, tokenizer))
+
+
+def _header_ids(description: ModelDescription, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens of the chat template's header; none where the vocabulary lacks some of it."""
+    if tokenizer is None or not description.chat_header:
+        return ()
+    ids = tokenizer(description.chat_header, add_special_tokens=False, verbose=False)["input_ids"]
+    return () if tokenizer.unk_token_id in ids else tuple(ids)
 
 
 @contextmanager

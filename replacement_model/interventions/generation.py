@@ -197,7 +197,8 @@ class _Steps:
         prompt_only: bool,
         cached: bool,
     ) -> None:
-        self.model, self.local, self.edits = model, local, edits
+        # Generated tokens may complete a header: what the prompt excludes stays excluded, and nothing else.
+        self.model, self.local, self.edits = model.excluding(local.description.excluded_first), local, edits
         self.prompt_only, self.cached = prompt_only, cached
         self.passing = HookedPass(model.sites, model.transcoders, freeze, errors)
         self.seen = 0
@@ -221,7 +222,7 @@ class _Steps:
         self.seen = self.start + width
         device = self.model.device
         position_w = torch.arange(self.start, self.start + width, device=device)
-        live_rw = (position_w >= self.model.description.excluded_first).expand(n_rows, width)
+        live_rw = (position_w >= self.local.description.excluded_first).expand(n_rows, width)
         window = PassWindow(torch.full((n_rows,), -self.start, device=device), live_rw)
         table = EditTable([self.edits] * n_rows, self.model.transcoders.reader.n_features, device)
         self.passing.begin(table, window, None if self.start else self._base(tokens_rw))

@@ -40,8 +40,8 @@ class PaddedPrompts:
         self.shift_b = self._shift_g[self.prompt_of_b]
         position_bw = torch.arange(self.width, device=device) - self.shift_b[:, None]
         self.real_bw = (position_bw >= 0) & (position_bw < lengths_g[self.prompt_of_b][:, None])
-        first = locals_g[0].description.excluded_first
-        self.window = PassWindow(self.shift_b, self.real_bw & (position_bw >= first))
+        first_g = torch.tensor([local.description.excluded_first for local in locals_g], device=device)
+        self.window = PassWindow(self.shift_b, self.real_bw & (position_bw >= first_g[self.prompt_of_b][:, None]))
 
     @property
     def n_rows(self) -> int:

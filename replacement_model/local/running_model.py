@@ -49,6 +49,13 @@ class RunningModel(Protocol):
     def device(self) -> torch.device:
         """Where tracing happens."""
 
+    def excluding(self, first: int) -> RunningModel:
+        """Return the same model with another number of excluded first positions.
+
+        Raises:
+            ValueError: The number is negative.
+        """
+
     def tokenize(self, prompt: Prompt) -> Tensor:
         """Return the prompt's token ids (P,) int64.
 

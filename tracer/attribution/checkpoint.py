@@ -50,7 +50,7 @@ def trace_identity(
         "weights, by their fingerprints": weight_fingerprints(model),
         "targets": [[target.string, target.token, target.target.layer, target.target.position] for target in wanted],
         "max_feature_nodes": cap,
-        "excluded_first": model.description.excluded_first,
+        "excluded_first": local.description.excluded_first,
         "dtype": str(model.transcoders.weights_dtype),
         "device": model.device.type,
         "active features": features,

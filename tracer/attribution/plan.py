@@ -25,6 +25,7 @@ from crosstrace.replacement_model.hub import missing_bytes
 from crosstrace.replacement_model.local.adjoint import folded_bytes, keeps_folded, row_bytes
 from crosstrace.replacement_model.local.frozen import BLOCK_KEYS, keeps_attention_on_host
 from crosstrace.replacement_model.memory import resident_bytes, usable_bytes
+from crosstrace.replacement_model.prompts import text_ids
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import batch_size_for, largest_batch
 from crosstrace.tracer.attribution.row_store import bytes_to_add, rows_in_memory
@@ -112,6 +113,7 @@ def plan_trace(
     dtype: torch.dtype | None = None,
     memory_budget: int | str | None = None,
     active_per_layer: float | None = None,
+    excluded_first: int | None = None,
 ) -> Plan:
     """Plan a trace without loading weights; of files on the hub only headers are fetched.
 
@@ -126,6 +128,7 @@ def plan_trace(
         memory_budget: Bytes, or text such as `"8GB"`; None for 80 % of what is free.
         active_per_layer: Features that fire at a layer and token; None for what the transcoders' config says (`l0`). On
             a real prompt the number may well be half or twice as large.
+        excluded_first: How many first positions carry no features; None: as the architecture and the prompt say.
 
     Raises:
         ValueError: Files are damaged, model and transcoders do not fit, or the prompt is too long.
@@ -143,7 +146,15 @@ def plan_trace(
     config, description = load_config(str(model))
     used.check_fits(description, str(model))
     tokenizer = load_tokenizer(str(model))  # kept until the process is measured: a trace holds one too
-    n_positions = prompt if isinstance(prompt, int) else _count_tokens(str(model), tokenizer, prompt)
+    if excluded_first is not None:
+        description = description.excluding(excluded_first)
+    if isinstance(prompt, int):
+        n_positions = prompt
+    else:
+        if tokenizer is None:
+            raise ValueError(f"model {model} has no tokenizer, so the tokens of a text cannot be counted")
+        ids = text_ids(prompt, tokenizer)
+        n_positions, description = len(ids), description.for_prompt(ids)
     if n_positions > description.max_positions:
         raise ValueError(
             f"the prompt has {n_positions:,} tokens; model {model} takes at most {description.max_positions:,}"
@@ -264,13 +275,6 @@ def _download_bytes(model: str) -> int:
     if Path(model).expanduser().exists():
         return 0
     return missing_bytes(model, patterns=["*.safetensors", "*.json"])
-
-
-def _count_tokens(model: str, tokenizer: Any, prompt: str) -> int:
-    if tokenizer is None:
-        raise ValueError(f"model {model} has no tokenizer, so the tokens of a text cannot be counted")
-    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-    return len(ids) + (tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id])
 
 
 def _model_bytes(model: str, config: Any, dtype: torch.dtype | None) -> int:

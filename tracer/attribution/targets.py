@@ -5,6 +5,7 @@ Letters: P positions, D d_model, V vocabulary, L layers.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target
+from crosstrace.graphs.text import distinct, probability
+from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target, prompts
 from crosstrace.replacement_model.interventions.references import parse_feature
 
 
@@ -87,32 +89,42 @@ class ResolvedTarget:
         target: The row to compute.
         token: The token's id; -1 if the target is not a single token.
         string: The target in words.
-        weight: Its weight in influence: the probability of a logit, 1 for anything else.
+        weight: Its weight in influence: the probability of a token that was not named; 1 for every target named by
+            hand.
+        probability: The model's probability of the token; 0 if the target is not a single token.
     """
 
     target: Target
     token: int
     string: str
     weight: float
+    probability: float = 0.0
 
 
-_QUOTED = r'"((?:[^"\\]|\\.)*)"'
+_TOKEN = r'("(?:[^"\\]|\\.)*"|#\d+)'
 _AT = r"(?:@(-?\d+))?"
-_CONTRAST = re.compile(rf"\s*{_QUOTED}\s*-\s*{_QUOTED}\s*{_AT}\s*", re.DOTALL)
-_TOKEN = re.compile(rf"\s*{_QUOTED}\s*{_AT}\s*", re.DOTALL)
+_CONTRAST = re.compile(rf"\s*{_TOKEN}\s*-\s*{_TOKEN}\s*{_AT}\s*", re.DOTALL)
+_LOGIT = re.compile(rf"\s*{_TOKEN}\s*{_AT}\s*", re.DOTALL)
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
+# How much more likely another spelling must be to be pointed out.
+_MUCH_LIKELIER = 20
+# What people write without quotation marks for the token that it stands for within them.
+_NAMES = {"\\n": "a line break", "\\t": "a tab"}
 
 
 def parse_target(text: str) -> Logit | Contrast | Feature:
-    """Read a target as it is written.
+    r"""Read a target as it is written.
 
-    A token is `" Austin"`, a contrast `" Austin" - " Dallas"`, a feature `L3/417` or `3/417`; each may end in `@position`.
-    Any other text is a token string as it stands.
+    A token is `" Austin"` or, by its id, `#24278`; a contrast `" Austin" - " Dallas"`, a feature `L3/417` or `3/417`; each
+    may end in `@position`. Between quotation marks, JSON's escapes `\n`, `\t`, `\uXXXX`, `\"` and `\\` stand for what they do
+    in JSON, and `"<0x0A>"` is a byte token. Any other text is a token string as it stands.
 
     Args:
         text: The target.
 
     Raises:
-        ValueError: A feature's numbers or its position cannot be read, or it names several positions.
+        ValueError: An escape, a feature's numbers or its position cannot be read, or it names several positions.
 
     Example:
         >>> parse_target('" Austin" - " Dallas" @ -1'.replace(" @ ", "@"))
@@ -123,9 +135,9 @@ def parse_target(text: str) -> Logit | Contrast | Feature:
         return None if group is None else int(group)
 
     if match := _CONTRAST.fullmatch(text):
-        return Contrast(_unescape(match[1]), _unescape(match[2]), place(match[3]))
-    if match := _TOKEN.fullmatch(text):
-        return Logit(_unescape(match[1]), place(match[2]))
+        return Contrast(_token(match[1], text), _token(match[2], text), place(match[3]))
+    if match := _LOGIT.fullmatch(text):
+        return Logit(_token(match[1], text), place(match[2]))
     if feature := parse_feature(text):
         if feature.positions is not None and not isinstance(feature.positions, int):
             raise ValueError(f"target {text.strip()!r} must name one position, as in L3/417@7")
@@ -133,8 +145,28 @@ def parse_target(text: str) -> Logit | Contrast | Feature:
     return Logit(text)
 
 
-def _unescape(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+def _token(written: str, target: str) -> int | str:
+    """The id or the text of a token as it is written in a target: `#24278`, or between quotation marks."""
+    if written.startswith("#"):
+        return int(written[1:])
+
+    def meant(match: re.Match[str]) -> str:
+        escape = match[1]
+        if escape in _ESCAPES:
+            return _ESCAPES[escape]
+        if len(escape) == 5:
+            return chr(int(escape[1:], 16))
+        raise ValueError(
+            f"target {target.strip()}: \\{escape} is not an escape; known are \\n, \\t, \\uXXXX (four digits, as in \\u00e9), "
+            '\\" and \\\\'
+        )
+
+    # Two escapes may be one character, as in JSON: the halves of a surrogate pair.
+    text = _ESCAPE.sub(meant, written[1:-1]).encode("utf-16-le", "surrogatepass")
+    try:
+        return text.decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise ValueError(f"target {target.strip()}: it holds half of a surrogate pair, which is not text") from None
 
 
 def resolve_targets(
@@ -170,6 +202,7 @@ def resolve_targets(
     if not specs:
         raise ValueError("targets is empty; give at least one, or None for the most probable tokens")
     probabilities: dict[int, Tensor] = {}
+    weight = 1.0  # of targets named by hand, whatever their probability
     resolved = []
     for spec in specs:
         if isinstance(spec, str):
@@ -182,20 +215,22 @@ def resolve_targets(
                 token = token_id(model, spec.token)
                 if place not in probabilities:
                     probabilities[place] = local.logits(place).softmax(-1)
-                probability = probabilities[place][token].item()
+                likely = probabilities[place][token].item()
                 string = model.token_strings(torch.tensor([token]))[0]
-                resolved.append(ResolvedTarget(local.logit_target({token: 1.0}, place), token, string, probability))
+                target = local.logit_target({token: 1.0}, place)
+                share = likely if targets is None else weight
+                resolved.append(ResolvedTarget(target, token, string, share, likely))
             case Contrast():
                 plus, minus = token_id(model, spec.plus), token_id(model, spec.minus)
                 if plus == minus:
                     raise ValueError(f"a contrast needs two different tokens, not {spec.plus!r} twice")
-                names = model.token_strings(torch.tensor([plus, minus]))
+                names = distinct(model.token_strings(torch.tensor([plus, minus])), [plus, minus])
                 target = local.logit_target({plus: 1.0, minus: -1.0}, place)
-                resolved.append(ResolvedTarget(target, -1, f"{names[0]} − {names[1]}", 1.0))
+                resolved.append(ResolvedTarget(target, -1, f"{names[0]} − {names[1]}", weight))
             case Feature():
-                resolved.append(_feature(local, spec, place))
+                resolved.append(_feature(local, spec, place, weight))
             case Direction():
-                resolved.append(_direction(local, spec, place))
+                resolved.append(_direction(local, spec, place, weight))
     return resolved
 
 
@@ -233,15 +268,82 @@ def token_id(model: ReplacementModel, token: int | str) -> int:
         return token
     if model.tokenizer is None:
         raise ValueError(f"model {model.name} has no tokenizer; give the target {token!r} as a token id")
-    ids = model.tokenizer(token, add_special_tokens=False)["input_ids"]
+    prompts.check_text(token, "target")
+    if (found := prompts.single_token(token, model.tokenizer)) is not None:
+        return found
+    ids = model.tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
+    tokens = [quoted(text) for text in prompts.variants(token, model.tokenizer)]
+    meant = (
+        f"; {' and '.join(tokens[:2])} {'is one token' if len(tokens) == 1 else 'are one token each'}" if tokens else ""
+    )
     if len(ids) != 1:
-        pieces = [model.tokenizer.decode([piece]) for piece in ids]
-        raise ValueError(f"target {token!r} is not a single token but {len(ids)}: {pieces}")
-    if ids[0] == model.tokenizer.unk_token_id and token.strip() != model.tokenizer.unk_token:
-        close = model.close_tokens(token)
-        meant = f"; close: {', '.join(map(repr, close))}" if close else ""
-        raise ValueError(f"target {token!r} is not in the vocabulary of model {model.name}{meant}")
-    return int(ids[0])
+        pieces = prompts.token_strings(ids, model.tokenizer)
+        raise ValueError(f"target {token!r} is not a single token but {len(ids)}: {pieces}{meant}")
+    if close := [] if tokens else model.close_tokens(token):
+        meant = f"; close: {', '.join(map(repr, close))}"
+    raise ValueError(f"target {token!r} is not in the vocabulary of model {model.name}{meant}")
+
+
+def quoted(text: str) -> str:
+    """Return a token's text as it is written in a target: in quotation marks, with escapes where it needs them."""
+    return '"' + "".join(_written(character) for character in text) + '"'
+
+
+def _written(character: str) -> str:
+    for escape, meant in _ESCAPES.items():
+        if character == meant:
+            return f"\\{escape}"
+    if character.isprintable():
+        return character
+    # JSON's short escapes that targets do not know: \\b, \\f, \\r.
+    return f"\\u{ord(character):04x}" if character.isascii() else json.dumps(character)[1:-1]
+
+
+def target_notes(
+    model: ReplacementModel,
+    local: LocalReplacementModel,
+    targets: TargetSpec | Sequence[TargetSpec] | None,
+    position: int,
+) -> list[str]:
+    """Return what somebody who names targets may have meant otherwise, one line each.
+
+    A token is pointed out where one that differs from it in a leading space or in case alone is much likelier.
+
+    Args:
+        model: The replacement model.
+        local: The prompt's local replacement model.
+        targets: As `resolve_targets` takes them, all of them valid.
+        position: Where targets without a position of their own are read.
+    """
+    if targets is None or model.tokenizer is None:
+        return []
+    one = isinstance(targets, (int, str, Logit, Contrast, Feature, Direction))
+    notes: list[str] = []
+    for given in [targets] if one else list(targets):  # type: ignore[list-item, arg-type]
+        spec = parse_target(given) if isinstance(given, str) else given
+        if not isinstance(spec, Logit | Contrast):
+            continue
+        logits_v = local.logits(_position(position if spec.position is None else spec.position, local)).double()
+        share_v = logits_v.softmax(-1)
+        for text in (spec.token,) if isinstance(spec, Logit) else (spec.plus, spec.minus):
+            if not isinstance(text, str):
+                continue
+            if text in _NAMES and isinstance(given, str) and given.strip() == text:
+                notes.append(
+                    f"target {text} is read as a backslash and a letter; in quotation marks it is {_NAMES[text]}"
+                )
+            token = token_id(model, text)
+            likely = prompts.variants(text, model.tokenizer)
+            best = max(likely, key=lambda other: share_v[likely[other]].item(), default=None)
+            if best is None:
+                continue
+            times = (logits_v[likely[best]] - logits_v[token]).exp().item()
+            if times >= _MUCH_LIKELIER:
+                notes.append(
+                    f"{quoted(best)} (p={probability(share_v[likely[best]].item())}) is {times:,.0f} times as likely as the "
+                    f"target {quoted(text)} (p={probability(share_v[token].item())})"
+                )
+    return list(dict.fromkeys(notes))
 
 
 def _position(position: int, local: LocalReplacementModel) -> int:
@@ -252,7 +354,7 @@ def _position(position: int, local: LocalReplacementModel) -> int:
     return position % local.n_positions
 
 
-def _feature(local: LocalReplacementModel, spec: Feature, position: int) -> ResolvedTarget:
+def _feature(local: LocalReplacementModel, spec: Feature, position: int, weight: float) -> ResolvedTarget:
     n_layers = local.description.n_layers
     if not 0 <= spec.layer < n_layers:
         raise ValueError(f"target feature L{spec.layer}/{spec.feature}: the model has layers 0 to {n_layers - 1}")
@@ -272,10 +374,10 @@ def _feature(local: LocalReplacementModel, spec: Feature, position: int) -> Reso
     indices = local.activations.indices
     active = bool((indices == indices.new_tensor([spec.layer, position, spec.feature])).all(-1).any())
     target = local.feature_target(spec.layer, position, spec.feature)
-    return ResolvedTarget(target, -1, f"{label} {name}{'' if active else ', not active there'}".strip(), 1.0)
+    return ResolvedTarget(target, -1, f"{label} {name}{'' if active else ', not active there'}".strip(), weight)
 
 
-def _direction(local: LocalReplacementModel, spec: Direction, position: int) -> ResolvedTarget:
+def _direction(local: LocalReplacementModel, spec: Direction, position: int, weight: float) -> ResolvedTarget:
     n_layers, d_model = local.description.n_layers, local.description.d_model
     if not 0 <= spec.layer <= n_layers:
         raise ValueError(f"target {spec.label!r}: layer {spec.layer} is outside 0 to {n_layers}")
@@ -283,4 +385,4 @@ def _direction(local: LocalReplacementModel, spec: Direction, position: int) -> 
         raise ValueError(
             f"target {spec.label!r}: its vector has shape {tuple(spec.vector.shape)}; expected ({d_model},), all finite"
         )
-    return ResolvedTarget(local.residual_target(spec.vector, spec.layer, position), -1, spec.label, 1.0)
+    return ResolvedTarget(local.residual_target(spec.vector, spec.layer, position), -1, spec.label, weight)

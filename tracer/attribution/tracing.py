@@ -8,6 +8,7 @@ Letters: N active features, K selected ones, L layers, P positions, D d_model, k
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups, ranked_counts
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
 from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
-from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets
+from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets, target_notes
 from crosstrace.tracer.cards.naming import MOST_BEYOND_KEPT, with_guesses
 from crosstrace.tracer.progress import row_progress
 
@@ -42,6 +43,8 @@ def trace(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     keep_checkpoint: bool = False,
+    excluded_first: int | None = None,
+    note: Callable[[str], None] | None = None,
     guess_names: bool = True,
 ) -> AttributionGraph:
     """Trace a prompt backwards into its attribution graph.
@@ -64,6 +67,10 @@ def trace(
             work; deleted at the end. Traces shorter than that write nothing.
         resume: Continue from the rows in `checkpoint`, if it exists; the graph is the same to the bit.
         keep_checkpoint: Leave the checkpoint, if there is one, for the caller to delete once the graph is safe.
+        excluded_first: How many first positions carry no features and no errors; None: as the model says (`<bos>`, or in a
+            prompt that begins as the chat template does, its header).
+        note: Called with one line for each thing in prompt and targets that is probably not meant, such as a second
+            `<bos>`; None: they are warnings.
         guess_names: Name the most influential features that have no label after what they promote; see
             `crosstrace.tracer.with_guesses`.
 
@@ -83,8 +90,15 @@ def trace(
         'Austin'
     """
     cap = _check_settings(max_logits, logit_probability, max_feature_nodes, batch_size)
+    if excluded_first is not None:
+        model = model.excluding(excluded_first)
     local = model.local(prompt)
     wanted = resolve_targets(model, local, targets, position, max_logits, logit_probability)
+    for line in (*model.prompt_notes(prompt), *target_notes(model, local, targets, position)):
+        if note is None:
+            warnings.warn(line, stacklevel=2)
+        else:
+            note(line)
     n_active = len(local.activations)
     full = NodeLayout(n_active, model.description.n_layers, local.n_positions, len(wanted))
     cap = min(cap, n_active)
@@ -114,7 +128,7 @@ def trace(
         "logit_probability": logit_probability,
         "max_feature_nodes": cap,
         "position": position,
-        "excluded_first": model.description.excluded_first,
+        "excluded_first": local.description.excluded_first,
         "weights_dtype": model.weights_dtype,
         "device": model.device.type,
         "fingerprints": weight_fingerprints(model),
@@ -216,6 +230,7 @@ def _assemble(
         logit_strings=[target.string for target in wanted],
         logit_probabilities=torch.tensor([target.weight for target in wanted]),
         logit_positions=torch.tensor([target.target.position for target in wanted]),
+        target_probabilities=torch.tensor([target.probability for target in wanted]),
         logit_layers=torch.tensor([target.target.layer for target in wanted]),
         n_layers=full.n_layers,
         edges=rows.edges,

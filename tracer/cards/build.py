@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from crosstrace.graphs.cards.feature_cards import FeatureCards
@@ -177,7 +178,7 @@ def _read_corpus(
     try:
         for batch in batches(stream, run.batch_tokens):
             whole = False
-            add_batch(model, run, [context.tokens for context in batch], window, excluded)
+            add_batch(model, run, [context.tokens for context in batch], window)
             run.cursor = batch[-1].after
             whole = True
             bar.reading(batch[-1].read, run.tokens)
@@ -222,9 +223,7 @@ def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[Corpu
         yield batch
 
 
-def add_batch(
-    model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int]], window: Window, excluded: int
-) -> None:
+def add_batch(model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int]], window: Window) -> None:
     """Run some contexts and add what fires to a run.
 
     Args:
@@ -232,10 +231,9 @@ def add_batch(
         run: The state to add to.
         some: The contexts, as token ids.
         window: Tokens kept around a peak.
-        excluded: How many first positions carry no features.
     """
     batch = ContextBatch.of(some, run.log.n_contexts, window)
-    wanted_bw = batch.wanted(excluded)
+    wanted_bw = batch.wanted(np.array([model.description.excluded_first_of(context) for context in some]))
     run.log.append_contexts(batch)
 
     def take(layer: int, places: torch.Tensor, features: torch.Tensor, values: torch.Tensor) -> None:

@@ -72,10 +72,10 @@ class ContextBatch:
         """W, the positions of the longest context."""
         return self.tokens_bw.shape[1]
 
-    def wanted(self, excluded_first: int) -> NDArray[np.bool_]:
-        """Return a mask (B, W) of the positions that are neither padding nor among the excluded first ones."""
+    def wanted(self, excluded_first_b: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return a mask (B, W) of the positions that are neither padding nor among a context's excluded first ones."""
         position_w = np.arange(self.width)
-        return (position_w < self.lengths_b[:, None]) & (position_w >= excluded_first)
+        return (position_w < self.lengths_b[:, None]) & (position_w >= excluded_first_b[:, None])
 
     @cached_property
     def keys_bw(self) -> NDArray[np.uint64]:
@@ -138,7 +138,7 @@ class CardLog:
 
     def append_contexts(self, batch: ContextBatch) -> None:
         """Keep a batch's tokens."""
-        real_bw = batch.wanted(0)
+        real_bw = batch.wanted(np.zeros(len(batch.lengths_b), np.int64))
         self._write("contexts", batch.lengths_b.astype(_LENGTH))
         self._write("tokens", batch.tokens_bw[real_bw].astype(_TOKEN))
 

@@ -18,6 +18,7 @@ from crosstrace.tracer.commands.options import (
     Device,
     DeviceMap,
     Dtype,
+    ExcludeFirst,
     MemoryBudget,
     Model,
     Quiet,
@@ -113,6 +114,7 @@ def features(
     dtype: Dtype = None,
     memory_budget: MemoryBudget = None,
     device_map: DeviceMap = None,
+    exclude_first: ExcludeFirst = None,
 ) -> None:
     """Make feature cards from your own texts (--corpus), or look cards up.
 
@@ -132,7 +134,11 @@ def features(
     ):
         if value and not corpus:
             raise typer.BadParameter(f"{name} goes with --corpus; cards are looked up with --transcoders or --cards")
-    chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map) if corpus else None
+    if exclude_first is not None and not corpus:
+        raise typer.BadParameter("--exclude-first goes with --corpus; cards say what was excluded when they were made")
+    chosen = (
+        ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first) if corpus else None
+    )
     with one_line_errors(debug):
         if corpus and chosen is not None:
             from crosstrace.replacement_model.texts import Corpus

@@ -9,12 +9,13 @@ import typer
 
 from crosstrace.tracer.commands.delivery import write_each
 from crosstrace.tracer.commands.messages import note, one_line_errors
-from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words, read_prompt
+from crosstrace.tracer.commands.model_choice import ModelChoice, note_prompt, read_prompt
 from crosstrace.tracer.commands.options import (
     CardsOption,
     Debug,
     Device,
     Dtype,
+    ExcludeFirst,
     Model,
     Prompt,
     Quiet,
@@ -97,6 +98,7 @@ def intervene(
     transcoders: TranscodersOption = None,
     device: Device = None,
     dtype: Dtype = None,
+    exclude_first: ExcludeFirst = None,
 ) -> None:
     """Change features in a prompt, and list the top tokens before and after.
 
@@ -104,7 +106,7 @@ def intervene(
 
     Example: crosstrace intervene "The capital of the state containing Dallas is" --ablate Texas
     """
-    chosen = ModelChoice(model, transcoders, device, dtype)
+    chosen = ModelChoice(model, transcoders, device, dtype, exclude_first=exclude_first)
     asked = {"set": set_, "scale": scale, "add": add, "ablate": ablate, "swap-in": swap_in}
     if not any(asked.values()):
         raise typer.BadParameter("give at least one of --set, --scale, --add, --ablate, --swap-in")
@@ -130,7 +132,7 @@ def intervene(
         if groups is not None:
             check_state(groups)  # before minutes are spent on loading
         loaded = chosen.load()
-        note_unknown_words(loaded, text)
+        note_prompt(loaded, text)
         found = find_cards(loaded.name, loaded.transcoders.name, weight_fingerprints(loaded), given=cards, note=note)
         if named is not None:
             named = with_card_labels(named, found)

@@ -31,6 +31,7 @@ class ModelChoice:
         dtype: `float32`, `bfloat16` or `float16`; None for the dtype in the files.
         memory_budget: A size such as `8GB`; None for 80 % of what is free.
         device_map: How accelerate spreads the model's layers; None for all on `device`.
+        exclude_first: How many first positions carry no features; None for what model and prompt say.
     """
 
     model: str | None
@@ -39,6 +40,7 @@ class ModelChoice:
     dtype: str | None = None
     memory_budget: str | None = None
     device_map: str | None = None
+    exclude_first: int | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) != (self.transcoders is None):
@@ -57,13 +59,18 @@ class ModelChoice:
         check_device(self.device)
         if self.model is None or self.transcoders is None:
             return ReplacementModel.demo(
-                self.device, dtype=dtype, memory_budget=self.memory_budget, device_map=self.device_map
+                self.device,
+                dtype=dtype,
+                excluded_first=self.exclude_first,
+                memory_budget=self.memory_budget,
+                device_map=self.device_map,
             )
         return ReplacementModel.from_pretrained(
             self.model,
             self.transcoders,
             self.device,
             dtype=dtype,
+            excluded_first=self.exclude_first,
             memory_budget=self.memory_budget,
             device_map=self.device_map,
         )
@@ -82,6 +89,7 @@ class ModelChoice:
             self.device,
             parse_dtype(self.dtype),
             self.memory_budget,
+            excluded_first=self.exclude_first,
         )
 
 
@@ -116,20 +124,39 @@ def parse_dtype(dtype: str | None) -> torch.dtype | None:
 
 
 def read_prompt(prompt: str) -> str:
-    """Return the text that a verb is about; `-` reads it from standard input.
+    """Return the text that a verb is about; `-` reads it from standard input, byte for byte.
+
+    Line breaks are kept as they are, the last one too: each is a token, or part of one.
 
     Raises:
         ValueError: It is empty, the name of a file, or not valid text.
     """
-    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     if not text.strip():
         raise ValueError("the prompt is empty")
-    if os.path.splitext(text)[1] and os.path.isfile(text):
-        raise ValueError(f"{text} is a file; give the text of a prompt, or pipe it to standard input with -")
+    name = text.strip()
+    if "\0" not in name and os.path.splitext(name)[1] and os.path.isfile(name):
+        raise ValueError(f"{name} is a file; give the text of a prompt, or pipe it to standard input with -")
     from crosstrace.replacement_model.prompts import check_text
 
     check_text(text)
     return text
+
+
+def _standard_input() -> str:
+    """Standard input as text, without any change to its line breaks."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as problem:
+        byte = problem.object[problem.start]
+        raise ValueError(f"standard input is not valid UTF-8: byte {problem.start + 1} is 0x{byte:02X}") from None
+
+
+def note_prompt(model: ReplacementModel, text: str) -> None:
+    """Say what is probably not meant in a prompt: words that the model has no token for, a second `<bos>`, and so on."""
+    note_unknown_words(model, text)
+    for line in model.prompt_notes(text):
+        note(line)
 
 
 def note_unknown_words(model: ReplacementModel, text: str) -> None:

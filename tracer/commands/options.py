@@ -68,6 +68,17 @@ DeviceMap = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+ExcludeFirst = Annotated[
+    int | None,
+    typer.Option(
+        "--exclude-first",
+        min=0,
+        metavar="N",
+        help="The first N positions carry no features and no errors.",
+        show_default="1, or the header of a chat prompt",
+        rich_help_panel=_MACHINE,
+    ),
+]
 GraphOutputs = Annotated[
     list[Path] | None,
     typer.Option(

@@ -19,7 +19,7 @@ from crosstrace.tracer.commands.figure_options import (
     Supernodes,
     TopPaths,
 )
-from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words, read_prompt
 from crosstrace.tracer.commands.options import (
     CardsOption,
@@ -28,6 +28,7 @@ from crosstrace.tracer.commands.options import (
     DeviceMap,
     Dtype,
     EdgeThreshold,
+    ExcludeFirst,
     GraphOutputs,
     MemoryBudget,
     Model,
@@ -58,6 +59,7 @@ def trace(
     dtype: Dtype = None,
     memory_budget: MemoryBudget = None,
     device_map: DeviceMap = None,
+    exclude_first: ExcludeFirst = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -72,8 +74,8 @@ def trace(
         typer.Option(
             "--target",
             metavar="TARGET",
-            help='Explain this instead of the most probable tokens: a token, \'" Austin" - " Dallas"\' or L3/417@7. '
-            "Repeatable.",
+            help="Explain this instead of the most probable tokens: '\" Austin\"', '\"\\n\"', #24278 (an id), "
+            '\'" Austin" - " Dallas"\' or L3/417@7. Repeatable; all weigh the same.',
             rich_help_panel=_TARGETS,
         ),
     ] = None,
@@ -118,7 +120,7 @@ def trace(
 
     Example: crosstrace trace "The capital of the state containing Dallas is" -o dallas.svg
     """
-    chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map)
+    chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first)
     figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         check_graph_outputs(output, figure)
@@ -152,6 +154,7 @@ def trace(
             checkpoint=checkpoint,
             resume=resume,
             keep_checkpoint=True,
+            note=note,
         )
         pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded)
         show = None if quiet else lambda labelled, _: show_graph(labelled)

@@ -13,7 +13,7 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
 from crosstrace.graphs.cards.labels import is_guess
-from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.text import visible
 from crosstrace.replacement_model.interventions.references import parse_feature
 from crosstrace.tracer.terminal.card import marked, show_card
 
@@ -92,7 +92,7 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
     ]
     for row in rows:
         position = int(graph.active_features[row, 1])
-        at = f"{short(graph.token_strings[position])} ({position}): {float(graph.activations[row]):.4g}"
+        at = f"{graph.token_name(position)} ({position}): {float(graph.activations[row]):.4g}"
         if row not in nodes:
             lines.append(Text(f"  at {at}, not traced", style="dim"))
             continue

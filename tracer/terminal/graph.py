@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from crosstrace.graphs.analysis.influence import row_scale, spread, target_weigh
 from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.cards.labels import GUESS_MARK, is_guess
-from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.text import probability, short, visible
 
 _BAR = 24
 
@@ -113,14 +114,14 @@ def _targets(graph: AttributionGraph) -> Table:
     table.add_column("at")
     table.add_column("probability", justify="right")
     table.add_column("")
-    for i, string in enumerate(graph.logit_strings):
+    for i in range(len(graph.logit_strings)):
         position = int(graph.logit_positions[i])
-        at = f"{short(graph.token_strings[position])} ({position})"
-        if int(graph.logit_tokens[i]) < 0:
-            add_row(table, short(string, 48), at, "", "")
+        at = f"{graph.token_name(position)} ({position})"
+        share = graph.probability_of(i)
+        if share is None:
+            add_row(table, graph.target_name(i, 48), at, "", "")
             continue
-        probability = float(graph.logit_probabilities[i])
-        add_row(table, short(string, 48), at, f"{probability:.3f}", Text("█" * round(probability * _BAR), style="cyan"))
+        add_row(table, graph.target_name(i, 48), at, probability(share), Text("█" * round(share * _BAR), style="cyan"))
     return table
 
 
@@ -132,7 +133,9 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     kept = pruned.node_mask[pruned.layout.features].sum().item()
     active, rows = len(graph.active_features), len(graph.selected_features)
     lines = [
-        f"replacement score {replacement:.3f}, completeness score {completeness:.3f} of the whole graph",
+        "replacement and completeness score –: no features and no errors, so nothing is explained"
+        if math.isnan(replacement)
+        else f"replacement score {replacement:.3f}, completeness score {completeness:.3f} of the whole graph",
         f"completeness error {graph.completeness_error():.0e}",
         f"{active:,} active features, {rows:,} traced, {kept:,} kept by pruning",
         f"{pruned.node_mask.sum().item():,} of {graph.n:,} nodes, "
@@ -156,7 +159,7 @@ def _features(pruned: AttributionGraph, count: int, listed: Sequence[int], n_kep
     table.add_column("at", no_wrap=True)
     table.add_column("activation", justify="right")
     table.add_column("influence", justify="right")
-    table.add_column(Text(f"→ {short(pruned.logit_strings[0], 12)}"), justify="right", no_wrap=True)
+    table.add_column(Text(f"→ {pruned.target_name(0, 12)}"), justify="right", no_wrap=True)
     for node in strongest.tolist():
         layer, position, feature = pruned.feature_of(node)
         activation = pruned.activations[pruned.selected_features[node]].item()
@@ -164,7 +167,7 @@ def _features(pruned: AttributionGraph, count: int, listed: Sequence[int], n_kep
             table,
             name_cell(pruned.name_of(node)),
             f"L{layer}/{feature}",
-            f"{short(pruned.token_strings[position])} ({position})",
+            f"{pruned.token_name(position)} ({position})",
             f"{activation:.2f}",
             f"{share[node]:.1%}",
             Text(f"{direct[node]:+.3f}", style="cyan" if direct[node] >= 0 else "red"),
@@ -180,7 +183,7 @@ def name_cell(name: str, limit: int = 32) -> Text:
 
 def _paths(pruned: AttributionGraph, count: int, min_features: int, listed: Sequence[int]) -> Table:
     said = "" if not min_features else f", with {min_features} feature{'s' if min_features > 1 else ''} or more"
-    table = plain_table(f"Strongest paths to {short(pruned.logit_strings[0], 32)}{said}")
+    table = plain_table(f"Strongest paths to {pruned.target_name(0, 32)}{said}")
     table.add_column("share", justify="right")
     table.add_column("path")
     for path in strongest_paths(pruned, n=count, min_features=min_features, counted=listed):
@@ -195,7 +198,7 @@ def _step(graph: AttributionGraph, node: int) -> str:
         return graph.describe(node).removeprefix("token ").removeprefix("logit ").removeprefix("target ")
     layer, position, feature = graph.feature_of(node)
     name = graph.name_of(node)
-    at = short(graph.token_strings[position])
+    at = graph.token_name(position)
     if name.startswith(GUESS_MARK):  # an arrow of its own, which is not the path's
         return f"L{layer}/{feature} ({short(name, 32)}) [{at}]"
     return f"{short(name, 32)} [L{layer}/{feature} {at}]" if name else f"L{layer}/{feature} [{at}]"

@@ -35,7 +35,7 @@ class Quality:
 
 def replacement_quality(model: ReplacementModel, local: LocalReplacementModel) -> Quality:
     """Compare the replacement model's next-token distributions with the model's, and measure its errors."""
-    first = min(model.description.excluded_first, local.n_positions - 1)
+    first = min(local.description.excluded_first, local.n_positions - 1)
     positions = range(first, local.n_positions)
     replaced = model.intervene(
         local, [], freeze=Freeze.iterative(attention="free"), errors="dropped", positions=positions

@@ -83,7 +83,7 @@ def validate_graph(
     outputs = [i for i in range(len(graph.logit_tokens)) if int(graph.logit_tokens[i]) >= 0]
     if not outputs:
         raise ValueError("the graph has no output token among its targets: total effects need a logit to be read on")
-    target = max(outputs, key=lambda i: float(graph.logit_probabilities[i]))
+    target = max(outputs, key=lambda i: graph.probability_of(i) or 0.0)
     graph = with_guesses(graph, model, n_features)
     pruned = graph if graph.node_mask is not None else prune(graph)
     return Validation(

@@ -30,6 +30,8 @@ export interface PageData {
   /** Of the weights, which a saved state keeps; none if unknown. */
   fingerprints: Record<string, string>;
   tokens: string[];
+  /** What to show for each token where it stands alone. */
+  names: string[];
   layers: number;
   nodes: {
     id: string[];
@@ -39,15 +41,17 @@ export interface PageData {
     feature: number[];
     label: string[];
     activation: (number | null)[];
+    /** Weight in influence. */
     probability: number[];
+    chance: number[];
   };
   edges: { starts: string; sources: string; weights: string };
   omitted: string;
   influence: string | null;
   influenceTotal: number;
   whole: { nodes: number; edges: number };
-  /** Of the whole graph; null where the file held a pruned one. */
-  scores: { replacement: number; completeness: number } | null;
+  /** Of the whole graph; null where the file held a pruned one, and each where there is nothing to explain. */
+  scores: { replacement: number | null; completeness: number | null } | null;
   start: { node: number; edge: number; nodeLimit: number };
   /** Targets that are not a token (a contrast, a direction): their `probability` is only a weight. */
   notTokens: number[];

@@ -111,14 +111,14 @@ export class Model {
     return this.data.nodes.position[node];
   }
 
-  /** Weight of a target in influence; a token's is its probability. */
+  /** Weight of a target in influence; that of a token is its probability, unless it was named by hand. */
   probability(node: number): number {
     return this.data.nodes.probability[node];
   }
 
   /** Probability of a target that is a token; null for any other node. */
   chance(node: number): number | null {
-    return this.kind(node) === "logit" && !this.notTokens.has(node) ? this.probability(node) : null;
+    return this.kind(node) === "logit" && !this.notTokens.has(node) ? this.data.nodes.chance[node] : null;
   }
 
   /** The probability in words, "" where there is none. */
@@ -150,8 +150,9 @@ export class Model {
     return (this.data.nodes.label[node] || this.card(node).label || "").trim();
   }
 
+  /** What to show for the token at a position. */
   token(position: number): string {
-    return this.data.tokens[position] ?? "";
+    return this.data.names[position] ?? "";
   }
 
   /** The node's name where there is little room. */

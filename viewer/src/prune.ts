@@ -14,6 +14,7 @@ export interface Pruned {
   edges: Uint32Array;
   /** (E,) share of each edge in the score of all edges between kept nodes; 0 for edges that are not. */
   edgeShare: Float64Array;
+  /** NaN where there is nothing to explain, as is the other. */
   replacement: number;
   completeness: number;
 }
@@ -73,17 +74,23 @@ function mostImportantFirst(kept: Uint8Array, count: number, score: Float64Array
 function scores(graph: Graph, kept: Uint8Array): { replacement: number; completeness: number } {
   const scale = rowScale(graph, kept, graph.omitted);
   const influence = spread(graph, scale, kept);
+  // As in scores.py: without an edge from a feature or an error there is nothing to explain.
+  let explains = graph.omitted.some((weight) => weight !== 0);
   let intoErrors = 0, intoTokens = 0, total = 0;
   for (let i = 0; i < graph.n; i++) {
     let errors = graph.omitted[i];
     for (let e = graph.starts[i]; e < graph.starts[i + 1]; e++)
-      if (kept[e] && graph.kind[graph.sources[e]] === "error") errors += Math.abs(graph.weights[e]);
+      if (kept[e]) {
+        const source = graph.kind[graph.sources[e]];
+        if (source === "error") errors += Math.abs(graph.weights[e]);
+        explains ||= source !== "token";
+      }
     const arriving = influence[i] + graph.probability[i];
     total += arriving;
     intoErrors += arriving * errors * scale[i];
     if (graph.kind[i] === "token") intoTokens += influence[i];
   }
-  if (intoErrors + intoTokens === 0 || total === 0) return { replacement: 0, completeness: 0 };
+  if (!explains || intoErrors + intoTokens === 0 || total === 0) return { replacement: NaN, completeness: NaN };
   return { replacement: intoTokens / (intoErrors + intoTokens), completeness: 1 - intoErrors / total };
 }
 

@@ -43,10 +43,15 @@ export class Toolbar {
     this.sliders.show(this.store.state.nodeThreshold, this.store.state.edgeThreshold);
     byId("node-count").textContent = `${whole(shown.length)} of ${whole(data.whole.nodes)}`;
     byId("edge-count").textContent = `${whole(pruned.edges.length)} of ${whole(data.whole.edges)}`;
-    byId("replacement").textContent = pruned.replacement.toFixed(2);
-    byId("completeness").textContent = pruned.completeness.toFixed(2);
+    byId("replacement").textContent = score(pruned.replacement);
+    byId("completeness").textContent = score(pruned.completeness);
     // Unknown where the file held a pruned graph.
-    byId("whole-replacement").textContent = data.scores ? `(whole graph ${data.scores.replacement.toFixed(2)})` : "";
-    byId("whole-completeness").textContent = data.scores ? `(${data.scores.completeness.toFixed(2)})` : "";
+    byId("whole-replacement").textContent = data.scores ? `(whole graph ${score(data.scores.replacement)})` : "";
+    byId("whole-completeness").textContent = data.scores ? `(${score(data.scores.completeness)})` : "";
   }
+}
+
+/** A score with two digits, or a dash where there is none. */
+function score(value: number | null): string {
+  return value === null || Number.isNaN(value) ? "–" : value.toFixed(2);
 }

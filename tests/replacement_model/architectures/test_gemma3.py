@@ -13,6 +13,7 @@ import transformers
 from cases import Case, load_case
 from reference import relative_error
 from safetensors.torch import load_file, save_file
+from small_tokenizer import id_of, write_tokenizer
 
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.architectures.loading import load_model
@@ -97,11 +98,21 @@ def test_a_text_part_that_lacks_a_tensor_is_refused(multimodal, tmp_path):
         load_model(str(folder), None, CPU)
 
 
-def test_chat_template_excludes_the_turn_header(model_copy):
-    assert load_model(str(model_copy), None, CPU)[2].excluded_first == 1
+def test_chat_template_excludes_the_turn_header_of_prompts_that_have_it(model_copy):
+    write_tokenizer(model_copy)
+    assert load_model(str(model_copy), None, CPU)[2].chat_header_ids == ()
+    write_tokenizer(model_copy, chat=True)
+    description = load_model(str(model_copy), None, CPU)[2]
+    header = tuple(id_of(token) for token in ("<bos>", "<start_of_turn>", "user", "\n"))
+    assert (description.excluded_first, description.chat_header_ids) == (1, header)
+    assert description.excluded_first_of([*header, 20]) == 4
+    assert description.excluded_first_of([2, 20]) == 1
+
+
+def test_vocabulary_without_the_turn_header_has_none(model_copy):
     path = model_copy / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ messages }}"}))
-    assert load_model(str(model_copy), None, CPU)[2].excluded_first == 4
+    assert load_model(str(model_copy), None, CPU)[2].chat_header_ids == ()
 
 
 @pytest.mark.parametrize("entry", [{"final_logit_softcapping": 30.0}, {"attention_bias": True}], ids=str)

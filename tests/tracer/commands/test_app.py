@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cases import load_case
+from small_tokenizer import write_tokenizer
 from typer.testing import CliRunner, Result
 
 from crosstrace.graphs import AttributionGraph
@@ -250,3 +252,42 @@ def test_a_long_prompt_with_a_full_stop_is_no_file():
         "read as unknown"
         in run("trace", "Столица штата т.е. города " + "Далласа " * 22, "-q", "--device", "cpu").stderr
     )
+
+
+def test_standard_input_is_read_byte_for_byte(tmp_path):
+    case = load_case("clt_affine")
+    folder = shutil.copytree(case.model, tmp_path / "model")
+    write_tokenizer(folder, chat=True)
+    chosen = ("--model", str(folder), "--transcoders", str(case.transcoders), "-q")
+    header = "<bos><start_of_turn>user\n"
+    for text, end in (
+        (header + "Austin\n", ["Austin", "\n"]),
+        ("Austin\r\n", ["<0x0D>", "\n"]),
+        ("Austin\n\n", ["\n\n"]),
+    ):
+        path = tmp_path / "g.safetensors"
+        assert run("trace", "-", *chosen, "-o", str(path), input=text.encode()).exit_code == 0
+        graph = AttributionGraph.load(path)
+        assert graph.token_strings[-len(end) :] == end
+        assert graph.settings["excluded_first"] == (4 if text.startswith(header) else 1)
+    assert run("trace", "-", *chosen, "-o", str(path), "--exclude-first", "2", input=b"Austin\n").exit_code == 0
+    graph = AttributionGraph.load(path)
+    assert graph.settings["excluded_first"] == 2
+    assert int(graph.active_features[:, 1].min()) == 2
+    result = run("trace", "<bos><bos>Austin\\n", *chosen)
+    assert [line.split(" stands")[0].split(" in ")[0] for line in result.stderr.splitlines()] == [
+        "note: <bos>",
+        "note: \\n",
+    ]
+
+
+def test_standard_input_that_is_not_text(chosen):
+    error = fails("trace", "-", *chosen, input=b"w5 \xff w6")
+    assert error == "error: standard input is not valid UTF-8: byte 4 is 0xFF\n"
+
+
+def test_nothing_explained_has_no_score(chosen):
+    result = run("trace", "w5 w66", *chosen, "--exclude-first", "3")
+    assert result.exit_code == 0, result.output
+    assert "score –: no features and no errors" in result.output
+    assert "1.000 of" not in result.output
