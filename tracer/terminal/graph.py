@@ -12,7 +12,21 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
+from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
 from crosstrace.graphs.text import short, visible
+from crosstrace.tracer.terminal.tables import (
+    NARROW,
+    add_feature_columns,
+    add_numbers,
+    add_row,
+    add_words,
+    at,
+    coloured,
+    feature_cells,
+    fitted,
+    is_narrow,
+    plain_table,
+)
 
 _BAR = 24
 
@@ -27,12 +41,13 @@ def show_graph(graph: AttributionGraph, console: Console | None = None, features
         paths: How many paths to list.
     """
     pruned = graph if graph.node_mask is not None else prune(graph)
-    parts: list[RenderableType] = [_heading(graph), _targets(graph), _scores(graph, pruned)]
+    console = console or Console()
+    parts: list[RenderableType] = [_heading(graph), _targets(graph, console), _scores(graph, pruned)]
     if features and pruned.node_mask is not None and pruned.node_mask[pruned.layout.features].any():
-        parts.append(_features(pruned, features))
+        parts.append(_features(pruned, features, console))
     if paths:
         parts.append(_paths(pruned, paths))
-    (console or Console()).print(Group(*parts))
+    console.print(Group(*parts))
 
 
 def _heading(graph: AttributionGraph) -> Panel:
@@ -46,30 +61,24 @@ def _tail(name: str, length: int = 32) -> str:
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
-def plain_table(title: str) -> Table:
-    """Return an empty table with a title."""
-    return Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def add_row(table: Table, *cells: str | Text) -> None:
-    """Add a row of data, in which square brackets are text and not markup."""
-    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
-
-
-def _targets(graph: AttributionGraph) -> Table:
+def _targets(graph: AttributionGraph, console: Console) -> Table:
+    bar = min(_BAR, console.width - NARROW + 8)
     table = plain_table("Targets")
-    table.add_column("target", style="bold")
-    table.add_column("at")
-    table.add_column("probability", justify="right")
-    table.add_column("")
+    add_words(table, "target", style="bold")
+    add_words(table, "at")
+    add_numbers(table, "probability")
+    if bar > 0:
+        add_numbers(table, "")
     for i, string in enumerate(graph.logit_strings):
         position = int(graph.logit_positions[i])
-        at = f"{short(graph.token_strings[position])} ({position})"
+        cells = [short(string, 48), at(graph.token_strings[position], position)]
         if int(graph.logit_tokens[i]) < 0:
-            add_row(table, short(string, 48), at, "", "")
+            add_row(table, *cells)
             continue
-        probability = float(graph.logit_probabilities[i])
-        add_row(table, short(string, 48), at, f"{probability:.3f}", Text("█" * round(probability * _BAR), style="cyan"))
+        value = float(graph.logit_probabilities[i])
+        cells.append(probability(value))
+        bars = [Text("█" * round(value * bar) + " " * (bar - round(value * bar)), style="cyan")] if bar > 0 else []
+        add_row(table, *cells, *bars)
     return table
 
 
@@ -81,54 +90,51 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     kept = pruned.node_mask[pruned.layout.features].sum().item()
     active, rows = len(graph.active_features), len(graph.selected_features)
     lines = [
-        f"replacement score {replacement:.3f}, completeness score {completeness:.3f} of the whole graph",
-        f"completeness error {graph.completeness_error():.0e}",
-        f"{active:,} active features, {rows:,} traced, {kept:,} kept by pruning",
-        f"{pruned.node_mask.sum().item():,} of {graph.n:,} nodes, "
-        f"{pruned.edge_mask_sparse.nnz:,} of {graph.edges.nnz:,} edges kept",
+        f"replacement score {probability(replacement)}, completeness score {probability(completeness)} of the whole graph",
+        f"completeness error {error(graph.completeness_error())}",
+        f"{count(active, 'active feature')}, {count(rows)} traced, {count(kept)} kept by pruning",
+        f"{count(int(pruned.node_mask.sum()))} of {count(graph.n)} nodes, "
+        f"{count(pruned.edge_mask_sparse.nnz)} of {count(graph.edges.nnz)} edges kept",
     ]
     return Text("\n".join(lines) + "\n")
 
 
-def _features(pruned: AttributionGraph, count: int) -> Table:
+def _features(pruned: AttributionGraph, most: int, console: Console) -> Table:
     """Among the features that pruning kept, those with the most influence on the targets."""
     influence = spread(pruned.edges, row_scale(pruned.edges), target_weights(pruned))
-    share = influence / influence.sum() if influence.any() else influence
+    shares = influence / influence.sum() if influence.any() else influence
     assert pruned.node_mask is not None
     kept = np.flatnonzero(pruned.node_mask[pruned.layout.features].numpy())
-    strongest = kept[np.argsort(-share[kept], kind="stable")][:count]
+    strongest = kept[np.argsort(-shares[kept], kind="stable")][:most]
     first_target = pruned.layout.logits.start
     direct = pruned.edges[[first_target]].toarray()[0]
-    table = plain_table(f"Strongest features (of {len(kept)} kept)")
-    table.add_column("label", style="bold")
-    table.add_column("feature", style="dim", no_wrap=True)
-    table.add_column("at", no_wrap=True)
-    table.add_column("activation", justify="right")
-    table.add_column("influence", justify="right")
-    table.add_column(Text(f"→ {short(pruned.logit_strings[0], 12)}"), justify="right", no_wrap=True)
+    table = plain_table(f"Strongest features (of {len(kept):,} kept)")
+    add_feature_columns(table, console)
+    add_numbers(table, "activation", "influence", f"→ {fitted(short(pruned.logit_strings[0], 12), 12)}")
+    if is_narrow(console):
+        for column, name in zip(table.columns[1:], ("act.", "infl.", "→ target"), strict=True):
+            column.header = name
     for node in strongest.tolist():
         layer, position, feature = pruned.feature_of(node)
-        activation = pruned.activations[pruned.selected_features[node]].item()
+        label = pruned.feature_labels[node]
         add_row(
             table,
-            short(pruned.feature_labels[node], 32) if pruned.feature_labels[node] else "",
-            f"L{layer}/{feature}",
-            f"{short(pruned.token_strings[position])} ({position})",
-            f"{activation:.2f}",
-            f"{share[node]:.1%}",
-            Text(f"{direct[node]:+.3f}", style="cyan" if direct[node] >= 0 else "red"),
+            *feature_cells(console, label, f"L{layer}/{feature}", at(pruned.token_strings[position], position)),
+            plain(float(pruned.activations[pruned.selected_features[node]])),
+            share(float(shares[node])),
+            coloured(signed(float(direct[node])), float(direct[node])),
         )
     return table
 
 
-def _paths(pruned: AttributionGraph, count: int) -> Table:
+def _paths(pruned: AttributionGraph, most: int) -> Table:
     table = plain_table(f"Strongest paths to {short(pruned.logit_strings[0], 32)}")
-    table.add_column("share", justify="right")
-    table.add_column("path")
-    for path in strongest_paths(pruned, n=count):
+    add_numbers(table, "share")
+    add_words(table, "path")
+    for path in strongest_paths(pruned, n=most):
         # The path's steps are weighed by share, its sign says whether it raises or lowers the target.
         steps = Text(" → ").join(Text(_step(pruned, node)) for node in path.nodes)
-        add_row(table, Text(f"{path.strength:.2%}" if path.sign > 0 else f"−{path.strength:.2%}"), steps)
+        add_row(table, share(path.strength if path.sign > 0 else -path.strength), steps)
     return table
 
 

@@ -10,6 +10,7 @@ import torch
 from cases import load_case
 from typer.testing import CliRunner, Result
 
+from crosstrace.graphs.numbers import probability, signed
 from crosstrace.replacement_model import FeatureAt, ReplacementModel, Scale, Set, SwapIn
 from crosstrace.tracer import before_and_after, parse_intervention
 from crosstrace.tracer.commands.app import app
@@ -98,11 +99,11 @@ def test_the_table_shows_the_fate_of_the_old_answer_in_80_columns() -> None:
     done = before_and_after(model, PROMPT, [Scale("L1/5@2", -3.0), Set("L2/3", 400.0)], top=1)
     old, new = done.before[0], done.after[0]
     assert old.string != new.string
-    assert result.output.count("logit") == 2  # no column is cut off
+    assert result.output.count("Δ log p") == 3  # no column is cut off, and the legend
     (row,) = [line for line in result.output.splitlines() if line.strip().startswith(old.string.strip())]
     assert row.split() == [
-        *(old.string.strip(), f"{old.before:.3f}", f"{old.after:.3f}", f"{old.logit_change:+.2f}", "│"),
-        *(new.string.strip(), f"{new.before:.3f}", f"{new.after:.3f}", f"{new.logit_change:+.2f}"),
+        *(old.string.strip(), probability(old.before), probability(old.after), signed(old.log_probability_change), "│"),
+        *(new.string.strip(), probability(new.before), probability(new.after), signed(new.log_probability_change)),
     ]
 
 
