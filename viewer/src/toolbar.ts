@@ -3,7 +3,7 @@
 import { byId } from "./dom";
 import type { Model } from "./model";
 import type { Store } from "./state";
-import { whole } from "./text";
+import { probability, whole } from "./text";
 
 export class Sliders {
   private node = byId<HTMLInputElement>("node-threshold");
@@ -43,10 +43,10 @@ export class Toolbar {
     this.sliders.show(this.store.state.nodeThreshold, this.store.state.edgeThreshold);
     byId("node-count").textContent = `${whole(shown.length)} of ${whole(data.whole.nodes)}`;
     byId("edge-count").textContent = `${whole(pruned.edges.length)} of ${whole(data.whole.edges)}`;
-    byId("replacement").textContent = pruned.replacement.toFixed(2);
-    byId("completeness").textContent = pruned.completeness.toFixed(2);
+    byId("replacement").textContent = probability(pruned.replacement);
+    byId("completeness").textContent = probability(pruned.completeness);
     // Unknown where the file held a pruned graph.
-    byId("whole-replacement").textContent = data.scores ? `(whole graph ${data.scores.replacement.toFixed(2)})` : "";
-    byId("whole-completeness").textContent = data.scores ? `(${data.scores.completeness.toFixed(2)})` : "";
+    byId("whole-replacement").textContent = data.scores ? `(whole graph ${probability(data.scores.replacement)})` : "";
+    byId("whole-completeness").textContent = data.scores ? `(${probability(data.scores.completeness)})` : "";
   }
 }
