@@ -18,7 +18,7 @@ from crosstrace.tracer.commands.figure_options import (
     TopPaths,
 )
 from crosstrace.tracer.commands.messages import one_line_errors
-from crosstrace.tracer.commands.options import CardsOption, Debug, GraphOutputs
+from crosstrace.tracer.commands.options import CardsOption, Debug, GraphOutputs, Quiet
 
 if TYPE_CHECKING:
     from crosstrace.graphs import AttributionGraph, FeatureCards
@@ -38,6 +38,7 @@ def show(
     ] = None,
     output: GraphOutputs = None,
     cards: CardsOption = None,
+    quiet: Quiet = False,
     debug: Debug = False,
     supernodes: Supernodes = False,
     groups: Groups = None,
@@ -68,4 +69,5 @@ def show(
             else:
                 show_graph(labelled, features=features, paths=paths)
 
-        deliver_graph(graph, output, figure, cards, print_it, debug).finish(quiet=bool(feature))
+        show = None if quiet else print_it
+        deliver_graph(graph, output, figure, cards, show, debug).finish(quiet or bool(feature))

@@ -104,7 +104,13 @@ def overview(cards: FeatureCards) -> RenderableType:
     return Group(lines, table)
 
 
-def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key, str], title: str) -> Table:
+def feature_table(
+    cards: FeatureCards,
+    keys: Sequence[Key],
+    labels: Mapping[Key, str],
+    title: str,
+    found: Mapping[Key, str] | None = None,
+) -> Table:
     """Make a table of some features, one line each.
 
     Args:
@@ -112,10 +118,13 @@ def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key,
         keys: The features, as (layer, feature).
         labels: Names that somebody gave to features; the others get the automatic label.
         title: The title of the table.
+        found: Where in each card a text was found, in a column of its own.
     """
     table = plain_table(title)
     table.add_column("feature", style="bold", no_wrap=True)
     add_words(table, "label")
+    if found is not None:
+        add_words(table, "found in")
     add_numbers(table, "fires on")
     add_words(table, "promotes")
     add_words(table, "strongest context")
@@ -127,7 +136,8 @@ def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key,
         promoted = ", ".join(short(token, 14) for token, _ in card["promoted"][:3])
         words = marked(tokens, acts, context["peak"] - low, card["max_activation"], False)
         label = short(labels.get(key) or card["label"], 32)
-        add_row(table, f"L{key[0]}/{key[1]}", label, share(card["firing_rate"]), promoted, words)
+        where = [found[key]] if found is not None else []
+        add_row(table, f"L{key[0]}/{key[1]}", label, *where, share(card["firing_rate"]), promoted, words)
     return table
 
 
