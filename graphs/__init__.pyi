@@ -67,5 +67,6 @@ from .pictures.graphviz import graphviz_program as graphviz_program
 from .pictures.graphviz import render as render
 from .saved_state import SavedState as SavedState
 from .saved_state import check_state as check_state
+from .saved_state import read_origin as read_origin
 from .saved_state import read_state as read_state
 from .viewer_ids import node_ids as node_ids

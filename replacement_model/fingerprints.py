@@ -1,57 +1,157 @@
-"""Fingerprints of weights: hexadecimal digits that tell one set from another, whatever path or name it was loaded by."""
+"""Fingerprints of weights: hexadecimal digits that tell one set from another, whatever path or name it was loaded by.
+
+They are made of samples, so that opening a large transcoder does not cost reading it: training moves all values, and a few
+tell. Graphs and feature cards keep all of the fingerprints below and are compared by the newest that both have.
+
+- `model` and `transcoders`: the first ones. They see norms, biases and thresholds.
+- `model/2` and `transcoders/2` see every kind of weight: embeddings, attention, MLPs, norms; encoders, decoders, skip
+  connections, biases, thresholds, and the activation function. Like the first ones they are the same whatever dtype
+  weights are used in, because they are made of values rounded to bfloat16. A model in float16 has no `model/2`: what it
+  was before it was rounded cannot be told.
+- `exact` is of the values as they are used, after the dtypes of model and transcoders in words: a graph's edges hold for
+  these alone.
+
+Letters: L layers, F features of a layer, D d_model, J layers a feature writes to, R rows, C columns, n values.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from crosstrace.replacement_model.architectures.float32 import stored_weight
+from crosstrace.replacement_model.architectures.float32 import stored_parameters, stored_weight
 from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.dictionaries.base import TranscoderReader
 from crosstrace.replacement_model.model import ReplacementModel
 
-# The number of values read from each tensor: training moves all of them, and opening a large transcoder should not cost
-# reading it.
+# The number of values that the first fingerprints read from each vector.
 _VALUES = 4096
+# Rows and columns of the grid that is read from a matrix, and rows of a decoder or an embedding. Each value of a grid may
+# be a page of a file.
+_GRID, _ROWS = 6, 8
 _DIGITS = 16
 
 
 def weight_fingerprints(model: ReplacementModel) -> dict[str, str]:
-    """Return the fingerprints of a model's and its transcoders' weights, under `model` and `transcoders`.
+    """Return the fingerprints of a model's and its transcoders' weights; see the module.
 
     Example:
         >>> sorted(weight_fingerprints(ReplacementModel.demo()))
-        ['model', 'transcoders']
+        ['exact', 'model', 'model/2', 'transcoders', 'transcoders/2']
     """
-    return {
+    of_model = list(_model_samples(model.sites))
+    of_transcoders = list(_transcoder_samples(model.transcoders.reader))
+    prints = {
         "model": model_fingerprint(model.sites),
         "transcoders": transcoders_fingerprint(model.transcoders.reader),
+        "transcoders/2": _digest(_transcoder_words(model.transcoders.reader), of_transcoders, torch.bfloat16),
+        "exact": _exact(model, of_model, of_transcoders),
     }
+    if model.sites.unembedding.dtype != torch.float16:
+        prints["model/2"] = _digest(_model_words(model.sites), of_model, torch.bfloat16)
+    return prints
 
 
 def transcoders_fingerprint(reader: TranscoderReader) -> str:
-    """Return the fingerprint of sizes, encoder and decoder biases and thresholds; the dtype in use does not change it."""
+    """Return the first fingerprint of transcoders: of sizes, encoder and decoder biases and thresholds."""
     digest = hashlib.sha256(f"{reader.n_features} {reader.d_model} {reader.cross_layer} {reader.reads.value}".encode())
     for layer in reader.layers:
         encoder = reader.encoder(layer)
         for tensor in (encoder.b_enc_f, encoder.threshold_f, reader.bias(layer)):
-            digest.update(_bytes(tensor, torch.float32))
+            digest.update(_bytes(tensor.flatten()[:_VALUES], torch.float32))
     return digest.hexdigest()[:_DIGITS]
 
 
 def model_fingerprint(sites: ModelSites) -> str:
-    """Return the fingerprint of all norms' weights, rounded to bfloat16; the dtype in use does not change it."""
-    digest = hashlib.sha256(f"{sites.description.n_layers} {sites.description.d_model}".encode())
+    """Return the first fingerprint of a model: of all norms' weights, rounded to bfloat16."""
+    digest = hashlib.sha256(_model_words(sites).encode())
     norms = [sites.final_norm]
     for layer in sites.layers:
         norms += [layer.input_norm, layer.post_attention_norm, layer.pre_feedforward_norm, layer.post_feedforward_norm]
     for norm in norms:
-        digest.update(_bytes(stored_weight(norm), torch.bfloat16))
+        digest.update(_bytes(stored_weight(norm).flatten()[:_VALUES], torch.bfloat16))
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _exact(model: ReplacementModel, of_model: list[Tensor], of_transcoders: list[Tensor]) -> str:
+    """Return the dtypes in use, and the fingerprint of the values in use."""
+    dtype = model.transcoders.weights_dtype
+    # Vectors are used as they are stored, in float32.
+    used = [sample if sample.ndim == 1 else sample.to(dtype) for sample in of_transcoders]
+    words = f"{_model_words(model.sites)} {_transcoder_words(model.transcoders.reader)}"
+    digits = _digest(words, [*of_model, *used], torch.float32)
+    return f"{model.weights_dtype} model, {str(dtype).removeprefix('torch.')} transcoders: {digits}"
+
+
+def _model_words(sites: ModelSites) -> str:
+    return f"{sites.description.n_layers} {sites.description.d_model}"
+
+
+def _transcoder_words(reader: TranscoderReader) -> str:
+    kind, k = reader.activation.kind.name, reader.activation.k
+    return f"{reader.n_features} {reader.d_model} {reader.cross_layer} {reader.reads.value} {kind} {k}"
+
+
+def _model_samples(sites: ModelSites) -> Iterator[Tensor]:
+    """Yield samples of embedding, unembedding, final norm, and of every weight of every layer."""
+    yield _rows(stored_weight(sites.embedding))
+    yield _rows(sites.unembedding)
+    yield stored_weight(sites.final_norm).cpu()
+    for layer in sites.layers:
+        for module in _with_weights(layer.whole):
+            for weight in stored_parameters(module):
+                rows, columns = (_spread(size, _GRID) for size in (len(weight), weight[0].numel()))
+                yield (weight[rows][:, columns] if weight.ndim == 2 else weight.flatten()).cpu()
+
+
+def _with_weights(module: nn.Module) -> list[nn.Module]:
+    """Return the modules with weights of their own, by name: their order says nothing of the model."""
+    named = [
+        (name, part) for name, part in module.named_modules() if next(part.parameters(recurse=False), None) is not None
+    ]
+    return [part for _, part in sorted(named, key=lambda pair: pair[0])]
+
+
+def _transcoder_samples(reader: TranscoderReader) -> Iterator[Tensor]:
+    """Yield samples of every layer's tensors, vectors whole, chosen by their indices and not by how they lie in a file."""
+    for layer in reader.layers:
+        encoder, decoder_fjd, skip_dd = reader.encoder(layer), reader.decoder(layer), reader.skip(layer)
+        yield _grid(encoder.w_enc_df)
+        n_features, n_written, _ = decoder_fjd.shape
+        yield torch.stack(
+            [decoder_fjd[feature, number % n_written] for number, feature in enumerate(_spread(n_features, _ROWS))]
+        )
+        yield from (encoder.b_enc_f, encoder.threshold_f, reader.bias(layer))
+        if skip_dd is not None:
+            yield _grid(skip_dd)
+
+
+def _rows(weight_rc: Tensor) -> Tensor:
+    return weight_rc[_spread(weight_rc.shape[0], _ROWS)].cpu()
+
+
+def _grid(weight_rc: Tensor) -> Tensor:
+    """Return a grid of values, a row at a time: in a file the rows between them are not read, nor is more of a column."""
+    rows, columns = (_spread(size, _GRID) for size in weight_rc.shape)
+    return torch.stack([weight_rc[row, columns] for row in rows])
+
+
+def _spread(size: int, n: int) -> list[int]:
+    """Return up to `n` indices below `size`, the first and the last among them."""
+    n = min(n, size)
+    return [number * (size - 1) // max(1, n - 1) for number in range(n)]
+
+
+def _digest(words: str, samples: list[Tensor], dtype: torch.dtype) -> str:
+    digest = hashlib.sha256(words.encode())
+    for sample in samples:
+        digest.update(_bytes(sample, dtype))
     return digest.hexdigest()[:_DIGITS]
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype) -> bytes:
-    values = tensor.flatten()[:_VALUES].detach().to(device="cpu", dtype=dtype).contiguous()
+    values = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
     return values.view(torch.uint8).numpy().tobytes()

@@ -1,4 +1,7 @@
-"""The Hugging Face hub: fetching files into its cache, headers alone for a plan, and one line for each of its errors."""
+"""The Hugging Face hub: fetching files into its cache, headers alone for a plan, and one line for each of its errors.
+
+Also what goes wrong with files fetched by other means: Git leaves pointers where Git LFS is not installed.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,32 @@ if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
 
 _LONGEST_HEADER = 100 * 2**20  # the limit of the safetensors format
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_fetched(path: Path) -> None:
+    """Refuse a file that is a Git LFS pointer.
+
+    Raises:
+        ValueError: Names the file and says what to do.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path}: is a Git LFS pointer, not the file itself; run git lfs pull, or fetch it again")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a small file, such as a config.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is a Git LFS pointer, or not text in UTF-8; the file is named.
+    """
+    check_fetched(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file in UTF-8") from None
 
 
 def fetch(repo: str, revision: str | None, patterns: Sequence[str], reference: str) -> Path:
@@ -180,6 +209,18 @@ def _write_header(repo: str, file: DryRunFileInfo, path: Path) -> None:
     with path.open("wb") as local:
         local.write(start + header)
         local.truncate(file.file_size or local.tell())
+
+
+def split_uri(uri: str) -> tuple[str, str, str | None]:
+    """Split `hf://org/repo/path`, with `@revision` or `?revision=…` or neither, as `split_reference` splits.
+
+    Example:
+        >>> split_uri("hf://org/repo/folder/file.safetensors?revision=v2")
+        ('org/repo', 'folder/file.safetensors', 'v2')
+    """
+    text, _, query = uri.removeprefix("hf://").partition("?")
+    repo, inner, revision = split_reference(text)
+    return repo, inner, revision or query.removeprefix("revision=") or None
 
 
 def split_reference(reference: str) -> tuple[str, str, str | None]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crosstrace.kernels import SparseActivations
 from crosstrace.replacement_model import prompts
 from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.float64 import float64_arithmetic
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
@@ -36,6 +37,10 @@ from crosstrace.replacement_model.local.record import PassRecord
 from crosstrace.replacement_model.local.running_model import Localize
 from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 from crosstrace.replacement_model.prompts import Prompt
+
+# Two float32 passes differ by about 8e-7 of an MLP's output, which is this much more of errors that are a small part of it:
+# below this share, error edges would not be good to 1e-5.
+_SMALL_ERRORS = 0.1
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,10 @@ class ReplacementModel:
         return [self.tokenizer.decode([token]) for token in tokens_p.tolist()]
 
     def local(self, prompt: Prompt) -> LocalReplacementModel:
-        """Run a prompt once through the original model and freeze its local replacement model.
+        """Run a prompt through the original model and freeze its local replacement model.
+
+        The pass is in float32, and errors are what it leaves of the MLP outputs. Where transcoders leave so little in any
+        layer that rounding would show in it, the pass is repeated in float64.
 
         Raises:
             ValueError: The prompt cannot be used; see `tokenize`.
@@ -235,22 +243,50 @@ class ReplacementModel:
             True
         """
         tokens_p = self.tokenize(prompt)
+        record, least_share = self._record(tokens_p, torch.float32)
+        if least_share < _SMALL_ERRORS and self.device.type != "mps":  # which has no float64
+            with float64_arithmetic():
+                record, _ = self._record(tokens_p, torch.float64)
+        return LocalReplacementModel(record, self.transcoders, self.sites, self._budget())
+
+    def _record(self, tokens_p: Tensor, dtype: torch.dtype) -> tuple[PassRecord, float]:
+        """Run a prompt through the original model.
+
+        Args:
+            tokens_p: (P,) the prompt.
+            dtype: The dtype of the pass and of the subtraction that leaves the errors; what is kept is float32.
+
+        Returns:
+            The record, and the smallest share of a layer's MLP output that errors are, by their norms.
+        """
         first, n_positions = self.description.excluded_first, len(tokens_p)
-        capture = Capture(self.sites, self.transcoders, self._attention_store(n_positions))
+        features, exact, errors, norms = [], [], [], []
+
+        def read(layer: int, input_pd: Tensor, output_pd: Tensor) -> None:
+            # As the pass reaches it: one encoder and one input are held at a time.
+            rounded_pd = input_pd.to(torch.float32)
+            positions, numbers, values = self.transcoders.encode(layer, rounded_pd, first)
+            if dtype == torch.float64:
+                exact.append(self.transcoders.pre_activations(layer, input_pd, positions, numbers))
+                values = exact[-1].to(torch.float32)
+            features.append((positions, numbers, values))
+            errors.append(output_pd - self.transcoders.affine(layer, input_pd))
+            norms.append(output_pd[first:].norm())
+
+        capture = Capture(self.sites, self.transcoders, read, self._attention_store(n_positions))
         with hooked(capture.hooks()):
-            self.sites.run(self.sites.embed(tokens_p)[None])
-        features, errors, constants = [], capture.outputs, []
-        for layer in range(self.description.n_layers):
-            # One layer at a time, its input dropped after use: only one encoder and one input are held.
-            input_pd, capture.inputs[layer] = capture.inputs[layer], torch.empty(0)
-            features.append(self.transcoders.encode(layer, input_pd, first))
-            errors[layer] = errors[layer] - self.transcoders.affine(layer, input_pd)
-            constants.append(self.transcoders.bias(layer).expand(n_positions, -1))
+            self.sites.run(self.sites.embed(tokens_p)[None].to(dtype))
         activations = SparseActivations.from_layers(features, n_positions)
         active_rows = self.transcoders.decoder_rows_of(activations)
-        errors_lpd, constants_lpd = torch.stack(errors), torch.stack(constants)
+        errors_lpd = torch.stack(errors)
         errors.clear()
-        errors_lpd -= active_rows.decode(activations)
+        if dtype == torch.float64:
+            active_rows.subtract(activations, torch.cat(exact), errors_lpd)
+        else:
+            errors_lpd -= active_rows.decode(activations)
+        errors_lpd = errors_lpd.to(torch.float32)
+        biases = [self.transcoders.bias(layer) for layer in range(self.description.n_layers)]
+        constants_lpd = torch.stack(biases)[:, None].repeat(1, n_positions, 1)
         constants_lpd[:, :first] += errors_lpd[:, :first]  # no features there: what is left is the MLP's own output
         errors_lpd[:, :first] = 0
         record = PassRecord(
@@ -265,12 +301,14 @@ class ReplacementModel:
             mids_lpd=torch.stack(capture.mids),
             final_norm=capture.final_norm,
         )
-        return LocalReplacementModel(record, self.transcoders, self.sites, self._budget())
+        share_l = errors_lpd.flatten(1).norm(dim=1) / torch.stack(norms).to(torch.float32)
+        return record, share_l[share_l.isfinite()].amin().item() if share_l.isfinite().any() else 1.0
 
     def localizer(self) -> Localize:
         """Return a function that gives the local replacement model of a prompt and runs each prompt only once.
 
-        The function returns a local replacement model that it is given as it is.
+        The function returns a local replacement model that it is given as it is, and raises `ValueError` for one of
+        another model.
 
         Example:
             >>> localize = ReplacementModel.demo().localizer()
@@ -281,6 +319,7 @@ class ReplacementModel:
 
         def localize(prompt: Prompt | LocalReplacementModel) -> LocalReplacementModel:
             if isinstance(prompt, LocalReplacementModel):
+                self._check_own(prompt)
                 return prompt
             tokens_p = self.tokenize(prompt)
             key = tuple(tokens_p.tolist())
@@ -289,6 +328,19 @@ class ReplacementModel:
             return known[key]
 
         return localize
+
+    def _check_own(self, local: LocalReplacementModel) -> None:
+        if local.sites.text_model is not self.sites.text_model or local.transcoders is not self.transcoders:
+            raise ValueError(
+                f"this local replacement model was not made by this replacement model ({self.name} with "
+                f"{self.transcoders.name}); make it with local() of the model that runs it, or give the prompt"
+            )
+        ours, theirs = self.description.excluded_first, local.description.excluded_first
+        if ours != theirs:
+            raise ValueError(
+                f"this local replacement model excludes the first {theirs} positions and the model that runs it {ours}; "
+                "make it with local() of that model, or give the prompt"
+            )
 
     def _budget(self) -> int:
         return self.transcoders.memory_budget or usable_bytes(self.device)
@@ -330,7 +382,7 @@ class ReplacementModel:
             swapped_pd[:first] = output_pd[:first]
             return swapped_pd
 
-        capture = Capture(self.sites, self.transcoders, swap=swap)
+        capture = Capture(self.sites, self.transcoders, swap)
         with hooked(capture.hooks()):
             normed_pd = self.sites.run(self.sites.embed(tokens_p)[None])[0]
         activations = SparseActivations.from_layers(features, len(tokens_p))

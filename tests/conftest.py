@@ -12,12 +12,15 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run tests marked slow too")
+    parser.addoption("--real", action="store_true", help="run tests on the real Gemma 3 270M too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+        if "real" in item.keywords and not config.getoption("--real"):
+            item.add_marker(pytest.mark.skip(reason="on the real Gemma 3 270M; run with make test-real"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 

@@ -45,7 +45,7 @@ LEVELS = {
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
-        ["defaults", "text", "files", "sparse_rows", "layout", "notebook"],
+        ["defaults", "text", "files", "sparse_rows", "layout", "notebook", "fingerprints"],
         ["tensor_file", "storage"],
         ["graph"],
         ["viewer_ids", "saved_state"],
@@ -57,7 +57,7 @@ LEVELS = {
         ["formats"],
     ],
     "tracer": [
-        ["defaults", "progress"],
+        ["defaults", "progress", "weights"],
         ["attribution", "cards"],
         ["interventions", "validation"],
         ["terminal"],

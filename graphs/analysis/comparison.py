@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from crosstrace.graphs.analysis.alignment import aligned_positions, feature_counterparts
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.files import write_atomically
+from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.notebook import note, table
 from crosstrace.graphs.numbers import count, points, share
@@ -218,6 +219,9 @@ def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:
             raise ValueError(
                 f"the graphs cannot be compared: {what} is {left!r} in the first and {right!r} in the second"
             )
+    for what, name in (("model", a.model_name), ("transcoders", a.transcoders_name)):
+        if same_weights(what, a.settings.get("fingerprints"), b.settings.get("fingerprints")) is False:
+            raise ValueError(f"the graphs cannot be compared: {what} {name!r} had other weights in the first")
 
 
 def write_comparison(comparison: GraphComparison, path: str | os.PathLike[str]) -> None:

@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosstrace.graphs.cards.labels import automatic_label
+from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.notebook import note, table, text
 from crosstrace.graphs.tensor_file import map_tensors
 from crosstrace.graphs.text import short
@@ -99,7 +100,7 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         path: The file.
         model_name: The model that the cards were made with.
         transcoders_name: The transcoders that the cards were made with.
-        fingerprints: Of `model` and `transcoders`; the same for the same weights under any name.
+        fingerprints: Of the weights of model and transcoders; the same for the same weights under any name.
         corpus: `names`, `texts`, `contexts`, `tokens`, `digest`.
         positions: Number of positions of which the firing rates are shares.
         settings: Context length, window and the like.
@@ -313,8 +314,10 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         theirs = {"model": model_name, "transcoders": transcoders_name}
         mine = {"model": self.model_name, "transcoders": self.transcoders_name}
         for what in ("transcoders", "model"):
-            one, other = self.fingerprints.get(what), (fingerprints or {}).get(what)
-            if one != other if one and other else _last_part(mine[what]) != _last_part(theirs[what]):
+            same = same_weights(what, self.fingerprints, fingerprints)
+            if same is None:
+                same = _last_part(mine[what]) == _last_part(theirs[what])
+            if not same:
                 other_weights = " with other weights" if mine[what] == theirs[what] else ""
                 return (
                     f"the cards in {self.path} are of other {'transcoders' if what == 'transcoders' else 'model weights'}: "

@@ -87,6 +87,8 @@ class PageData(TypedDict):
     prompt: str
     model: str
     transcoders: str
+    fingerprints: dict[str, str]
+    """Of the weights of model and transcoders; a saved state keeps them."""
     tokens: list[str]
     layers: int
     nodes: NodeColumns
@@ -149,6 +151,8 @@ class PageSource:
     whole: WholeGraph
     start: Start
     fires: Mapping[Key, list[list[float]]]
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of the weights; empty if unknown."""
     slug: str = ""
     """From the prompt if empty."""
     omitted: np.ndarray | None = None
@@ -171,6 +175,7 @@ def page_contents(source: PageSource) -> PageData:
         "prompt": source.prompt,
         "model": source.model,
         "transcoders": source.transcoders,
+        "fingerprints": dict(source.fingerprints),
         "tokens": source.tokens,
         "layers": source.n_layers,
         "nodes": {

@@ -68,6 +68,7 @@ def page_data(
             prompt=graph.prompt,
             model=graph.model_name,
             transcoders=graph.transcoders_name,
+            fingerprints=graph.settings.get("fingerprints") or {},
             tokens=graph.token_strings,
             n_layers=graph.n_layers,
             nodes=[_node(graph, int(node), ids[node]) for node in nodes],

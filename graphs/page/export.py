@@ -96,7 +96,7 @@ def view(
             write_html(graph, path, cards(*names) if callable(cards) else cards, limits=limits)
         case ".json":
             data = read_json_page(file, limits)
-            found = cards(data["model"], data["transcoders"], None) if callable(cards) else cards
+            found = cards(data["model"], data["transcoders"], data["fingerprints"]) if callable(cards) else cards
             data["cards"] = cards_as_json(cards_of_features(found or {}, features_of(data), limits))
             write_atomically(path, page(data, limits=limits))
         case _:

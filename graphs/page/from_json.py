@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ import scipy.sparse
 
 from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
+from crosstrace.graphs.saved_state import origin_of
 
-_KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e"}
+_KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e", "cross layer transcoder": "f"}
 _LARGEST = float(np.finfo(np.float32).max)
 _OUTPUT = re.compile(r'^Output "(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)
 _EMBEDDING = re.compile(r'^Emb: "(.*)"$', re.DOTALL)
@@ -33,6 +34,8 @@ _EMBEDDING = re.compile(r'^Emb: "(.*)"$', re.DOTALL)
 class _JsonNode(PageNode):
     share: float | None = None
     """Its cumulative influence, where the file has it."""
+    other_type: str = ""
+    """The node's type in the file, if it is none of those that this page has a name for."""
 
 
 def read_json_page(path: str | os.PathLike[str], limits: PageLimits = LIMITS) -> PageData:
@@ -80,8 +83,10 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
         if node.kind == "l":
             node.layer = n_layers
     # Features by layer, then errors, tokens and targets: every source comes before its targets, as in `NodeLayout`.
-    nodes.sort(key=lambda node: ("fetl".index(node.kind), node.layer, node.position))
+    # Within a layer biases come first, then what other tools have for attention, then the MLP.
+    nodes.sort(key=lambda node: ("fetl".index(node.kind), node.layer, _place_in_layer(node), node.position))
     edges, notes = _edges(nodes, content["links"])
+    notes += _type_notes(nodes)
     influence = _influence(nodes)
     for node in nodes:
         node.is_token = node.kind != "l" or re.fullmatch(r"\d+_-\d+_\d+", node.id) is None
@@ -93,6 +98,7 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
             prompt=prompt,
             model=str(info.get("model") or metadata.get("scan") or ""),
             transcoders=str(info.get("transcoders") or ""),
+            fingerprints=origin_of(content).fingerprints,
             tokens=tokens,
             n_layers=n_layers,
             nodes=nodes,
@@ -133,7 +139,7 @@ def _check_shape(content: Any, limits: PageLimits) -> None:
 def _node(i: int, node: Any, tokens: list[str], limits: PageLimits) -> _JsonNode:
     if not isinstance(node, dict) or not isinstance(node.get("node_id"), str):
         raise ValueError(f"not an attribution graph: node {i} has no 'node_id'")
-    kind = _KINDS.get(str(node.get("feature_type")), "f")
+    kind, other_type = _kind(node.get("feature_type"))
     position = _whole_number(node.get("ctx_idx"), 0)
     if not 0 <= position < max(len(tokens), limits.most_nodes):
         raise ValueError(f"node {node['node_id']!r} is at position {position}, outside the prompt")
@@ -145,13 +151,17 @@ def _node(i: int, node: Any, tokens: list[str], limits: PageLimits) -> _JsonNode
         label=str(node.get("clerp") or node.get("ppClerp") or node.get("label") or ""),
         activation=_number(node.get("activation")),
         share=_number(node.get("influence")),
+        other_type=other_type,
     )
     if kind == "f":
         # The id, not `feature`: some writers put a pairing of layer and feature there, others the feature itself.
         parts = re.fullmatch(r"\d+_(\d+)_\d+", found.id)
         found.feature = int(parts[1]) if parts else _whole_number(node.get("feature"), -1)
+        if other_type:
+            name = found.label or (f"L{found.layer}/{found.feature}" if found.feature >= 0 else "")
+            found.label = f"{other_type}: {name}" if name else other_type
     elif kind == "e":
-        found.label = ""
+        found.label = other_type
     elif kind == "t":
         words = _EMBEDDING.match(found.label)
         found.label = tokens[position] if position < len(tokens) else words[1] if words else found.label
@@ -162,6 +172,31 @@ def _node(i: int, node: Any, tokens: list[str], limits: PageLimits) -> _JsonNode
             probability = probability if probability is not None else _number(words[2])
         found.probability = max(probability or 0.0, 0.0)
     return found
+
+
+def _kind(feature_type: Any) -> tuple[str, str]:
+    """The page's kind of node for a type, and the type's name if the page has none for it."""
+    name = feature_type if isinstance(feature_type, str) and feature_type else "no type"
+    if kind := _KINDS.get(name.lower()):
+        return kind, ""
+    return "e" if name.lower().endswith("error") else "f", name[:40]
+
+
+def _place_in_layer(node: _JsonNode) -> int:
+    if not node.other_type:
+        return 2
+    return 0 if "bias" in node.other_type.lower() else 1
+
+
+def _type_notes(nodes: list[_JsonNode]) -> list[str]:
+    """Notes that name the types of nodes that this page does not know."""
+    counts = Counter((node.other_type, node.kind) for node in nodes if node.other_type)
+    return [
+        f"Nodes of another type: {count:,} of type “{name}”, drawn as {'errors' if kind == 'e' else 'features'}."
+        if name != "no type"
+        else f"{count:,} nodes without a type are drawn as features."
+        for (name, kind), count in sorted(counts.items())
+    ]
 
 
 def _edges(nodes: list[_JsonNode], links: list[Any]) -> tuple[scipy.sparse.csr_array, list[str]]:

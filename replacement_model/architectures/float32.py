@@ -66,6 +66,17 @@ def stored_weight(module: nn.Module) -> Tensor:
         return module.get_parameter("weight").clone()
 
 
+def stored_parameters(module: nn.Module) -> list[Tensor]:
+    """Return a module's own parameters by name; fetch those that accelerate keeps elsewhere for the moment."""
+    named = sorted(module.named_parameters(recurse=False))
+    if all(weight.device.type != "meta" for _, weight in named):
+        return [weight for _, weight in named]
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        return [module.get_parameter(name).clone() for name, _ in named]
+
+
 def inverse_rms(x_pd: Tensor, eps: float) -> Tensor:
     """Return a norm's 1 / rms (P, 1) float32 at every position, as the model computes it."""
     return torch.rsqrt(x_pd.float().pow(2).mean(-1, keepdim=True) + eps)

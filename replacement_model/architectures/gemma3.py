@@ -6,11 +6,8 @@ from typing import Any
 
 from crosstrace.replacement_model.architectures.description import ModelDescription, ModulePaths
 
-# Architecture named in config.json -> where its text model is, below the top module.
-ARCHITECTURES = {
-    "Gemma3ForCausalLM": "model",
-    "Gemma3ForConditionalGeneration": "model.language_model",
-}
+# Architectures named in config.json. Of the second the text model is loaded alone, as the first.
+ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 
 # First positions without features: `<bos>`, and in chat models `<bos><start_of_turn>user\n`.
 _EXCLUDED_FIRST, _EXCLUDED_FIRST_OF_CHAT = 1, 4
@@ -49,7 +46,7 @@ def describe(config: Any, architecture: str, source: str, chat: bool) -> ModelDe
         max_positions=text.max_position_embeddings,
         rms_norm_eps=text.rms_norm_eps,
         modules=ModulePaths(
-            text_model=ARCHITECTURES[architecture],
+            text_model="model",
             unembedding="lm_head",
             embedding="embed_tokens",
             layers="layers",

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.gguf import dequantised, is_gguf
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
+from crosstrace.replacement_model.architectures.text_part import TextPart, text_part
+from crosstrace.replacement_model.architectures.weight_files import WeightFiles, check_whole, not_finite, read_json
 from crosstrace.replacement_model.hub import errors_in_one_line
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 
 
 def load_model(
@@ -23,7 +38,7 @@ def load_model(
     """Load a model and its tokenizer.
 
     Args:
-        source: A folder, or `org/name` on the hub.
+        source: A folder, a `.gguf` file, or `org/name` on the hub.
         dtype: The dtype of the weights; None: as stored.
         device: Where the model goes, unless `device_map` says.
         device_map: The device of each part, as accelerate takes it.
@@ -36,39 +51,93 @@ def load_model(
         ValueError: The architecture is not supported, or the files are damaged.
         OSError: The folder or repository cannot be read; one line that names it.
     """
-    import transformers
-    from transformers.utils import logging as transformers_logging
-
     name = _folder_or_name(source)
     placement = {}
     if device_map is not None:
         if importlib.util.find_spec("accelerate") is None:
             raise ValueError("a device map needs accelerate, which is not installed; pip install accelerate")
         placement["device_map"] = device_map
-    bars_were_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with _named(source, name):
-            config, tokenizer, description = _described(source, name)
-            loader: Any = getattr(transformers, architecture_of(config, source), transformers.AutoModelForCausalLM)
-            model, report = loader.from_pretrained(
-                name, dtype=dtype or "auto", attn_implementation="eager", output_loading_info=True, **placement
+    with _quiet_transformers(), _named(source, name):
+        config, tokenizer, description = _described(source, name)
+        files = WeightFiles.in_folder(Path(name)) if Path(name).is_dir() else None
+        part = text_part(config, architecture_of(config, source))
+        try:
+            model, report = part.loader.from_pretrained(
+                name,
+                config=part.config,
+                key_mapping=part.renamed or None,
+                dtype=dtype or getattr(config, "dtype", None) or "auto",
+                attn_implementation="eager",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to name them in one line
+                **placement,
             )
-            if report["missing_keys"]:  # transformers would go on with random numbers in their place
-                missing = sorted(report["missing_keys"])
-                raise ValueError(f"{len(missing)} tensors are missing from its files, the first is {missing[0]}")
-    finally:
-        if bars_were_on:
-            transformers_logging.enable_progress_bar()
+        finally:
+            files = files or WeightFiles.in_folder(_snapshot(name))  # which names a damaged one
+        _check_report(report, part, files)
+        _check_finite(model, files)
     model = model.eval().requires_grad_(False)
     return model if placement else model.to(device), tokenizer, description
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep progress bars and the load report of `transformers` from the screen."""
+    from transformers.utils import logging as transformers_logging
+
+    bars_were_on, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars_were_on:
+            transformers_logging.enable_progress_bar()
+
+
+def _snapshot(name: str) -> Path:
+    """The folder of a hub model's files in the cache; a folder without files if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else Path(name)
+
+
+def _check_report(report: dict[str, Any], part: TextPart, files: WeightFiles) -> None:
+    """Refuse a checkpoint with tensors that are missing, of another shape, or not read."""
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
+        place = files.nearest(missing[0])
+        expected = f" (expected in {Path(place).name})" if place else ""
+        raise ValueError(f"{len(missing)} tensors are missing from its files, the first is {missing[0]}{expected}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        tensor, stored, expected = mismatched[0][:3]
+        place = files.nearest(tensor)
+        raise ValueError(
+            f"{place + ': ' if place else ''}{tensor} has shape {tuple(stored)}; expected {tuple(expected)} by config.json"
+        )
+    for tensor in sorted(report["unexpected_keys"]):
+        if not part.ignores.search(tensor):
+            place = files.nearest(tensor)
+            raise ValueError(
+                f"{place + ': ' if place else ''}tensor {tensor} is not known in a {part.loader.__name__}; "
+                "merge adapters into the weights first, if it belongs to one"
+            )
+
+
+def _check_finite(model: nn.Module, files: WeightFiles) -> None:
+    """Refuse weights that hold NaN or infinity."""
+    for tensor, weight in model.named_parameters():
+        if weight.device.type != "meta" and (what := not_finite(weight)):  # accelerate keeps those on meta elsewhere
+            place = files.nearest(tensor)
+            raise ValueError(f"{place + ': ' if place else ''}{tensor} holds {what}; the file is damaged")
 
 
 def load_config(source: str) -> tuple[Any, ModelDescription]:
     """Load the `transformers` config of a model and its description, without the weights.
 
     Args:
-        source: A folder, or `org/name` on the hub.
+        source: A folder, a `.gguf` file, or `org/name` on the hub.
 
     Raises:
         ValueError: The architecture is not supported, or the files are damaged.
@@ -84,8 +153,22 @@ def _described(source: str, name: str) -> tuple[Any, Any, ModelDescription]:
     """The config, the tokenizer and the description of a model."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(name)
+    folder = Path(name)
+    if folder.is_dir():
+        read_json(folder / "config.json")
+        check_whole([folder / "generation_config.json"])
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except StrictDataclassError as error:  # several lines, the last of which says what is wrong
+        raise ValueError(f"config.json: {' '.join(str(error).splitlines()[-1].split())}") from error
     architecture_of(config, source)  # refused before anything else is read
+    for part in (config, getattr(config, "text_config", None)):
+        if quantised := getattr(part, "quantization_config", None):
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+            raise ValueError(
+                f"its weights are quantised ({getattr(method, 'value', method) or 'quantization_config'}); "
+                "only unquantised ones can be traced: use the checkpoint that it was made from"
+            )
     tokenizer = load_tokenizer(name)
     return config, tokenizer, describe(config, source, chat=bool(getattr(tokenizer, "chat_template", None)))
 
@@ -97,10 +180,11 @@ def _named(source: str, name: str) -> Iterator[None]:
         with errors_in_one_line(f"model {source}", name):
             yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if str(error).startswith((source, f"model {source}")):
+        text = _first_line(error).removeprefix(f"{name}/")  # a file of the folder
+        if text.startswith((source, f"model {source}")):
             raise
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"model {source}: {_first_line(error)}") from error
+        raise kind(f"model {source}: {text}") from error
 
 
 def load_tokenizer(name: str) -> Any:
@@ -108,17 +192,29 @@ def load_tokenizer(name: str) -> Any:
 
     Raises:
         OSError: The tokenizer cannot be read.
+        ValueError: One of its files is damaged; it is named.
     """
     import transformers
 
-    folder = Path(name).expanduser()
-    if folder.exists() and not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer.model")):
+    folder = Path(_folder_or_name(name) if is_gguf(name) else name).expanduser()
+    if not folder.exists():
+        return transformers.AutoTokenizer.from_pretrained(name)
+    if not any((folder / file).exists() for file in _TOKENIZER_FILES[:2]):
         return None
-    return transformers.AutoTokenizer.from_pretrained(str(folder) if folder.exists() else name)
+    check_whole(folder / file for file in _TOKENIZER_FILES)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # tokenizers raises nothing narrower
+        file = next(folder / file for file in _TOKENIZER_FILES if (folder / file).exists())
+        raise ValueError(
+            f"{file}: the tokenizer cannot be read (damaged? fetch it again): {_first_line(error)}"
+        ) from error
 
 
 def _folder_or_name(source: str) -> str:
-    """What `transformers` is given for a model."""
+    """What `transformers` is given for a model; a GGUF file is dequantised first."""
+    if is_gguf(source):
+        return str(dequantised(source))
     folder = Path(source).expanduser()
     if not folder.exists() and (source.startswith(("/", ".", "~")) or source.count("/") != 1):
         raise FileNotFoundError(f"model folder {source} does not exist (a hub model is written org/name)")

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode, scores
 
+# Rows widened to float64 at a time, in bytes.
+_WIDENED_BYTES = 64 * 2**20
+
 RowsPlace = Literal["memory", "entries", "whole", "mapped", "host"]
 """Where rows are held: the distinct ones on the device (`memory`); a float32 row for each entry, in order (`entries`, CPU);
 entire decoders on the device (`whole`); in the mapped files (`mapped`, CPU); or the distinct ones in host memory, of which
@@ -52,6 +55,29 @@ class ActiveRows:
         for layer in range(activations.n_layers):
             out_lpd += decode(*self._one_layer(activations, layer))
         return out_lpd
+
+    def subtract(self, activations: SparseActivations, values_n: Tensor, out_lpd: Tensor) -> None:
+        """Subtract what the active features write from `out_lpd` (L, P, D) float64, in place and in float64.
+
+        Args:
+            activations: The active features.
+            values_n: (N,) float64, their activations before rounding.
+            out_lpd: Such as the MLP outputs.
+        """
+        for layer, rows_ujd in enumerate(self.rows_ujd):
+            entries, (_, written, d_model) = activations.layer(layer), rows_ujd.shape
+            at_a_time = max(1, _WIDENED_BYTES // (2 * 8 * written * d_model))
+            for start in range(entries.start, entries.stop, at_a_time):
+                part = slice(start, min(start + at_a_time, entries.stop))
+                stored = slice(part.start - entries.start, part.stop - entries.start)
+                rows_njd = rows_ujd[stored] if self.index_n is None else self._rows(layer, stored)
+                vectors_jnd = rows_njd.to(self.device, torch.float64).transpose(0, 1) * values_n[part, None]
+                out_lpd[layer : layer + written].index_add_(1, activations.positions[part], vectors_jnd, alpha=-1)
+
+    def _rows(self, layer: int, entries: slice) -> Tensor:
+        assert self.index_n is not None
+        rows_ujd = self.rows_ujd[layer]
+        return rows_ujd[self.index_n[layer][entries].to(rows_ujd.device)]
 
     def scores(
         self, activations: SparseActivations, gradients_bpld: Tensor, tops: Sequence[int] | None = None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.hub import check_fetched, read_text
 
 
 class ActivationKind(Enum):
@@ -52,7 +53,8 @@ class Encoder:
     Attributes:
         w_enc_df: (D, F), in the stored dtype.
         b_enc_f: (F,) float32.
-        threshold_f: (F,) float32 thresholds of a JumpReLU; 0 where the activation has none.
+        threshold_f: (F,) float32: a feature fires above it. 0 for a ReLU; minus infinity for a TopK, of which only the
+            `k` largest fire.
     """
 
     w_enc_df: Tensor
@@ -158,8 +160,9 @@ def read_labels(folder: Path) -> dict[tuple[int, int], str]:
     path = folder / "labels.json"
     if not path.is_file():
         return {}
+    check_fetched(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         if content["format"] != "crosstrace-labels/1":
             raise ValueError(f"format {content['format']!r}")
         return {

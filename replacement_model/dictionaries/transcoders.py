@@ -29,8 +29,9 @@ from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 
 _ENCODER_SHARE, _ROWS_SHARE, _DECODER_SHARE = 0.25, 0.5, 0.5
 _ENTRIES_SHARE, _ENTRIES_BYTES = 0.125, 10**9
-# Both are a threshold a feature; the k largest of a token cannot be found feature by feature.
-_COMPUTED = (ActivationKind.RELU, ActivationKind.JUMP_RELU)
+_READ_BYTES = 64 * 2**20
+# Encoder columns gathered at a time, in bytes of float64.
+_COLUMN_BYTES = 64 * 2**20
 
 
 class Transcoders:
@@ -67,13 +68,11 @@ class Transcoders:
             memory_budget: Bytes, or text such as `"8GB"`; None: 80 % of what is free on the device.
 
         Raises:
-            ValueError: The budget is not a size, or the activation function is not supported.
+            ValueError: The budget is not a size, or the activation function is not complete.
         """
-        if reader.activation.kind not in _COMPUTED:
-            raise ValueError(
-                f"transcoders {reader.name}: activation {reader.activation} is not supported; "
-                f"supported: {', '.join(kind.value for kind in _COMPUTED)}"
-            )
+        k = reader.activation.k
+        if (reader.activation.kind is ActivationKind.TOP_K) != (k is not None) or k == 0:
+            raise ValueError(f"transcoders {reader.name}: activation {reader.activation}; a TopK, and only it, has a k")
         self.reader, self.device, self.dtype = reader, device, dtype
         self.n_layers, self.d_model, self.cross_layer = reader.n_layers, reader.d_model, reader.cross_layer
         self.reads = reader.reads
@@ -177,7 +176,11 @@ class Transcoders:
         """
         encoder = self.encoder(layer)
         positions, features, values = encode(
-            input_pd[excluded_first:], encoder.w_enc_df, encoder.b_enc_f, encoder.threshold_f
+            input_pd[excluded_first:],
+            encoder.w_enc_df,
+            encoder.b_enc_f,
+            encoder.threshold_f,
+            self.reader.activation.k,
         )
         return positions + excluded_first, features, values
 
@@ -202,6 +205,9 @@ class Transcoders:
         distinct, index = [part[0] for part in distinct_index], [part[1] for part in distinct_index]
         place = place or self.rows_place([len(part) for part in distinct], [len(part) for part in index])[0]
         if place == "mapped":
+            for layer, features_u in enumerate(distinct):
+                for part in self._parts(layer, features_u):
+                    self.reader.decoder_rows(layer, part)  # which refuses damaged ones; what is mapped is not looked at
             return ActiveRows(
                 [self.reader.decoder(layer) for layer in range(self.n_layers)], features, place, self.device
             )
@@ -238,15 +244,45 @@ class Transcoders:
 
     def _decoder(self, layer: int) -> Tensor:
         if layer not in self._decoders:
-            self._decoders[layer] = self._place(self.reader.decoder(layer))
+            count, written = self.reader.n_features[layer], self.reader.n_written(layer)
+            dtype = _usable(self.dtype or self.reader.decoder(layer).dtype)
+            whole_fjd = torch.empty(count, written, self.d_model, dtype=dtype, device=self.device)
+            # Through the rows, which are checked as they are read.
+            for into_njd, part_n in zip(
+                whole_fjd.split(self._rows_at_a_time(layer)), self._parts(layer, torch.arange(count)), strict=True
+            ):
+                into_njd.copy_(self.reader.decoder_rows(layer, part_n))
+            self._decoders[layer] = whole_fjd
         return self._decoders[layer]
 
+    def _rows_at_a_time(self, layer: int) -> int:
+        return max(1, _READ_BYTES // (self.reader.n_written(layer) * self.d_model * self.reader.dtype().itemsize))
+
+    def _parts(self, layer: int, features_n: Tensor) -> tuple[Tensor, ...]:
+        """Split features into parts whose decoder rows are small enough to be read at a time."""
+        return features_n.split(self._rows_at_a_time(layer))
+
     def affine(self, layer: int, input_pd: Tensor) -> Tensor:
-        """Return the part (P, D) float32 of a layer's reconstruction that is not features, `u @ skip + b_dec`."""
-        skip = self.skip(layer)
+        """Return the part (P, D) of a layer's reconstruction that is not features, `u @ skip + b_dec`.
+
+        It is float32, or float64 for inputs in it.
+        """
+        dtype = torch.float64 if input_pd.dtype == torch.float64 else torch.float32
+        skip, bias_d = self.skip(layer), self.bias(layer).to(dtype)
         if skip is None:
-            return self.bias(layer).expand(input_pd.shape[0], -1)
-        return input_pd.float() @ skip.float() + self.bias(layer)
+            return bias_d.expand(input_pd.shape[0], -1)
+        return input_pd.to(dtype) @ skip.to(dtype) + bias_d
+
+    def pre_activations(self, layer: int, input_pd: Tensor, positions_n: Tensor, features_n: Tensor) -> Tensor:
+        """Compute the pre-activations (n,) float64 of some features of a layer from its inputs (P, D)."""
+        encoder = self.encoder(layer)
+        values_n = encoder.b_enc_f[features_n].double()
+        at_a_time = max(1, _COLUMN_BYTES // (2 * 8 * self.d_model))
+        for start in range(0, len(features_n), at_a_time):
+            part = slice(start, start + at_a_time)
+            columns_nd = encoder.w_enc_df[:, features_n[part]].T.double()
+            values_n[part] += (input_pd[positions_n[part]].double() * columns_nd).sum(-1)
+        return values_n
 
     def reconstruct(self, activations: SparseActivations, rows: ActiveRows, inputs_lpd: Tensor) -> Tensor:
         """Return reconstructions (L, P, D) float32 of every MLP output from active features and transcoder inputs."""

@@ -39,6 +39,10 @@ class Entries(NamedTuple):
         """Number every (where, feature): (n,) int64, ascending, for a layer of `n_features`."""
         return self.where * n_features + self.features
 
+    def part(self, kept: Tensor) -> Entries:
+        """Return the entries that a mask (n,) keeps."""
+        return Entries(self.where[kept], self.features[kept], self.values[kept])
+
     @staticmethod
     def from_keys(keys: Tensor, values: Tensor, n_features: int) -> Entries:
         """Make entries from ascending keys (n,) and their values (n,)."""

@@ -20,6 +20,7 @@ from crosstrace.replacement_model.architectures.description import ModelDescript
 from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, difference, write
 from crosstrace.replacement_model.interventions.freeze import Freeze
+from crosstrace.replacement_model.interventions.gates import count_flips, encode_changed
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.frozen import FrozenLayer, FrozenNorm
@@ -33,12 +34,15 @@ class PassResult:
     Attributes:
         input_changes: For each layer (B, W, D) float32, the change of the transcoder's input.
         features: For each layer the activations, edits included.
+        flips: For each layer (B, 2) int64, how many features of the unchanged prompts' positions became active, and how
+            many became inactive, before any edits of them.
         normed_bwd: (B, W, D) the final norm's output, from a pass that carries the residual stream.
         normed_change_bwd: (B, W, D) the change of that output, from a pass that carries the change.
     """
 
     input_changes: list[Tensor] = field(default_factory=list)
     features: list[Entries] = field(default_factory=list)
+    flips: list[Tensor] = field(default_factory=list)
     normed_bwd: Tensor | None = None
     normed_change_bwd: Tensor | None = None
 
@@ -66,8 +70,9 @@ def frozen_pass(prompts: PaddedPrompts, edits: EditTable, freeze: Freeze, errors
         held = prompts.held(layer)
         own = held
         if not freeze.holds_features(layer):
-            inputs_xd = (unchanged_input(prompts, layer) + input_bwd).flatten(0, 1)
-            own = prompts.window.encode(some.transcoders, layer, inputs_xd)
+            base_bwd = unchanged_input(prompts, layer)
+            own = encode_changed(some.transcoders, layer, prompts.window, held, base_bwd, input_bwd)
+        result.flips.append(count_flips(own, held, edits.n_features[layer], prompts.n_rows, prompts.width))
         features = edits.apply(layer, own, prompts.window)
         write(some.transcoders, layer, difference(features, held, edits.n_features[layer]), written_lxd)
         change_bwd = change_bwd + written_lxd[layer].view_as(change_bwd) + errors.change(prompts, edits, layer)
@@ -159,5 +164,8 @@ class _Norms:
         base_bwd = self.prompts.stack(unchanged)
         changed_bwd = base_bwd + change_bwd
         now_bw1 = torch.rsqrt(changed_bwd.pow(2).mean(-1, keepdim=True) + self.eps)
-        # By the product rule rather than as a difference of two norms' outputs: a zero change stays zero.
-        return gain_d * (now_bw1 * change_bwd + (now_bw1 - inverse_bw1) * base_bwd)
+        # By the product rule, and 1/√t - 1/√s as (s - t) / (√s √t (√s + √t)), rather than as differences of what is
+        # nearly the same: no change stays exactly none, and a small one exact to rounding.
+        grown_bw1 = ((2 * base_bwd + change_bwd) * change_bwd).mean(-1, keepdim=True)
+        less_bw1 = grown_bw1 * now_bw1 * now_bw1 * inverse_bw1 * inverse_bw1 / (now_bw1 + inverse_bw1)
+        return gain_d * (now_bw1 * change_bwd - less_bw1 * base_bwd)

@@ -50,6 +50,9 @@ class Generation:
         logits_rtv: (R, T - P, V) float32 logits that each token was chosen by, before sampling warps them; or None.
         activations: For each sequence the active features at all positions that the model read, or None. The last
             token is chosen but not read.
+        became_active: How many features at held positions, which are the prompt's with `freeze_prompt_only`, fired that
+            the unchanged prompt does not have; see `crosstrace.replacement_model.Outcome`. Of the first sequence.
+        became_inactive: How many of the features there did not fire any more.
     """
 
     prompt_p: Tensor
@@ -57,6 +60,8 @@ class Generation:
     texts: list[str]
     logits_rtv: Tensor | None
     activations: list[SparseActivations] | None
+    became_active: int = 0
+    became_inactive: int = 0
 
 
 def generate(
@@ -146,7 +151,8 @@ def generate(
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in tokens_rt.tolist()] if tokenizer else []
     logits_rtv = torch.stack(output.logits, dim=1).float() if return_logits else None
     activations = steps.activations() if return_activations else None
-    return Generation(local.tokens_p, tokens_rt, texts or [""] * len(tokens_rt), logits_rtv, activations)
+    texts = texts or [""] * len(tokens_rt)
+    return Generation(local.tokens_p, tokens_rt, texts, logits_rtv, activations, *steps.flips)
 
 
 def _check_settings(
@@ -195,6 +201,7 @@ class _Steps:
         self.prompt_only, self.cached = prompt_only, cached
         self.passing = HookedPass(model.sites, model.transcoders, freeze, errors)
         self.seen = 0
+        self.flips = (0, 0)  # features that became active and inactive in the last pass with something held
         self._features: list[tuple[int, int, list[Entries]]] = []  # of each pass: start, width, entries by layer
 
     def hooks(self) -> list[tuple[nn.Module, Hook]]:
@@ -233,6 +240,9 @@ class _Steps:
     def _end(self, args: Any, kwargs: Any, output: Tensor) -> None:
         if self.passing.paused:
             return
+        if self.passing.result.flips:
+            became_active, became_inactive = torch.stack(self.passing.result.flips).sum(0)[0].tolist()
+            self.flips = became_active, became_inactive
         if not self.start:  # without a cache every pass reads the whole text again: the last one counts
             self._features.clear()
         self._features.append((self.start, self.passing.window.width, self.passing.result.features))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crosstrace.replacement_model.architectures.float32 import inverse_rms
@@ -22,6 +23,7 @@ from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.edited_features import EditTable, Entries, PassWindow, difference, write
 from crosstrace.replacement_model.interventions.freeze import Freeze
 from crosstrace.replacement_model.interventions.frozen_pass import PassResult, attend, token_change, unchanged_input
+from crosstrace.replacement_model.interventions.gates import ROUNDING_OF_A_PASS, count_flips, joined, keep_gates
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
 from crosstrace.replacement_model.interventions.padded_prompts import PaddedPrompts
 from crosstrace.replacement_model.local.local_model import LocalReplacementModel
@@ -175,11 +177,16 @@ class HookedPass:
         held = self._held(layer)
         if self.freeze.holds_features(layer):
             own = self._instead(own, held, n_features)
+        elif held is not None:
+            own = self._keep_gates(layer, own, held)
+        if held is not None:
+            covered = own.part(own.where % width < self.covered)
+            self.result.flips.append(count_flips(covered, held, n_features, self.window.n_rows, width))
         features = self.edits.apply(layer, own, self.window)
         # What the MLP's output already contains: the prompt's features, the recomputed ones, or none.
         reference = own if self.errors.kind == "recomputed" else self._instead(own, held, n_features)
         if self.errors.kind == "dropped":
-            reference = _part(reference, reference.where % width < self.covered)
+            reference = reference.part(reference.where % width < self.covered)
         write(self.transcoders, layer, difference(features, reference, n_features), self._written_lxd)
         written_bwd = self._written_lxd[layer].view_as(output_bwd)
         self.result.features.append(features)
@@ -191,7 +198,7 @@ class HookedPass:
         out_bwd = out_bwd + written_bwd
         if self.base is not None:
             c = self.covered
-            input_change_bcd = input_bwd[:, :c].float() - unchanged_input(self.base, layer)
+            input_change_bcd = self._input_change(layer)
             self.result.input_changes.append(input_change_bcd)
             if not runs_mlp:
                 base_bcd = self.base.stack(lambda m: m.residuals_lpd[layer + 1] - m.mids_lpd[layer])
@@ -202,6 +209,26 @@ class HookedPass:
                 base_bcd = base_bcd + self.errors.change(self.base, self.edits, layer)
                 out_bwd = torch.cat([base_bcd, out_bwd[:, c:]], dim=1)
         return out_bwd
+
+    def _input_change(self, layer: int) -> Tensor:
+        """Return the change (B, C, D) float32 of what the layer's transcoder reads."""
+        assert self.base is not None
+        return self._input_bwd[:, : self.covered].float() - unchanged_input(self.base, layer)
+
+    def _keep_gates(self, layer: int, own: Entries, held: Entries) -> Entries:
+        """Keep the gates of features at covered positions that another pass of the same prompt would give too."""
+        assert self.base is not None
+        beyond = self.window.width - self.covered
+        base_xd, change_xd = (
+            F.pad(part_bcd, (0, 0, 0, beyond)).flatten(0, 1)
+            for part_bcd in (unchanged_input(self.base, layer), self._input_change(layer))
+        )
+        width, n_features = self.window.width, self.edits.n_features[layer]
+        inside = own.where % width < self.covered
+        settled = keep_gates(
+            self.transcoders, layer, own.part(inside), held, base_xd, change_xd, rounding=ROUNDING_OF_A_PASS
+        )
+        return joined(settled, own.part(~inside), n_features)
 
     def _held(self, layer: int) -> Entries | None:
         """Return the unchanged prompts' activations, indexed like the window."""
@@ -214,9 +241,7 @@ class HookedPass:
         """Take `held` at covered positions and `own` elsewhere."""
         if held is None:
             return own
-        rest = _part(own, own.where % self.window.width >= self.covered)
-        keys, order = torch.cat([held.keys(n_features), rest.keys(n_features)]).sort()
-        return Entries.from_keys(keys, torch.cat([held.values, rest.values])[order], n_features)
+        return joined(held, own.part(own.where % self.window.width >= self.covered), n_features)
 
     def _final(self, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         if self.paused:
@@ -226,7 +251,3 @@ class HookedPass:
             output = self._frozen(self.sites.final_norm, args[0], output, inverse_bc1)
         self.result.normed_bwd = output
         return output
-
-
-def _part(entries: Entries, kept: Tensor) -> Entries:
-    return Entries(entries.where[kept], entries.features[kept], entries.values[kept])

@@ -30,6 +30,9 @@ class Outcome:
         logit_changes_qv: (Q, V) float32 their changes against the unchanged prompt.
         preactivations_t: (T,) float32 pre-activations of the requested features: h, before JumpReLU.
         preactivation_changes_t: (T,) float32 their changes against the unchanged prompt.
+        became_active: How many features that the unchanged prompt does not have fired because of what reached them.
+        became_inactive: How many of the unchanged prompt's features did not fire any more. Neither counts what an
+            intervention does to the features that it names.
         read_activations: Gives `activations`.
     """
 
@@ -37,6 +40,8 @@ class Outcome:
     logit_changes_qv: Tensor
     preactivations_t: Tensor
     preactivation_changes_t: Tensor
+    became_active: int
+    became_inactive: int
     read_activations: Callable[[], SparseActivations] = field(repr=False)
 
     @cached_property
@@ -111,6 +116,7 @@ def read_outcomes(
         torch.stack([local.logits(position) for position in places])
         for local, places in zip(prompts.locals_g, wanted, strict=True)
     ]
+    flips_b2 = torch.stack(result.flips).sum(0).tolist()
     outcomes = []
     for row, prompt in enumerate(prompts.prompt_of_b.tolist()):
         index_q = torch.tensor(wanted[prompt], device=model.device) + prompts.slots(prompt).start
@@ -124,7 +130,7 @@ def read_outcomes(
         after_t = before_gt[prompt] + changes_bt[row]
         slot = row * prompts.width + prompts.slots(prompt).start
         activations = partial(row_activations, result.features, slot, prompts.locals_g[prompt].n_positions)
-        outcomes.append(Outcome(logits_qv, changes_qv, after_t, changes_bt[row], activations))
+        outcomes.append(Outcome(logits_qv, changes_qv, after_t, changes_bt[row], *flips_b2[row], activations))
     return outcomes
 
 

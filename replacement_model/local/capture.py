@@ -18,7 +18,7 @@ from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.frozen import FrozenAttention, FrozenLayer, FrozenNorm
 
-Swap = Callable[[int, Tensor, Tensor], Tensor]
+Swap = Callable[[int, Tensor, Tensor], Tensor | None]
 
 
 class Capture:
@@ -28,8 +28,6 @@ class Capture:
         residuals: After the pass, the residual stream (P, D) float32 that enters each layer, and what the final norm
             reads.
         mids: The residual stream (P, D) after each layer's attention.
-        inputs: What each layer's transcoder reads (P, D).
-        outputs: The output (P, D) of each MLP; empty if they are replaced.
         layers: Each layer with attention and norms frozen.
         final_norm: The frozen final norm.
     """
@@ -38,23 +36,22 @@ class Capture:
         self,
         sites: ModelSites,
         transcoders: Transcoders,
+        swap: Swap,
         store: Callable[[Tensor], Tensor] = lambda block: block,
-        swap: Swap | None = None,
     ) -> None:
         """Prepare a capture.
 
         Args:
             sites: The live modules of the base model.
             transcoders: The transcoders whose inputs are read.
+            swap: Given layer, transcoder input and MLP output (P, D), in the dtype of the pass; returns what replaces
+                the output, or None to keep it.
             store: What to do with a layer's attention before it is kept, such as moving it to the host.
-            swap: Given layer, transcoder input and MLP output (P, D), returns what replaces the output.
         """
         self.sites, self.transcoders, self.store, self.swap = sites, transcoders, store, swap
         self.device = transcoders.device
         self.residuals: list[Tensor] = []
         self.mids: list[Tensor] = []
-        self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
         self.layers: list[FrozenLayer] = []
         self.final_norm: FrozenNorm
 
@@ -71,18 +68,24 @@ class Capture:
         return wanted
 
     def _freeze(self, norm: nn.Module, input_pd: Tensor) -> FrozenNorm:
-        return FrozenNorm(self._here(self.sites.gain(norm)), inverse_rms(input_pd, self.sites.description.rms_norm_eps))
+        inverse_p1 = inverse_rms(input_pd, self.sites.description.rms_norm_eps)
+        return FrozenNorm(self._kept(self.sites.gain(norm)), inverse_p1.to(torch.float32))
 
     def _here(self, tensor: Tensor) -> Tensor:
         """A tensor on the device of tracing: with a device map each layer has its own."""
         return tensor.to(self.device)
 
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device of tracing in float32, which everything but the swap gets, whatever the pass is in."""
+        return tensor.to(self.device, torch.float32)
+
     def _residual(self, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
-        self.residuals.append(self._here(args[0][0]))
+        self._residual_pd = self._here(args[0][0])
+        self.residuals.append(self._kept(self._residual_pd))
 
     def _attention(self, args: Any, kwargs: Any, output: tuple[Tensor, Tensor]) -> None:
         window = self.sites.description.window(len(self.layers))
-        attention = FrozenAttention.from_dense(self._here(output[1][0]), window, self.store)
+        attention = FrozenAttention.from_dense(self._kept(output[1][0]), window, self.store)
         self._attended = (self._here(output[0][0]), attention)
 
     def _mlp_input(self, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
@@ -90,12 +93,13 @@ class Capture:
         attended_pd, attention = self._attended
         mid_pd = self._here(args[0][0])
         if self.transcoders.reads is Site.MLP_INPUT:
-            mlp_norm = FrozenNorm(torch.ones_like(mid_pd[0]), torch.ones_like(mid_pd[:, :1]))
-            self.inputs.append(mid_pd)
+            ones_pd = torch.ones_like(mid_pd, dtype=torch.float32)
+            mlp_norm = FrozenNorm(ones_pd[0], ones_pd[:, :1])
+            self._input_pd = mid_pd
         else:
             mlp_norm = self._freeze(layer.pre_feedforward_norm, mid_pd)
-            self.inputs.append(self._here(output[0]))
-        self.mids.append(mid_pd)
+            self._input_pd = self._here(output[0])
+        self.mids.append(self._kept(mid_pd))
         self.layers.append(
             FrozenLayer(
                 attention=attention,
@@ -103,18 +107,16 @@ class Capture:
                 read_output_weight=layer.output_weight,
                 read_skip=partial(self.transcoders.skip, index),
                 has_skip=self.transcoders.skip(index) is not None,
-                input_norm=self._freeze(layer.input_norm, self.residuals[-1]),
+                input_norm=self._freeze(layer.input_norm, self._residual_pd),
                 attention_norm=self._freeze(layer.post_attention_norm, attended_pd),
                 mlp_norm=mlp_norm,
             )
         )
 
     def _mlp_output(self, layer: int, args: Any, kwargs: Any, output_bpd: Tensor) -> Tensor | None:
-        if self.swap is None:
-            self.outputs.append(self._here(output_bpd[0]))
-            return None
-        return self.swap(layer, self.inputs[layer], self._here(output_bpd[0]))[None].to(output_bpd.device)
+        swapped_pd = self.swap(layer, self._input_pd, self._here(output_bpd[0]))
+        return None if swapped_pd is None else swapped_pd[None].to(output_bpd.device)
 
     def _final(self, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
-        self.residuals.append(self._here(args[0][0]))
-        self.final_norm = self._freeze(self.sites.final_norm, self.residuals[-1])
+        self.residuals.append(self._kept(args[0][0]))
+        self.final_norm = self._freeze(self.sites.final_norm, self._here(args[0][0]))

@@ -107,13 +107,54 @@ def test_two_runs_and_two_batches_agree(path):  # noqa: F811
     assert_close(halves[1][2], first[2][~in_first])
 
 
-def test_tiles_do_not_show(monkeypatch):
+@pytest.mark.parametrize("k", [None, 1, 5, 20])
+def test_tiles_do_not_show(monkeypatch, k):
     x, w, bias, threshold = inputs(6, 12, 300)
-    expected = encode_reference(x, w, bias, threshold)
+    expected = encode_reference(x, w, bias, threshold, k)
     module = importlib.import_module("crosstrace.kernels.encoding")
     monkeypatch.setattr(module, "TILE_ELEMENTS", 1)
     monkeypatch.setattr(module, "TILE_FEATURES", 7)
-    assert_same(encode(x, w, bias, threshold), expected)
+    assert_same(encode(x, w, bias, threshold, k), expected)
+
+
+@pytest.mark.parametrize("level", [-torch.inf, 0.0, 6.0], ids=["top k", "top k of a ReLU", "top k of a JumpReLU"])
+@pytest.mark.parametrize("k", [1, 4, 130, 500])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_top_k_equals_the_reference(path, level, k, dtype):  # noqa: F811
+    x, w, bias, threshold = inputs(17, 40, 130, dtype)
+    threshold = torch.full_like(threshold, level)
+    assert_same(encode(x, w, bias, threshold, k), encode_reference(x, w, bias, threshold, k))
+
+
+def test_top_k_keeps_the_largest_also_where_they_are_negative(path):  # noqa: F811
+    x, w = torch.randn(9, 50, device=DEVICE), torch.randn(50, 70, device=DEVICE)
+    bias = torch.randn(70, device=DEVICE) - 25
+    largest = (x @ w + bias).topk(6, dim=1)
+    assert (largest.values < 0).any()
+    positions, features, values = encode(x, w, bias, torch.full((70,), -torch.inf, device=DEVICE), 6)
+    assert torch.equal(positions, torch.arange(9, device=DEVICE).repeat_interleave(6))
+    features_pk, order_pk = largest.indices.sort(dim=1)
+    assert torch.equal(features.view(9, 6), features_pk)
+    assert_close(values.view(9, 6), largest.values.gather(1, order_pk))
+
+
+def test_of_equal_values_the_first_features_are_the_largest_and_zeros_are_not_active(path):  # noqa: F811
+    none = torch.full((7,), -torch.inf, device=DEVICE)
+    x, w = torch.ones(1, 1, device=DEVICE), torch.tensor([[1.0, 2.0, 1.0, 1.0, 0.0, 0.0, -1.0]], device=DEVICE)
+    bias = torch.zeros(7, device=DEVICE)
+    assert encode(x, w, bias, none, 3)[1].tolist() == [0, 1, 2]
+    assert encode(x, w, bias, none, 6)[1].tolist() == [0, 1, 2, 3]  # the zeros take two of the six places
+    assert encode(x, w, bias, none, 7)[1].tolist() == [0, 1, 2, 3, 6]
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (3, 4, 0)], ids=str)
+def test_top_k_of_nothing(path, shape):  # noqa: F811
+    assert [len(part) for part in encode(*inputs(*shape), 2)] == [0, 0, 0]
+
+
+def test_top_k_of_no_features_is_refused():
+    with pytest.raises(ValueError, match="k is 0; expected at least 1"):
+        encode(*inputs(3, 4, 5), 0)
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 64])

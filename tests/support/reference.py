@@ -1,18 +1,32 @@
 """The plain reference: the linear model in float64, every source injected, every target read. No adjoint anywhere.
 
-Letters: S sources, P positions, D d_model, H heads, K kv heads, L layers, N active features.
+Letters: S sources, P positions, D d_model, H heads, K kv heads, L layers, F features of a layer.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, Gemma3ForCausalLM
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.dictionaries.readers import TranscoderReader
+
+
+def _softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    """`softmax` in the dtype of its input: transformers goes through float32."""
+    return x.softmax(dim)
+
+
+def _norm(self: Gemma3RMSNorm, x: Tensor) -> Tensor:
+    """Gemma's norm in the dtype of its input, likewise."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
 
 
 class LinearModel:
@@ -23,7 +37,8 @@ class LinearModel:
         config = AutoConfig.from_pretrained(model)
         gemma = Gemma3ForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="eager").eval()
         embedded = gemma.model.embed_tokens(torch.tensor(ids)).detach().double()
-        gemma = gemma.double()
+        gemma.model.layers.double()  # not the vocabulary: in float64 it would take most of the memory
+        gemma.model.norm.double()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         seen: dict[str, list[Tensor]] = {"in": [], "attended": [], "mid": [], "mlp": [], "pattern": [], "final": []}
         handles = []
@@ -45,7 +60,7 @@ class LinearModel:
                 )
             )
         keep(gemma.model.norm, "final", True)
-        with torch.no_grad():
+        with torch.no_grad(), patch.object(F, "softmax", _softmax), patch.object(Gemma3RMSNorm, "forward", _norm):
             gemma.model(inputs_embeds=embedded[None], use_cache=False)
 
         def scale(norm: torch.nn.Module, x: Tensor) -> Tensor:
@@ -65,6 +80,7 @@ class LinearModel:
         self.w_v = [layer.self_attn.v_proj.weight.detach() for layer in layers]
         self.w_o = [layer.self_attn.o_proj.weight.detach() for layer in layers]
         self.w_u = gemma.lm_head.weight.detach()
+        self.mean_w_u = sum(rows.double().sum(0) for rows in self.w_u.split(1 << 14)) / len(self.w_u)
         encoders = [reader.encoder(layer) for layer in range(self.n_layers)]
         self.w_enc = [encoder.w_enc_df.to(dtype).double() for encoder in encoders]
         self.b_enc = [encoder.b_enc_f.double() for encoder in encoders]
@@ -76,56 +92,74 @@ class LinearModel:
         self._features(seen["mid"], seen["mlp"])
 
     def _features(self, mids: list[Tensor], outputs: list[Tensor]) -> None:
-        """Find the active features, their vectors into every layer, and the errors that remain."""
+        """Find the active features, and the errors that their vectors leave."""
         self.active: list[tuple[int, int, int]] = []
         self.activations: list[float] = []
-        vectors = []
         left = torch.stack(outputs).clone()
         for layer in range(self.n_layers):
             u = self.mlp_in[layer] * mids[layer]
             h = u @ self.w_enc[layer] + self.b_enc[layer]
             h[: self.excluded] = -torch.inf
-            for position, feature in (h > self.threshold[layer]).nonzero().tolist():
-                rows = self.reader.decoder_rows(layer, torch.tensor([feature]))[0].to(self.dtype).double()
-                vector = torch.zeros_like(left[:, 0])
-                vector[layer : layer + len(rows)] = h[position, feature] * rows
+            active = h > self.threshold[layer]
+            a = h.where(active, 0)
+            fired = active.any(0).nonzero().flatten()
+            rows = self.reader.decoder_rows(layer, fired).to(self.dtype).double()
+            left[layer : layer + rows.shape[1]] -= torch.einsum("pf,fld->lpd", a[:, fired], rows)
+            for position, feature in active.nonzero().tolist():
                 self.active.append((layer, position, feature))
                 self.activations.append(h[position, feature].item())
-                vectors.append(vector)
-                left[:, position] -= vector
             if (skip := self.skips[layer]) is not None:
                 left[layer] -= u @ skip
             left[layer] -= self.reader.bias(layer).double()
         left[:, : self.excluded] = 0
-        self.vectors_nld, self.errors_lpd = torch.stack(vectors), left
+        self.errors_lpd = left
+
+    def _writes(self, source: int) -> list[tuple[int, int, Tensor]]:
+        """What a source writes: (layer, position, vector); a token writes below layer 0."""
+        n_features = len(self.active)
+        if source < n_features:
+            layer, position, feature = self.active[source]
+            rows = self.reader.decoder_rows(layer, torch.tensor([feature]))[0].to(self.dtype).double()
+            return [(layer + i, position, self.activations[source] * row) for i, row in enumerate(rows)]
+        layer, position = divmod(source - n_features, self.n_positions)
+        if layer < self.n_layers:
+            return [(layer, position, self.errors_lpd[layer, position])]
+        return [(-1, position, self.embedded[position])]
 
     def adjacency(self, logit_tokens: list[int]) -> Tensor:
         """Return the adjacency (n, n) float64 in the graph's node order."""
-        n_features, n_errors = len(self.active), self.n_layers * self.n_positions
-        n_sources = n_features + n_errors + self.n_positions
-        writes = torch.zeros(n_sources, self.n_layers, self.n_positions, self.final.shape[-1], dtype=torch.float64)
-        stream = torch.zeros(n_sources, self.n_positions, self.final.shape[-1], dtype=torch.float64)
-        for i, (_, position, _) in enumerate(self.active):
-            writes[i, :, position] = self.vectors_nld[i]
+        n_sources = len(self.active) + (self.n_layers + 1) * self.n_positions
+        edges = self.columns(list(range(n_sources)), logit_tokens)
+        return torch.cat([edges, torch.zeros(len(edges), len(logit_tokens), dtype=edges.dtype)], dim=1)
+
+    def columns(self, sources: list[int], logit_tokens: list[int]) -> Tensor:
+        """Return the edges (n, S) float64 of some sources, by their numbers among the nodes, to every node."""
+        n_sources = len(self.active) + (self.n_layers + 1) * self.n_positions
+        writes: list[list[tuple[int, int, Tensor]]] = [[] for _ in range(self.n_layers + 1)]
+        for i, source in enumerate(sources):
+            for layer, position, vector in self._writes(source):
+                writes[layer].append((i, position, vector))
+        stream = torch.zeros(len(sources), self.n_positions, self.final.shape[-1], dtype=torch.float64)
+        out = torch.zeros(n_sources + len(logit_tokens), len(sources), dtype=torch.float64)
+        at = [[] for _ in range(self.n_layers)]
+        for i, (layer, _, _) in enumerate(self.active):
+            at[layer].append(i)
+        for i, position, vector in writes[-1]:
+            stream[i, position] += vector
         for layer in range(self.n_layers):
-            for position in range(self.n_positions):
-                i = n_features + layer * self.n_positions + position
-                writes[i, layer, position] = self.errors_lpd[layer, position]
-        for position in range(self.n_positions):
-            stream[n_features + n_errors + position, position] = self.embedded[position]
-        n = n_sources + len(logit_tokens)
-        out = torch.zeros(n, n, dtype=torch.float64)
-        for layer in range(self.n_layers):
-            mid = stream + self._attend(layer, stream)
-            u = self.mlp_in[layer] * mid
-            for i, (of_layer, position, feature) in enumerate(self.active):
-                if of_layer == layer:
-                    out[i, :n_sources] = u[:, position] @ self.w_enc[layer][:, feature]
-            skip = self.skips[layer]
-            stream = mid + writes[:, layer] + (0 if skip is None else u @ skip)
+            stream = stream + self._attend(layer, stream)
+            u = self.mlp_in[layer] * stream
+            targets = [self.active[i] for i in at[layer]]
+            for position in {position for _, position, _ in targets}:
+                here = [(i, feature) for i, (_, p, feature) in zip(at[layer], targets, strict=True) if p == position]
+                nodes, features = zip(*here, strict=True)
+                out[list(nodes)] = (u[:, position] @ self.w_enc[layer][:, list(features)]).T
+            if (skip := self.skips[layer]) is not None:
+                stream += u @ skip
+            for i, position, vector in writes[layer]:
+                stream[i, position] += vector
         read = self.final_scale[-1] * stream[:, -1]
-        centred = self.w_u[logit_tokens] - self.w_u.mean(0)
-        out[n_sources:, :n_sources] = centred @ read.T
+        out[n_sources:] = (self.w_u[logit_tokens].double() - self.mean_w_u) @ read.T
         return out
 
     def _attend(self, layer: int, stream: Tensor) -> Tensor:

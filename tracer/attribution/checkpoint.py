@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
+from crosstrace.graphs.fingerprints import same_fingerprints
+from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, weight_fingerprints
 from crosstrace.tracer.attribution.row_file import RowBlock, RowFile
 from crosstrace.tracer.attribution.row_store import RowStore
 from crosstrace.tracer.attribution.targets import ResolvedTarget
@@ -46,6 +47,7 @@ def trace_identity(
         "prompt": local.tokens_p.tolist(),
         "model": model.name,
         "transcoders": model.transcoders.name,
+        "weights, by their fingerprints": weight_fingerprints(model),
         "targets": [[target.string, target.token, target.target.layer, target.target.position] for target in wanted],
         "max_feature_nodes": cap,
         "excluded_first": model.description.excluded_first,
@@ -94,7 +96,7 @@ class Checkpoint:
         self._file = RowFile.open(path)
         before = self._file.header.get("fingerprint", {})
         for name, value in identity.items():
-            if not _agree(before.get(name), value):
+            if not _agree(before.get(name, value), value):  # a file may be from before there was such a key
                 self._file.close()
                 raise ValueError(
                     f"{path} cannot be resumed: it was started with different {name}"
@@ -157,6 +159,8 @@ class Checkpoint:
 
 
 def _agree(before: Any, now: Any) -> bool:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return same_fingerprints(before, now)
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return all(_agree(one, other) for one, other in zip(before, now, strict=True))
     if isinstance(before, float) and isinstance(now, float):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crosstrace.graphs.fingerprints import same_fingerprints
 from crosstrace.graphs.tensor_file import TensorSource, map_tensors, write_tensors
 from crosstrace.replacement_model.texts import Cursor
 from crosstrace.tracer import defaults
@@ -115,7 +116,14 @@ class CardRun:
         except (KeyError, ValueError):
             raise ValueError(f"{path} is not the state of a run over a corpus; delete {self.folder}") from None
         for name, value in self.identity.items():
+            if name == "fingerprints" and same_fingerprints(before.get(name) or {}, value):
+                continue  # the state may be from before some of them existed
             if before.get(name) != value:
+                if name == "fingerprints":
+                    raise ValueError(
+                        f"{self.folder} cannot be resumed: it was started with other weights under the same names; "
+                        "run it with those, or delete the folder"
+                    )
                 raise ValueError(
                     f"{self.folder} cannot be resumed: it was started with different {name} ({before.get(name)}, now {value}); "
                     "run it as before, or delete the folder"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crosstrace.tracer.commands.delivery import write_each
-from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words, read_prompt
 from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Prompt, Quiet, TranscodersOption
 
@@ -111,7 +111,7 @@ def intervene(
         result = before_and_after(
             loaded,
             text,
-            by_name(interventions, loaded, groups),
+            by_name(interventions, loaded, groups, note),
             freeze=freeze,
             free_attention=free_attention,
             errors=errors,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crosstrace.tracer.commands.delivery import write_each
-from crosstrace.tracer.commands.messages import one_line_errors
+from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice, choice_of_graph
 from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Quiet, TranscodersOption
 
@@ -62,8 +62,10 @@ def validate(
         supernodes = [] if groups is None else read_state(groups, traced).supernodes
         loaded = choice_of_graph(traced, model, transcoders, device, dtype).load()
         labelled = with_card_labels(traced, cards_of(traced))
-        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes)
+        validation = validate_graph(loaded, labelled, sources, features, seed, supernodes, note)
         delivery = write_each(output, lambda path: write_validation(validation, path), debug)
         if not quiet:
             show_validation(validation)
+        if validation.direct.problem:
+            delivery.failures.append(ValueError(validation.direct.problem))
         delivery.finish(quiet)

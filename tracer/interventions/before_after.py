@@ -68,6 +68,8 @@ class BeforeAfter:
         found: For each intervention, which of the features it names were active in the unchanged prompt, and how much.
         freeze: What was held, in words.
         errors: What became of the transcoders' errors.
+        became_active: How many features fired that the unchanged prompt does not have, those intervened on aside.
+        became_inactive: How many of the unchanged prompt's features did not fire any more, likewise.
         before: The top tokens before.
         after: The top tokens after.
         generated_before: The text generated without interventions, if any was wanted.
@@ -80,6 +82,8 @@ class BeforeAfter:
     found: list[str]
     freeze: str
     errors: str
+    became_active: int
+    became_inactive: int
     before: list[TokenChange]
     after: list[TokenChange]
     generated_before: str | None
@@ -162,8 +166,11 @@ def before_and_after(
         before = model.generate(local, (), max_new_tokens=max_new_tokens)
         assert after.logits_rtv is not None
         logits_v, texts = after.logits_rtv[0, 0], [before.texts[0], after.texts[0]]
+        flips = after.became_active, after.became_inactive
     else:
-        logits_v, texts = model.intervene(local, interventions, held, treatment).logits_v, []
+        outcome = model.intervene(local, interventions, held, treatment)
+        logits_v, texts = outcome.logits_v, []
+        flips = outcome.became_active, outcome.became_inactive
     if not bool(logits_v.isfinite().all()):
         raise ValueError("the logits are no longer finite: these values are too large for float32 arithmetic")
     tops = _changes(model, local.logits(), logits_v, top)
@@ -174,6 +181,8 @@ def before_and_after(
         found=[_found(intervention, local, max_new_tokens) for intervention in interventions],
         freeze=freeze + (", attention free" if free_attention else ""),
         errors=errors,
+        became_active=flips[0],
+        became_inactive=flips[1],
         before=tops[0],
         after=tops[1],
         generated_before=texts[0] if texts else None,

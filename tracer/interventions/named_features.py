@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from crosstrace.graphs import check_state
+from crosstrace.graphs import check_state, read_origin
 from crosstrace.graphs.cards.labels import MARK
 from crosstrace.graphs.viewer_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
@@ -19,10 +19,14 @@ from crosstrace.replacement_model.interventions.references import (
     unknown_label,
 )
 from crosstrace.tracer.cards.lookup import find_cards
+from crosstrace.tracer.weights import Note, check_weights
 
 
 def by_name(
-    interventions: Sequence[Intervention], model: ReplacementModel, groups: str | os.PathLike[str] | None = None
+    interventions: Sequence[Intervention],
+    model: ReplacementModel,
+    groups: str | os.PathLike[str] | None = None,
+    note: Note | None = None,
 ) -> list[Intervention]:
     """Replace the groups and automatic labels that interventions name by their features.
 
@@ -45,6 +49,10 @@ def by_name(
         >>> by_name([Ablate('"states"')], model, "dallas.state.json")[0].where.members
         (FeatureAt(layer=0, feature=417, positions=5), FeatureAt(layer=3, feature=42, positions=7))
     """
+    if groups is not None:
+        origin = read_origin(groups)
+        what = f"the graph of {groups}"
+        check_weights(model, origin.fingerprints, what, (origin.model, origin.transcoders), note, exact=False)
     known = {} if groups is None else read_groups(groups, model.description.n_layers)
     labels = model.transcoders.labels
     wanted = {name for name, _ in _texts(interventions) if name not in known and name.startswith(MARK)}

@@ -26,6 +26,9 @@ from crosstrace.replacement_model import (
 _NEGLIGIBLE = 1e-4
 _PLOTTED = 2000
 
+# Exact arithmetic apart, edges and measured changes are the same: what float32 loses is a hundredth of this.
+TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True)
 class DirectEffects:
@@ -48,6 +51,16 @@ class DirectEffects:
     max_relative_error: float
     edges: list[float]
     measured: list[float]
+
+    @property
+    def problem(self) -> str:
+        """One line that says that edges and measured changes disagree; empty if they agree."""
+        if self.relative_error <= TOLERANCE:
+            return ""
+        return (
+            f"direct effects are off by {self.relative_error:.2g} of the edges (expected at most {TOLERANCE:g}): "
+            "these are not the graph's weights, or the graph is not what was traced"
+        )
 
 
 def direct_effects(

@@ -16,6 +16,7 @@ from crosstrace.tracer.validation.direct_effects import DirectEffects, direct_ef
 from crosstrace.tracer.validation.faithfulness import Curve, faithfulness_curves
 from crosstrace.tracer.validation.replacement_quality import Quality, replacement_quality
 from crosstrace.tracer.validation.total_effects import TotalEffects, total_effects
+from crosstrace.tracer.weights import Note, check_graph_weights
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def validate_graph(
     n_features: int = 64,
     seed: int = 0,
     supernodes: Sequence[tuple[str, Sequence[int]]] = (),
+    note: Note | None = None,
 ) -> Validation:
     """Check a graph against the model it was traced in.
 
@@ -61,9 +63,10 @@ def validate_graph(
         seed: Seed of the draw and of the bootstrap.
         supernodes: (name, nodes) pairs whose features are ablated together for the total effects, as
             `crosstrace.graphs.read_state` and `crosstrace.graphs.suggest_supernodes` give them.
+        note: Called with one line if the graph is from before fingerprints could tell that these are its weights.
 
     Raises:
-        ValueError: The graph is of another model, other transcoders or another prompt, or has no output token among
+        ValueError: The graph is of other weights, in another dtype, or of another prompt, or has no output token among
             its targets.
 
     Example:
@@ -73,7 +76,7 @@ def validate_graph(
     """
     excluded = graph.settings.get("excluded_first", model.description.excluded_first)
     model = model.excluding(int(excluded))
-    _check_dtype(model, graph)
+    check_graph_weights(model, graph, note)
     local = model.local(graph.tokens)
     _check_same(model, local, graph)
     outputs = [i for i in range(len(graph.logit_tokens)) if int(graph.logit_tokens[i]) >= 0]
@@ -93,17 +96,8 @@ def validate_graph(
     )
 
 
-def _check_dtype(model: ReplacementModel, graph: AttributionGraph) -> None:
-    """Check the dtype: edges are exact for the weights as they were used, and rounding makes other weights."""
-    traced, used = graph.settings.get("weights_dtype"), model.weights_dtype
-    if traced is not None and traced != used:
-        raise ValueError(f"the graph was traced with {traced} weights, but these are {used}: give --dtype {traced}")
-
-
 def _check_same(model: ReplacementModel, local: LocalReplacementModel, graph: AttributionGraph) -> None:
     said = f"the graph was traced in {graph.model_name} with {graph.transcoders_name}"
-    if graph.n_layers != model.description.n_layers:
-        raise ValueError(f"{said}, which has {graph.n_layers} layers; {model.name} has {model.description.n_layers}")
     active = local.activations.indices.cpu()
     mine, theirs = set(map(tuple, active.tolist())), set(map(tuple, graph.active_features.tolist()))
     # Rounding on another machine may flip a feature that is exactly at its threshold, not more.

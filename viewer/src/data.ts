@@ -27,6 +27,8 @@ export interface PageData {
   prompt: string;
   model: string;
   transcoders: string;
+  /** Of the weights, which a saved state keeps; none if unknown. */
+  fingerprints: Record<string, string>;
   tokens: string[];
   layers: number;
   nodes: {

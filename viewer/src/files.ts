@@ -9,12 +9,21 @@ const LARGEST = 100_000_000;
 
 export function save(model: Model, store: Store): void {
   const { nodeThreshold, edgeThreshold } = store.state;
+  const { slug, prompt, transcoders, fingerprints } = model.data;
   const content = {
-    metadata: { slug: model.data.slug, prompt: model.data.prompt, node_threshold: nodeThreshold, edge_threshold: edgeThreshold },
+    metadata: {
+      slug,
+      prompt,
+      model: model.data.model,
+      transcoders,
+      fingerprints,
+      node_threshold: nodeThreshold,
+      edge_threshold: edgeThreshold,
+    },
     qParams: store.qParams(),
   };
   const url = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }));
-  h("a", { href: url, download: `${model.data.slug}.state.json` }).click();
+  h("a", { href: url, download: `${slug}.state.json` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 

@@ -1,32 +1,33 @@
 """circuit-tracer's files: `config.yaml`, and one file (for a CLT an encoder and a decoder file) per layer.
 
+The config may list the files instead, and then they may be Gemma Scope 2's: their tensors tell.
+
 Letters: L layers, F features of a layer, D d_model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from enum import Enum
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from crosstrace.replacement_model import hub
-from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder, TranscoderReader
-from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, site_of
+from crosstrace.replacement_model.dictionaries.readers.base import FileFormat, check_same, check_skips
+from crosstrace.replacement_model.dictionaries.readers.circuit_tracer_config import (
+    CONFIG,
+    Settings,
+    first_repeated,
+    read_settings,
+)
+from crosstrace.replacement_model.dictionaries.readers.gemma_scope import GemmaScopeReader
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
 
-_INPUT_HOOKS = {
-    "hook_resid_mid": Site.MLP_INPUT,
-    "mlp.hook_in": Site.MLP_INPUT_NORMED,
-}
-_OUTPUT_HOOKS = {"hook_mlp_out": Site.MLP_OUTPUT}
-_THRESHOLD = "activation_function.threshold"  # in a per-layer file
+_THRESHOLDS = ("activation_function.threshold", "threshold")  # in a per-layer file, either
+_NUMBERED = re.compile(r"W_(?:enc|dec)_\d+")
 
 
 class CircuitTracerCrossLayerReader(TranscoderReader):
@@ -34,27 +35,42 @@ class CircuitTracerCrossLayerReader(TranscoderReader):
 
     cross_layer = True
 
-    def __init__(self, folder: Path, name: str, reads: Site) -> None:
-        """Open the files of a folder.
+    def __init__(
+        self, encoders: list[TensorFile], decoders: list[TensorFile], settings: Settings, check: bool = True
+    ) -> None:
+        """Open the files.
+
+        Args:
+            encoders: The file of each layer's encoder, layer 0 first.
+            decoders: The file of each layer's decoder, which may be the same.
+            settings: What the config says.
+            check: Whether to read biases and thresholds and refuse NaN and infinity.
 
         Raises:
-            FileNotFoundError: A layer's file is missing.
             ValueError: A file is damaged, of another shape, or has a tensor that is not known.
         """
-        self.folder, self.name, self.reads = folder, name, reads
-        self.n_layers = _count_layers(folder, "W_enc")
-        self._encoders = [TensorFile(folder / f"W_enc_{layer}.safetensors") for layer in range(self.n_layers)]
-        self._decoders = [TensorFile(folder / f"W_dec_{layer}.safetensors") for layer in range(self.n_layers)]
+        self.folder, self.name, self.reads = settings.folder, settings.name, settings.reads
+        self.n_layers, self._encoders, self._decoders = len(encoders), encoders, decoders
         self.d_model = self._encoders[0].shape("W_enc_0")[1]
         self.n_features = [
             file.check(f"W_enc_{layer}", (None, self.d_model))[0] for layer, file in enumerate(self._encoders)
         ]
         for layer, file in enumerate(self._encoders):
-            self._decoders[layer].check(f"W_dec_{layer}", self._decoder_shape(layer))
-            known = {f"{key}_{layer}" for key in ("W_enc", "b_enc", "b_dec", "threshold")}
-            if unknown := file.keys - known:  # such as a skip connection: left out, every edge would be wrong
-                raise ValueError(f"{file.path}: unknown tensor {min(unknown)}; expected {', '.join(sorted(known))}")
-        self.activation = _activation(f"threshold_{layer}" in file.keys for layer, file in enumerate(self._encoders))
+            decoder = self._decoders[layer]
+            decoder.check(f"W_dec_{layer}", self._decoder_shape(layer))
+            encoding = [f"{key}_{layer}" for key in ("W_enc", "b_enc", "b_dec")]
+            if decoder is file:
+                file.check_keys([*encoding, f"W_dec_{layer}"], [f"threshold_{layer}"])
+            else:
+                file.check_keys(encoding, [f"threshold_{layer}"])
+                decoder.check_keys([f"W_dec_{layer}"])
+        check_same(self._encoders, "threshold_{layer}")
+        thresholds = [f"threshold_{layer}" for layer in range(self.n_layers)]
+        self.activation = settings.agreed_activation(self._encoders, thresholds)
+        self.l0 = self.activation.k
+        if check:
+            for layer in range(self.n_layers):
+                _check_vectors(self, self._encoders[layer], layer, (f"b_enc_{layer}", thresholds[layer]))
 
     def _decoder_shape(self, layer: int) -> tuple[int, int, int]:
         return self.n_features[layer], self.n_layers - layer, self.d_model
@@ -64,14 +80,14 @@ class CircuitTracerCrossLayerReader(TranscoderReader):
         return Encoder(
             file.get(f"W_enc_{layer}", (n_features, self.d_model)).T,
             file.get(f"b_enc_{layer}", (n_features,)).float(),
-            _threshold(file, f"threshold_{layer}", n_features),
+            _threshold(file, f"threshold_{layer}", n_features, self.activation),
         )
 
     def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
         return self._decoders[layer].rows(f"W_dec_{layer}", self._decoder_shape(layer), features_n)
 
     def decoder(self, layer: int) -> Tensor:
-        return self._decoders[layer].get(f"W_dec_{layer}", self._decoder_shape(layer))
+        return self._decoders[layer].get(f"W_dec_{layer}", self._decoder_shape(layer), unread=True)
 
     def dtype(self) -> torch.dtype:
         return self._decoders[0].dtype("W_dec_0")
@@ -88,35 +104,49 @@ class CircuitTracerPerLayerReader(TranscoderReader):
 
     cross_layer = False
 
-    def __init__(self, files: list[Path], folder: Path, name: str, reads: Site) -> None:
+    def __init__(self, files: list[TensorFile], settings: Settings, check: bool = True) -> None:
         """Open each layer's file, layer 0 first.
 
+        Args:
+            files: The files.
+            settings: What the config says.
+            check: Whether to read biases and thresholds and refuse NaN and infinity.
+
         Raises:
-            FileNotFoundError: A layer's file is missing.
-            ValueError: A file is damaged or of another shape.
+            ValueError: A file is damaged, of another shape, or has a tensor that is not known.
         """
-        self.folder, self.name, self.reads = folder, name, reads
-        self._files = [TensorFile(path) for path in files]
-        self.n_layers = len(files)
+        self.folder, self.name, self.reads = settings.folder, settings.name, settings.reads
+        self.n_layers, self._files = len(files), files
         self.d_model = self._files[0].shape("W_enc")[1]
-        self.n_features = [file.check("W_enc", (None, self.d_model))[0] for file in self._files]
-        for file, n_features in zip(self._files, self.n_features, strict=True):
-            file.check("W_dec", (n_features, self.d_model))
-        self.activation = _activation(_THRESHOLD in file.keys for file in self._files)
+        self.n_features, self._thresholds = [], []
+        for file in files:
+            file.check_keys(("W_enc", "W_dec", "b_enc", "b_dec"), (*_THRESHOLDS, "W_skip", "k"))
+            self.n_features.append(file.check("W_enc", (None, self.d_model))[0])
+            file.check("W_dec", (self.n_features[-1], self.d_model))
+            names = [key for key in _THRESHOLDS if key in file.keys]
+            if len(names) > 1:
+                raise ValueError(f"{file.path}: has tensors {' and '.join(names)}; expected one of them")
+            self._thresholds.append(names[0] if names else _THRESHOLDS[0])
+        check_skips(files, "W_skip", [(settings.path, settings.skip)] * self.n_layers, "skip_connection")
+        self.activation = settings.agreed_activation(files, self._thresholds)
+        self.l0 = self.activation.k
+        if check:
+            for layer, file in enumerate(files):
+                _check_vectors(self, file, layer, ("b_enc", self._thresholds[layer]))
 
     def encoder(self, layer: int) -> Encoder:
         file, n_features = self._files[layer], self.n_features[layer]
         return Encoder(
             file.get("W_enc", (n_features, self.d_model)).T,
             file.get("b_enc", (n_features,)).float(),
-            _threshold(file, _THRESHOLD, n_features),
+            _threshold(file, self._thresholds[layer], n_features, self.activation),
         )
 
     def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
         return self._files[layer].rows("W_dec", (self.n_features[layer], self.d_model), features_n).unsqueeze(1)
 
     def decoder(self, layer: int) -> Tensor:
-        return self._files[layer].get("W_dec", (self.n_features[layer], self.d_model)).unsqueeze(1)
+        return self._files[layer].get("W_dec", (self.n_features[layer], self.d_model), unread=True).unsqueeze(1)
 
     def dtype(self) -> torch.dtype:
         return self._files[0].dtype("W_dec")
@@ -131,19 +161,23 @@ class CircuitTracerPerLayerReader(TranscoderReader):
         return self._files[layer].get("b_dec", (self.d_model,)).float()
 
 
-def _activation(with_thresholds: Iterable[bool]) -> Activation:
-    return Activation(ActivationKind.JUMP_RELU if any(with_thresholds) else ActivationKind.RELU)
-
-
-def _threshold(file: TensorFile, key: str, n_features: int) -> Tensor:
-    """Thresholds (F,) float32; zeros if the file has none, which makes a ReLU."""
+def _threshold(file: TensorFile, key: str, n_features: int, activation: Activation) -> Tensor:
+    """Thresholds (F,) float32; without any in the file, zeros, which make a ReLU, or minus infinity for a TopK."""
     if key not in file.keys:
-        return torch.zeros(n_features)
+        return torch.full((n_features,), -torch.inf if activation.kind is ActivationKind.TOP_K else 0.0)
     shape = file.shape(key)
     stored = file.get(key, shape).float()
     if stored.numel() not in (1, n_features):
         raise ValueError(f"{file.path}: {key} has shape {shape}; expected ({n_features},)")
     return stored.flatten().expand(n_features).contiguous()
+
+
+def _check_vectors(reader: TranscoderReader, file: TensorFile, layer: int, keys: tuple[str, str]) -> None:
+    """Read a layer's small tensors once, so that damaged ones are refused when files are opened."""
+    bias, threshold = keys
+    file.get(bias, (reader.n_features[layer],))
+    _threshold(file, threshold, reader.n_features[layer], reader.activation)
+    reader.bias(layer)
 
 
 def _count_layers(folder: Path, prefix: str) -> int:
@@ -153,86 +187,108 @@ def _count_layers(folder: Path, prefix: str) -> int:
         if (match := re.fullmatch(rf"{prefix}_(\d+)\.safetensors", path.name))
     )
     if not numbers:
-        raise FileNotFoundError(f"{folder}: has no {prefix}_0.safetensors")
+        raise FileNotFoundError(f"{folder}: has no {prefix}_0.safetensors, and config.yaml lists no files")
     for expected in range(numbers[-1] + 1):
         if expected not in numbers:
             raise FileNotFoundError(f"{folder / f'{prefix}_{expected}.safetensors'}: layer file is missing")
     return len(numbers)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
-    kind = config.get("model_kind") if isinstance(config, dict) else None
-    if kind not in ("transcoder_set", "cross_layer_transcoder"):
-        raise ValueError(f"{path}: model_kind is {kind!r}; expected transcoder_set or cross_layer_transcoder")
-    return config
-
-
 def _open(folder: Path, name: str, check: bool) -> TranscoderReader:
-    config, path = _read_config(folder), folder / "config.yaml"
-    site = site_of(str(config.get("feature_input_hook")), path, _INPUT_HOOKS, "feature_input_hook")
-    site_of(str(config.get("feature_output_hook")), path, _OUTPUT_HOOKS, "feature_output_hook")
-    files, temporary = _listed_files(folder, config, whole=check)
-    reader = _open_files(folder, name, config["model_kind"], site, files)
+    settings = read_settings(folder, name)
+    paths, temporary = settings.listed_files(whole=check)
+    if paths is None:
+        reader = _open_folder(settings, check)
+    elif repeated := first_repeated(paths):
+        file, first, again = repeated
+        raise ValueError(f"{settings.path}: transcoders: lists {file.name} twice, for layers {first} and {again}")
+    else:
+        reader = _open_listed([TensorFile(path) for path in paths], settings, check)
     for part in temporary:
         hub.keep_with(part, reader)
     return reader
 
 
-def _open_files(folder: Path, name: str, kind: str, site: Site, files: list[Path] | None) -> TranscoderReader:
-    if kind == "cross_layer_transcoder":
-        return CircuitTracerCrossLayerReader(folder, name, site)
-    if files is None:
-        files = [folder / f"layer_{layer}.safetensors" for layer in range(_count_layers(folder, "layer"))]
-    if repeated := _repeated(files):
-        file, first, again = repeated
-        raise ValueError(
-            f"{folder / 'config.yaml'}: transcoders: lists {file.name} twice, for layers {first} and {again}"
-        )
-    return CircuitTracerPerLayerReader(files, folder, name, site)
+def _open_folder(settings: Settings, check: bool) -> TranscoderReader:
+    """Open the files that lie beside the config, by their names."""
+
+    def files(prefix: str) -> list[TensorFile]:
+        return [TensorFile(settings.folder / f"{prefix}_{layer}.safetensors") for layer in range(n_layers)]
+
+    n_layers = _count_layers(settings.folder, "W_enc" if settings.cross_layer else "layer")
+    if settings.cross_layer:
+        return CircuitTracerCrossLayerReader(files("W_enc"), files("W_dec"), settings, check)
+    return CircuitTracerPerLayerReader(files("layer"), settings, check)
 
 
-def _listed_files(
-    folder: Path, config: dict[str, Any], whole: bool
-) -> tuple[list[Path] | None, list[TemporaryDirectory[str] | None]]:
-    """The files that `transcoders:` of a config lists: beside it, or `hf://org/repo/path[@revision]`.
-
-    Without `whole` only the headers of files that are on the hub alone are fetched, into temporary folders.
-    """
-    entries = config.get("transcoders")
-    if not entries:
-        return None, []
-    if repeated := _repeated(entries):  # known from the wild; caught before anything is fetched
-        entry, first, again = repeated
-        raise ValueError(f"{folder / 'config.yaml'}: transcoders: lists {entry} twice, for layers {first} and {again}")
-    files: list[Path] = []
-    temporary: list[TemporaryDirectory[str] | None] = []
-    for entry in entries:
-        if not entry.startswith("hf://"):
-            files.append(folder / entry)
-            continue
-        repo, inner, revision = hub.split_reference(entry.removeprefix("hf://"))
-        if whole:
-            files.append(hub.fetch(repo, revision, [inner], entry) / inner)
-        else:
-            snapshot, kept = hub.fetch_headers(repo, revision, [inner], entry)
-            files.append(snapshot / inner)
-            temporary.append(kept)
-    return files, temporary
-
-
-def _repeated(entries: Sequence[Any]) -> tuple[Any, int, int] | None:
-    """The first entry that stands twice, with both of its places."""
-    seen: dict[Any, int] = {}
-    for place, entry in enumerate(entries):
-        if entry in seen:
-            return entry, seen[entry], place
-        seen[entry] = place
-    return None
+def _open_listed(files: list[TensorFile], settings: Settings, check: bool) -> TranscoderReader:
+    """Open the files that a config lists, whose tensors tell their layout."""
+    layouts = [_layout(file) for file in files]
+    for file, layout in zip(files, layouts, strict=True):
+        if layout is not layouts[0]:
+            raise ValueError(f"{file.path}: is {layout.value}, but {files[0].path} is {layouts[0].value}")
+    if layouts[0].cross_layer != settings.cross_layer:
+        raise ValueError(f"{settings.path}: model_kind is {settings.kind}, but {files[0].path} is {layouts[0].value}")
+    match layouts[0]:
+        case _Layout.OURS:
+            return CircuitTracerPerLayerReader(files, settings, check)
+        case _Layout.OURS_CROSS_LAYER:
+            return _open_cross_layer(files, settings, check)
+        case _:
+            affine = [(settings.path, settings.skip)] * len(files)
+            reader = GemmaScopeReader(
+                [file.path for file in files],
+                settings.folder,
+                settings.name,
+                settings.cross_layer,
+                settings.reads,
+                check=check,
+                affine=affine,
+            )
+            reader.activation = settings.agreed_activation(files, ["threshold"] * len(files))
+            return reader
 
 
-FORMAT = FileFormat("circuit-tracer", "config.yaml", lambda path: (path / "config.yaml").is_file(), _open)
+def _open_cross_layer(files: list[TensorFile], settings: Settings, check: bool) -> TranscoderReader:
+    """Open listed files of a cross-layer transcoder; encoder and decoder of a layer may lie in one file or in two."""
+    found: dict[str, list[TensorFile]] = {}
+    for file in files:
+        for key in file.keys:
+            if _NUMBERED.fullmatch(key):
+                found.setdefault(key, []).append(file)
+    n_layers = 1 + max(int(key.rpartition("_")[2]) for key in found)
+    for key in (f"{kind}_{layer}" for kind in ("W_enc", "W_dec") for layer in range(n_layers)):
+        if len(holders := found.get(key, [])) != 1:
+            where = "in none" if not holders else "in " + " and ".join(str(file.path) for file in holders)
+            raise ValueError(f"{settings.path}: transcoders: tensor {key} is {where} of the listed files; expected one")
+    encoders, decoders = ([found[f"{kind}_{layer}"][0] for layer in range(n_layers)] for kind in ("W_enc", "W_dec"))
+    return CircuitTracerCrossLayerReader(encoders, decoders, settings, check)
+
+
+class _Layout(Enum):
+    """How a file's tensors are laid out; the value is how messages name it."""
+
+    OURS = "a transcoder of circuit-tracer"
+    OURS_CROSS_LAYER = "part of a cross-layer transcoder of circuit-tracer"
+    SCOPE = "a transcoder of Gemma Scope 2"
+    SCOPE_CROSS_LAYER = "part of a cross-layer transcoder of Gemma Scope 2"
+
+    @property
+    def cross_layer(self) -> bool:
+        return self in (_Layout.OURS_CROSS_LAYER, _Layout.SCOPE_CROSS_LAYER)
+
+
+def _layout(file: TensorFile) -> _Layout:
+    if "w_dec" in file.keys:
+        return _Layout.SCOPE_CROSS_LAYER if len(file.shape("w_dec")) == 3 else _Layout.SCOPE
+    if "W_enc" in file.keys:
+        return _Layout.OURS
+    if any(_NUMBERED.fullmatch(key) for key in file.keys):
+        return _Layout.OURS_CROSS_LAYER
+    raise ValueError(
+        f"{file.path}: has tensors {', '.join(sorted(file.keys)) or '(none)'}; expected w_enc, w_dec, … (Gemma Scope 2), "
+        "W_enc, W_dec, … (circuit-tracer, per layer) or W_enc_0, W_dec_0, … (circuit-tracer, cross-layer)"
+    )
+
+
+FORMAT = FileFormat("circuit-tracer", "config.yaml", lambda path: (path / CONFIG).is_file(), _open)

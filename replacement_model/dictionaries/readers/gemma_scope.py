@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from crosstrace.replacement_model.dictionaries.base import Activation, Activatio
 from crosstrace.replacement_model.dictionaries.readers.base import (
     FileFormat,
     check_causal,
+    check_config_keys,
+    check_skips,
     checked_rows,
+    read_activation,
     site_of,
 )
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
+from crosstrace.replacement_model.hub import read_text
 
 _INPUT_HOOKS = {
     "pre_feedforward_layernorm.input": Site.MLP_INPUT,
@@ -29,6 +34,18 @@ _INPUT_HOOKS = {
 }
 _OUTPUT_HOOKS = {"post_feedforward_layernorm.output": Site.MLP_OUTPUT}
 _LAYER_FOLDER = re.compile(r"layer_(\d+)_(.+)")
+_TENSORS = ("w_enc", "b_enc", "threshold", "w_dec", "b_dec")
+_SKIP = "affine_skip_connection"
+_CONFIG_KEYS = (
+    "hf_hook_point_in",
+    "hf_hook_point_out",
+    "width",
+    "model_name",
+    "architecture",
+    "l0",
+    "affine_connection",
+    "type",
+)
 _HOOK = re.compile(r"(?:language_)?model\.(?:language_model\.)?layers\.(\d+)\.(.+)")
 
 
@@ -46,6 +63,7 @@ class GemmaScopeReader(TranscoderReader):
         reads: Site,
         l0: float | None = None,
         check: bool = True,
+        affine: Sequence[tuple[Path, object]] | None = None,
     ) -> None:
         """Open the files.
 
@@ -56,11 +74,13 @@ class GemmaScopeReader(TranscoderReader):
             cross_layer: Whether features write to later layers too.
             reads: The site that encoders read.
             l0: The number of features of a layer that fire at a token, if the config says.
-            check: Whether to read a sample of rows and refuse weight towards earlier layers.
+            check: Whether to read biases, thresholds and a sample of rows, and refuse NaN, infinity and weight towards
+                earlier layers.
+            affine: For each layer its config and what that says of a skip connection; None: no config speaks of it.
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: A file is damaged or of another shape.
+            ValueError: A file is damaged, of another shape, or has a tensor that is not known.
         """
         self.l0 = l0
         self.folder, self.name, self.cross_layer, self.reads = folder, name, cross_layer, reads
@@ -69,13 +89,18 @@ class GemmaScopeReader(TranscoderReader):
         self.d_model = self._files[0].shape("w_enc")[0]
         self.n_features = []
         for layer, file in enumerate(self._files):
+            file.check_keys(_TENSORS, [_SKIP])
             n_features = file.check("w_enc", (self.d_model, None))[1]
             self.n_features.append(n_features)
             file.check("w_dec", self._decoder_shape(layer))
-            file.check("b_dec", (self.d_model,))
+            for key, size in (("b_enc", n_features), ("threshold", n_features), ("b_dec", self.d_model)):
+                file.check(key, (size,))
+                if check:
+                    file.get(key, (size,))
             if cross_layer and check:
                 sampled_n = checked_rows(n_features, self.n_layers * self.d_model * file.dtype("w_dec").itemsize)
                 check_causal(file.rows("w_dec", self._decoder_shape(layer), sampled_n), layer, file.path)
+        check_skips(self._files, _SKIP, affine or [(folder, None)] * self.n_layers)
 
     def _decoder_shape(self, layer: int) -> tuple[int, ...]:
         written = (self.n_layers,) if self.cross_layer else ()
@@ -100,7 +125,7 @@ class GemmaScopeReader(TranscoderReader):
         return file.rows("w_dec", shape, features_n, first_column=layer)
 
     def decoder(self, layer: int) -> Tensor:
-        w_dec = self._files[layer].get("w_dec", self._decoder_shape(layer))
+        w_dec = self._files[layer].get("w_dec", self._decoder_shape(layer), unread=True)
         return w_dec[:, layer:] if self.cross_layer else w_dec.unsqueeze(1)
 
     def dtype(self) -> torch.dtype:
@@ -108,9 +133,7 @@ class GemmaScopeReader(TranscoderReader):
 
     def skip(self, layer: int) -> Tensor | None:
         file = self._files[layer]
-        if "affine_skip_connection" not in file.keys:
-            return None
-        return file.get("affine_skip_connection", (self.d_model, self.d_model))
+        return file.get(_SKIP, (self.d_model, self.d_model)) if _SKIP in file.keys else None
 
     def bias(self, layer: int) -> Tensor:
         return self._files[layer].get("b_dec", (self.d_model,)).float()
@@ -119,7 +142,7 @@ class GemmaScopeReader(TranscoderReader):
 def _open_cross_layer(folder: Path, name: str, check: bool) -> GemmaScopeReader:
     config_path, config = _read_config(folder)
     n_files = len(list(folder.glob("params_layer_*.safetensors")))
-    n_layers = len(_hooks(config, "hf_hook_point_in")) or n_files
+    n_layers = len(_hooks(config_path, config, "hf_hook_point_in"))
     for layer in range(max(n_layers, n_files)):
         path = folder / f"params_layer_{layer}.safetensors"
         if not path.is_file():
@@ -128,21 +151,22 @@ def _open_cross_layer(folder: Path, name: str, check: bool) -> GemmaScopeReader:
         raise ValueError(f"{config_path}: names {n_layers} layers, but the folder has {n_files} layer files")
     reads = _check_sites(config_path, config, list(range(n_layers)))
     files = [folder / f"params_layer_{layer}.safetensors" for layer in range(n_layers)]
-    return GemmaScopeReader(files, folder, name, True, reads, _l0(config), check)
+    affine = [(config_path, config.get("affine_connection"))] * n_layers
+    return GemmaScopeReader(files, folder, name, True, reads, _l0(config), check, affine)
 
 
 def _open_per_layer(path: Path, name: str, check: bool) -> GemmaScopeReader:
     """A family of `layer_{L}_…` folders, by its short name or by the folder that holds no other."""
     if family := _named_family(path):
-        return _open_family(family, path.parent, name)
+        return _open_family(family, path.parent, name, check)
     families = _families_in(path)
     if len(families) > 1:
         names = sorted(families)
         raise ValueError(f"{path}: holds several families; name one, e.g. {path}/{names[0]} (of {', '.join(names)})")
-    return _open_family(next(iter(families.values())), path, name)
+    return _open_family(next(iter(families.values())), path, name, check)
 
 
-def _open_family(folders: list[Path], parent: Path, name: str) -> GemmaScopeReader:
+def _open_family(folders: list[Path], parent: Path, name: str, check: bool) -> GemmaScopeReader:
     numbers = [int(folder.name.split("_")[1]) for folder in folders]
     for expected in range(len(numbers)):
         if expected not in numbers:
@@ -155,7 +179,8 @@ def _open_family(folders: list[Path], parent: Path, name: str) -> GemmaScopeRead
     if len(sites) > 1:
         raise ValueError(f"{parent}: layers of {name} read different sites: {_names(sites)}")
     files = [folder / "params.safetensors" for folder in ordered]
-    return GemmaScopeReader(files, parent, name, False, sites.pop(), _l0(configs[0][1]))
+    affine = [(path, config.get("affine_connection")) for path, config in configs]
+    return GemmaScopeReader(files, parent, name, False, sites.pop(), _l0(configs[0][1]), check, affine)
 
 
 def _families_in(folder: Path) -> dict[str, list[Path]]:
@@ -182,11 +207,19 @@ def _read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: file is missing (Gemma Scope 2 keeps hook points there)")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if config.get("architecture", "jump_relu") != "jump_relu":
-        raise ValueError(f"{path}: architecture {config['architecture']!r} is not supported; supported: jump_relu")
+        config = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON (cut short? fetch it again): {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds a JSON {type(config).__name__}; expected an object with hook points")
+    check_config_keys(path, config, _CONFIG_KEYS)
+    architecture = config.get("architecture", "jump_relu")
+    try:
+        known = read_activation(path, architecture, None)
+    except ValueError:
+        known = None
+    if known is None or known.kind is not ActivationKind.JUMP_RELU:
+        raise ValueError(f"{path}: architecture {architecture!r} is not supported; supported: jump_relu, batch_topk")
     return path, config
 
 
@@ -195,16 +228,21 @@ def _l0(config: dict[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def _hooks(config: dict[str, Any], key: str) -> list[str]:
-    value = config.get(key, [])
-    return [value] if isinstance(value, str) else list(value)
+def _hooks(path: Path, config: dict[str, Any], key: str) -> list[str]:
+    if key not in config:
+        raise ValueError(f"{path}: {key} is missing; expected a site, or a list of one for each layer")
+    value = config[key]
+    hooks = [value] if isinstance(value, str) else value
+    if not isinstance(hooks, list) or not hooks or not all(isinstance(hook, str) for hook in hooks):
+        raise ValueError(f"{path}: {key} is {json.dumps(value)[:60]}; expected a site, or a list of one for each layer")
+    return hooks
 
 
 def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> Site:
     """The common input site of the given layers' hooks; the layer in each hook's name must be the file's own."""
     found: dict[str, set[Site]] = {}
     for key, known in (("hf_hook_point_in", _INPUT_HOOKS), ("hf_hook_point_out", _OUTPUT_HOOKS)):
-        hooks = _hooks(config, key)
+        hooks = _hooks(path, config, key)
         if len(hooks) != len(layers):
             raise ValueError(f"{path}: {key} names {len(hooks)} sites; expected one for each of {len(layers)} layers")
         for layer, hook in zip(layers, hooks, strict=True):

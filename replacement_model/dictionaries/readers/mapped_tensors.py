@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from crosstrace.replacement_model.architectures.weight_files import mapped, not_finite
 
 _DTYPES = {
     "F64": torch.float64,
@@ -45,28 +45,17 @@ class TensorFile:
 
         Raises:
             FileNotFoundError: The file does not exist.
-            ValueError: It is empty, cut short or not a safetensors file; the file is named.
+            ValueError: It is empty, cut short, a Git LFS pointer or not a safetensors file; the file is named.
         """
         self.path = path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: file is missing")
-        with self._mapped() as file:  # checks the header, and that the file is as long as it says
+        with mapped(path) as file:
             self.keys = set(file.keys())
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
             self._header: dict[str, Any] = json.loads(raw.read(length))
         self._data_start = 8 + length
-
-    @contextmanager
-    def _mapped(self) -> Iterator[Any]:
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                yield file
-        except (SafetensorError, OSError) as error:
-            size = self.path.stat().st_size
-            raise ValueError(
-                f"{self.path}: not a whole safetensors file ({size:,} bytes; empty or cut short? fetch it again): {error}"
-            ) from error
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header alone.
@@ -99,15 +88,54 @@ class TensorFile:
             raise ValueError(f"{self.path}: {key} has shape {found}; expected ({wanted})")
         return found
 
-    def get(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
+    def get(self, key: str, shape: tuple[int | None, ...], unread: bool = False) -> Tensor:
         """Return a tensor as a view of the mapped file, which stays mapped as long as the tensor lives.
 
+        Args:
+            key: The tensor.
+            shape: Its expected shape, None for any size.
+            unread: Whether to leave the values unread, and so unchecked, until the view is used.
+
         Raises:
-            ValueError: The tensor is missing or has another shape (None: any size).
+            ValueError: The tensor is missing, has another shape or an unsupported dtype, or holds NaN or infinity.
         """
         self.check(key, shape)
-        with self._mapped() as file:
-            return file.get_tensor(key)
+        self.dtype(key)
+        with mapped(self.path) as file:
+            tensor = file.get_tensor(key)
+        if not unread:
+            self._check_finite(key, tensor)
+        return tensor
+
+    def whole_number(self, key: str) -> int:
+        """Return a tensor that holds one whole number.
+
+        Raises:
+            ValueError: The tensor is missing or holds anything else.
+        """
+        self._entry(key)
+        with mapped(self.path) as file:
+            tensor = file.get_tensor(key)
+        if tensor.numel() != 1 or tensor.item() != int(tensor.item()):
+            raise ValueError(f"{self.path}: {key} is {tensor.tolist()}; expected one whole number")
+        return int(tensor.item())
+
+    def check_keys(self, needed: Iterable[str], optional: Iterable[str] = ()) -> None:
+        """Refuse a file that lacks a tensor or has one that nothing would read.
+
+        Raises:
+            ValueError: Names the file and the tensor.
+        """
+        needed, optional = list(needed), list(optional)
+        for key in needed:
+            self._entry(key)
+        if unknown := self.keys.difference(needed, optional):  # left out in silence, every edge might be wrong
+            expected = ", ".join(needed) + "".join(f", [{key}]" for key in optional)
+            raise ValueError(f"{self.path}: tensor {min(unknown)} is not known in such a file; expected {expected}")
+
+    def _check_finite(self, key: str, tensor: Tensor) -> None:
+        if what := not_finite(tensor):
+            raise ValueError(f"{self.path}: {key} holds {what}; the file is damaged or its training diverged")
 
     def rows(self, key: str, shape: tuple[int | None, ...], indices_n: Tensor, first_column: int = 0) -> Tensor:
         """Read some rows of a tensor without mapping it.
@@ -122,7 +150,8 @@ class TensorFile:
             (n, columns - first_column, ...) in the stored dtype.
 
         Raises:
-            ValueError: The tensor is missing, has another shape, or changes while it is read.
+            ValueError: The tensor is missing, has another shape, changes while it is read, or holds NaN or infinity in
+                these rows.
         """
         found, dtype = self.check(key, shape), self.dtype(key)
         distinct_n, where_n = np.unique(indices_n.cpu().numpy(), return_inverse=True)
@@ -136,6 +165,7 @@ class TensorFile:
             with self.path.open("rb", buffering=0) as file:
                 for start, stop in _runs(distinct_n, row_bytes, wanted):
                     self._read_run(file.fileno(), target[start:stop], distinct_n[start:stop], base, row_bytes)
+        self._check_finite(key, rows)
         if len(where_n) == len(distinct_n) and bool((where_n[1:] > where_n[:-1]).all()):
             return rows
         return rows[torch.from_numpy(where_n)]

@@ -249,6 +249,48 @@ def test_json_of_other_tools_opens():
     assert "share their id" in notes
 
 
+def test_node_types_of_other_tools_are_named_and_shown_as_what_they_are():
+    content = foreign()
+
+    def node(node_id: str, feature_type: object, layer: int = 1, **more: object) -> dict[str, object]:
+        return {"node_id": node_id, "feature_type": feature_type, "layer": layer, "ctx_idx": 1} | more
+
+    content["nodes"] += [
+        node("1_30_1", "lorsa", clerp="copies names"),
+        node("1_31_1", "lorsa"),
+        node("1_error_1", "lorsa error"),
+        node("1_b_O_1", "bias"),
+        node("1_40_1", "Cross Layer Transcoder"),
+        node("1_41_1", "SAE reconstruction Error"),
+        node("1_42_1", None),
+    ]
+    content["links"] += [
+        {"source": "1_30_1", "target": "1_7_1", "weight": 3.0},  # attention comes before the MLP of its layer
+        {"source": "1_error_1", "target": "1_7_1", "weight": 4.0},
+        {"source": "1_b_O_1", "target": "1_30_1", "weight": 5.0},
+    ]
+    data = page_data_from_json(content)
+    shown = {
+        data["nodes"]["id"][i]: (data["nodes"]["kind"][i], data["nodes"]["label"][i])
+        for i in range(len(data["nodes"]["id"]))
+    }
+    assert shown["1_30_1"] == ("f", "lorsa: copies names")
+    assert shown["1_31_1"] == ("f", "lorsa: L1/31")
+    assert shown["1_error_1"] == ("e", "lorsa error")
+    assert shown["1_b_O_1"] == ("f", "bias")
+    assert shown["1_40_1"] == ("f", "")
+    assert shown["1_41_1"] == ("e", "SAE reconstruction Error")
+    assert shown["1_42_1"] == ("f", "no type: L1/42")
+    assert {3.0, 4.0, 5.0} <= set(numbers(data["edges"]["weights"], "<f4").tolist())
+    notes = " ".join(data["notes"])
+    assert "2 of type “lorsa”, drawn as features" in notes
+    assert "1 of type “lorsa error”, drawn as errors" in notes
+    assert "1 of type “bias”, drawn as features" in notes
+    assert "1 of type “SAE reconstruction Error”, drawn as errors" in notes
+    assert "1 nodes without a type are drawn as features" in notes
+    assert "ross" not in notes
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from cases import Case, load_case
 from reference import relative_error
+from safetensors.torch import load_file, save_file
 
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.architectures.loading import load_model
@@ -53,10 +55,46 @@ def test_text_part_of_a_multimodal_checkpoint_gives_the_same_graph(multimodal):
     case, folder = multimodal
     alone = trace(ReplacementModel.from_pretrained(case.model, case.transcoders, CPU), case.input_ids)
     model = ReplacementModel.from_pretrained(folder, case.transcoders, CPU)
-    assert model.description.modules.text_model == "model.language_model"
+    assert type(model.model).__name__ == "Gemma3ForCausalLM"
     again = trace(model, case.input_ids)
     assert torch.equal(again.active_features, alone.active_features)
     assert relative_error(again.adjacency, alone.adjacency) < 1e-6
+
+
+def without_vision(folder: Path, target: Path, prefix: str) -> Path:
+    """The checkpoint without its vision tower, its text model's tensors under another name."""
+    shutil.copytree(folder, target)
+    stored = load_file(folder / "model.safetensors")
+    text = {key: tensor for key, tensor in stored.items() if "language_model" in key}
+    assert 0 < len(text) < len(stored)
+    names = {key: f"{prefix}.{re.split('language_model.(?:model.)?', key)[1]}" for key in text}
+    save_file(
+        {names[key]: tensor for key, tensor in text.items()}, target / "model.safetensors", metadata={"format": "pt"}
+    )
+    return target
+
+
+@pytest.mark.parametrize("prefix", [None, "model.language_model", "language_model.model"])
+def test_the_text_part_alone_gives_the_whole_models_logits(multimodal, tmp_path, prefix):
+    case, folder = multimodal
+    whole = transformers.Gemma3ForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+    source = folder if prefix is None else without_vision(folder, tmp_path / "text", prefix)
+    model = load_model(str(source), None, CPU)[0]
+    assert not any("vision" in name or "projector" in name for name, _ in model.named_parameters())
+    ids = torch.tensor([case.input_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, whole(ids).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_a_text_part_that_lacks_a_tensor_is_refused(multimodal, tmp_path):
+    folder = without_vision(multimodal[1], tmp_path / "text", "language_model.model")
+    stored = load_file(folder / "model.safetensors")
+    del stored["language_model.model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"first is model.layers.1.mlp.up_proj.weight \(expected in model.safetensors\)"
+    ):
+        load_model(str(folder), None, CPU)
 
 
 def test_chat_template_excludes_the_turn_header(model_copy):

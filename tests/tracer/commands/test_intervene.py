@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from cases import load_case
+from graph_samples import random_graph
 from typer.testing import CliRunner, Result
 
+from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.numbers import probability, signed
 from crosstrace.replacement_model import FeatureAt, ReplacementModel, Scale, Set, SwapIn
+from crosstrace.replacement_model.demo import MODEL_NAME, TRANSCODERS_NAME
 from crosstrace.tracer import before_and_after, parse_intervention
 from crosstrace.tracer.commands.app import app
+from crosstrace.tracer.commands.model_choice import choice_of_graph
 
 PROMPT = "w5 w66 w55 w60 w15"
 CASE = load_case("clt_affine")
@@ -58,6 +62,9 @@ def test_before_and_after_are_the_two_passes(tmp_path: Path) -> None:
     interventions += [parse_intervention("add", "L1/9@-1=0.5"), parse_intervention("ablate", "L3/1@2:4")]
     after = model.intervene(local, interventions).logits_v.softmax(-1)
     before = local.logits().softmax(-1)
+    outcome = model.intervene(local, interventions)
+    assert (report["became_active"], report["became_inactive"]) == (outcome.became_active, outcome.became_inactive)
+    assert outcome.became_active + outcome.became_inactive > 0
     assert [row["token"] for row in report["before"]] == before.topk(5).indices.tolist()
     assert [row["token"] for row in report["after"]] == after.topk(5).indices.tolist()
     torch.testing.assert_close(
@@ -161,7 +168,7 @@ def test_validate_says_when_the_model_is_another(tmp_path: Path) -> None:
     assert run("trace", PROMPT, *CHOSEN, "-o", graph, "-q").exit_code == 0
     other = load_case("skip_transcoder")
     line = error_line("validate", graph, "--model", str(other.model), "--transcoders", str(other.transcoders))
-    assert "other features are active" in line
+    assert "traced with other transcoders" in line
     assert "no such graph file" in error_line("validate", str(tmp_path / "none.safetensors"))
 
 
@@ -176,3 +183,33 @@ def test_of_what_is_swapped_in_it_says_what_is_active_there() -> None:
     elsewhere = FeatureAt(layer, feature, 1 + position % 4)
     said = before_and_after(model, PROMPT, [SwapIn(elsewhere, source, source_position=position)]).found
     assert said == [f"{value:.3g} there"]
+
+
+def test_validate_takes_the_model_that_the_graph_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = tmp_path / "g.safetensors"
+    assert run("trace", PROMPT, *CHOSEN, "-q", "-o", str(graph)).exit_code == 0
+    result = run("validate", str(graph), "--sources", "4", "--features", "2", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "direct effects" in result.output
+    traced = AttributionGraph.load(graph)
+    for name in ("/gone/model", "model with spaces", "C:\\gone"):
+        traced.model_name = name
+        traced.save(tmp_path / "moved.safetensors")
+        line = error_line("validate", str(tmp_path / "moved.safetensors"))
+        assert line.startswith(f"the graph was traced in {name} with ")
+        assert line.endswith(
+            "neither a folder here nor a name on the hub: say where they are with --model and --transcoders"
+        )
+
+
+def test_a_choice_is_the_demo_only_for_graphs_of_the_demo() -> None:
+    graph = random_graph(model_name="org/model", transcoders_name="org/repo/clt/width@main")
+    chosen = choice_of_graph(graph, None, None, None, None)
+    assert (chosen.model, chosen.transcoders) == ("org/model", "org/repo/clt/width@main")
+    graph = random_graph(
+        model_name=MODEL_NAME, transcoders_name=TRANSCODERS_NAME, settings={"weights_dtype": "float32"}
+    )
+    chosen = choice_of_graph(graph, None, None, None, None)
+    assert (chosen.model, chosen.transcoders, chosen.dtype) == (None, None, "float32")
+    chosen = choice_of_graph(graph, "a", "b", "cpu", "bfloat16")
+    assert (chosen.model, chosen.transcoders, chosen.dtype) == ("a", "b", "bfloat16")

@@ -44,7 +44,8 @@ def saved(traced: tuple[ReplacementModel, AttributionGraph], tmp_path: Path) -> 
         ["a token", ids[token]],
     ]
     path = tmp_path / "state.json"
-    path.write_text(json.dumps({"qParams": {"pinnedIds": [ids[first]], "supernodes": groups}}))
+    metadata = {"fingerprints": graph.settings["fingerprints"]}
+    path.write_text(json.dumps({"metadata": metadata, "qParams": {"pinnedIds": [ids[first]], "supernodes": groups}}))
     return path
 
 

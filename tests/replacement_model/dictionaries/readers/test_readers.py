@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import yaml
 from cases import load_case, rounded_copy, write_circuit_tracer
 from safetensors.torch import load_file, save_file
 
-from crosstrace.replacement_model import ReplacementModel, open_transcoders
+from crosstrace.kernels import SparseActivations
+from crosstrace.replacement_model import ReplacementModel, Transcoders, open_transcoders
 from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.dictionaries.readers import base
 from crosstrace.replacement_model.dictionaries.readers.base import NEGLIGIBLE_SHARE
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 33\n"
 
 
 @pytest.fixture
@@ -178,6 +183,18 @@ def broken(clt: Path, how: str) -> None:
             change_json(clt / "config.json", hf_hook_point_in=["model.layers.0.pre_feedforward_layernorm.output"] * 5)
         case "other architecture":
             change_json(clt / "config.json", architecture="topk")
+        case "activation elsewhere":
+            change_json(clt / "config.json", activation_fn="topk")
+        case "config is a pointer":
+            (clt / "config.json").write_text(POINTER)
+        case "config is a list":
+            (clt / "config.json").write_text("[]")
+        case "layer is a pointer":
+            layer.write_text(POINTER)
+        case "unknown tensor":
+            change(layer, log_threshold=torch.zeros(80))
+        case "stored as whole numbers":
+            change(layer, w_enc=torch.zeros(48, 80, dtype=torch.int8))
 
 
 @pytest.mark.parametrize(
@@ -194,13 +211,134 @@ def broken(clt: Path, how: str) -> None:
         ("config not JSON", r"config.json: not valid JSON"),
         ("unknown hook", r"hook 'mlp.output' is not supported; supported: post_feedforward_layernorm.output"),
         ("hook of another layer", r"expected a site of model.layers.1"),
-        ("other architecture", r"architecture 'topk' is not supported"),
+        ("other architecture", r"architecture 'topk' is not supported; supported: jump_relu, batch_topk"),
+        ("activation elsewhere", r"config.json: key activation_fn is not known; known keys: hf_hook_point_in"),
+        ("config is a pointer", r"config.json: is a Git LFS pointer, not the file itself; run git lfs pull"),
+        ("config is a list", r"config.json: holds a JSON list; expected an object with hook points"),
+        ("layer is a pointer", r"params_layer_1.safetensors: is a Git LFS pointer"),
+        (
+            "unknown tensor",
+            r"params_layer_1.safetensors: tensor log_threshold is not known in such a file; expected w_enc",
+        ),
+        (
+            "stored as whole numbers",
+            r"params_layer_1.safetensors: w_enc is stored as I8; supported: F64, F32, F16, BF16",
+        ),
     ],
 )
 def test_broken_folders_are_named(clt, how, message):
     broken(clt, how)
-    with pytest.raises((ValueError, OSError), match=message):
-        open_transcoders(clt)
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        open_transcoders(clt).encoder(1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["hf_hook_point_in", "hf_hook_point_out"])
+@pytest.mark.parametrize(
+    "hooks", [None, [], [None] * 5, 7, {}, "model.layers.0.pre_feedforward_layernorm.output"], ids=str
+)
+def test_hooks_that_name_no_sites(clt, family, key, hooks):
+    configs = [clt / "config.json", family / "layer_2_width_1k_l0_medium_affine" / "config.json"]
+    for config, folder in zip(configs, (clt, family), strict=True):
+        change_json(config, **{key: hooks})
+        with pytest.raises(ValueError, match=f"{config}: .*{key}|{config}: names 1 layers") as caught:
+            open_transcoders(folder)
+        assert "\n" not in str(caught.value)
+
+
+class TestSkipConnections:
+    """What a config says of skip connections, and the tensors, have to agree."""
+
+    @pytest.fixture(params=["in one layer", "in all layers"])
+    def layers(self, request: pytest.FixtureRequest) -> range:
+        return range(2, 3) if request.param == "in one layer" else range(4)
+
+    def files(self, folder: Path) -> list[Path]:
+        return sorted(folder.glob("**/params*.safetensors"))
+
+    @pytest.fixture(params=["clt_affine", "skip_transcoder"])
+    def affine(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(load_case(request.param).transcoders, tmp_path / "affine"))
+
+    def test_promised_and_missing(self, affine, layers):
+        for layer in layers:
+            change(self.files(affine)[layer], affine_skip_connection=None)
+        with pytest.raises(
+            ValueError,
+            match=r"config.json: affine_connection is true, but .*params.* has no tensor affine_skip_connection",
+        ):
+            open_transcoders(affine)
+
+    def test_there_and_denied(self, affine):
+        for config in affine.glob("**/config.json"):
+            change_json(config, affine_connection=False)
+        with pytest.raises(ValueError, match=r"config.json: affine_connection is false, but .* has a tensor"):
+            open_transcoders(affine)
+
+    def test_a_config_that_is_silent_leaves_it_to_the_tensors(self, affine):
+        for config in affine.glob("**/config.json"):
+            config.write_text(
+                json.dumps({k: v for k, v in json.loads(config.read_text()).items() if "affine" not in k})
+            )
+        assert open_transcoders(affine).skip(2) is not None
+        change(self.files(affine)[2], affine_skip_connection=None)
+        with pytest.raises(ValueError, match=r"tensor affine_skip_connection is missing, which other layers have"):
+            open_transcoders(affine)
+
+    def test_a_flag_is_true_or_false(self, affine):
+        for config in affine.glob("**/config.json"):
+            change_json(config, affine_connection="yes")
+        with pytest.raises(ValueError, match="affine_connection is 'yes'; expected true or false"):
+            open_transcoders(affine)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("key", ["w_enc", "b_enc", "threshold", "w_dec", "b_dec", "affine_skip_connection"])
+@pytest.mark.parametrize("name", ["clt_affine", "skip_transcoder"])
+@pytest.mark.parametrize("layout", ["gemma_scope", "circuit_tracer"])
+def test_weights_that_are_not_finite_are_named(name, layout, key, value, tmp_path):
+    case = load_case("clt_plain_gqa" if layout == "circuit_tracer" and name == "clt_affine" else name)
+    folder = Path(shutil.copytree(case.transcoders, tmp_path / "scope"))
+    file = sorted(folder.glob("**/params*.safetensors"))[2]
+    stored = load_file(file)
+    if key not in stored:
+        pytest.skip("circuit-tracer's cross-layer files have no skip connection")
+    stored[key][..., -1] = value
+    save_file(stored, file)
+    path, tensor = file, key
+    if layout == "circuit_tracer":
+        folder = write_circuit_tracer(dataclasses.replace(case, transcoders=folder), tmp_path / "ct")
+        names = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
+        tensor = names.get(key, "activation_function.threshold" if key == "threshold" else key)
+        path = folder / "layer_2.safetensors"
+        if name == "clt_affine":
+            tensor = f"{names.get(key, key)}_2"
+            path = folder / ("W_dec_2.safetensors" if key == "w_dec" else "W_enc_2.safetensors")
+    kind = "NaN" if value != value else "infinity"
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {tensor} holds {kind}; the file is damaged")):
+        ReplacementModel.from_pretrained(case.model, folder, device="cpu").local(case.input_ids)
+
+
+@pytest.mark.parametrize("budget", ["100MB", 1], ids=["whole decoders", "decoders in their files"])
+def test_so_are_rows_that_are_used_where_they_lie(clt, budget):
+    path = clt / "params_layer_2.safetensors"
+    w_dec = load_file(path)["w_dec"]
+    w_dec[:, 2:, 5] = torch.nan
+    reader = open_transcoders(clt)
+    change(path, w_dec=w_dec)
+    transcoders = Transcoders(reader, torch.device("cpu"), memory_budget=budget)
+    assert transcoders.keeps_decoders == (budget != 1)
+    every = torch.cartesian_prod(torch.arange(5), torch.tensor([0]), torch.arange(80))
+    active = SparseActivations.from_indices(every, torch.ones(len(every)), 5, 1)
+    with pytest.raises(ValueError, match=r"params_layer_2.safetensors: w_dec holds NaN"):
+        transcoders.decoder_rows_of(active)
+
+
+def test_large_finite_weights_are_no_infinity(clt):
+    path = clt / "params_layer_2.safetensors"
+    w_enc = torch.full((48, 80), 3e38)
+    change(path, w_enc=w_enc)
+    assert torch.equal(open_transcoders(clt).encoder(2).w_enc_df, w_enc)
 
 
 def test_missing_layer_of_a_family(family):
@@ -231,9 +369,11 @@ def test_labels_beside_the_weights(clt):
     labels = {"format": "crosstrace-labels/1", "layers": [{"3": {"label": "Texas"}}, {}, {}, {}, {}]}
     (clt / "labels.json").write_text(json.dumps(labels))
     assert open_transcoders(clt).labels() == {(0, 3): "Texas"}
-    (clt / "labels.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"labels.json: not a label file"):
-        open_transcoders(clt).labels()
+    for content in ("[]", "", '{"format": ', POINTER):
+        (clt / "labels.json").write_text(content)
+        with pytest.raises(ValueError, match=r"labels.json: (not a label file|is a Git LFS pointer)") as caught:
+            open_transcoders(clt).labels()
+        assert "\n" not in str(caught.value)
 
 
 class TestHub:

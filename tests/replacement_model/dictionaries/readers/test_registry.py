@@ -148,11 +148,16 @@ def test_a_format_is_registered_once():
         register_reader(ONE_FILE)
 
 
-def test_activations_that_cannot_be_computed_are_refused(case, tmp_path):
+def test_a_top_k_of_another_format_is_computed(case, tmp_path):
     reader = TopKReader(write_one_file(case, tmp_path / "one"), "mine", True)
-    with pytest.raises(
-        ValueError, match="mine: activation TopK with k = 8 is not supported; supported: ReLU, JumpReLU"
-    ):
+    features = Transcoders(reader, torch.device("cpu")).encode(0, torch.randn(5, reader.d_model) * 10, 1)
+    assert torch.bincount(features[0], minlength=5).tolist() == [0, 8, 8, 8, 8]
+
+
+def test_a_top_k_without_its_k_is_refused(case, tmp_path):
+    reader = OneFileReader(write_one_file(case, tmp_path / "one"), "mine", True)
+    reader.activation = Activation(ActivationKind.TOP_K)
+    with pytest.raises(ValueError, match="mine: activation TopK; a TopK, and only it, has a k"):
         Transcoders(reader, torch.device("cpu"))
 
 
