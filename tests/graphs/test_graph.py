@@ -114,7 +114,9 @@ def test_tensors_come_to_the_contract_types():
 
 def test_edges_beyond_float32_are_refused_without_a_warning():
     graph = random_graph()
+    edges = scipy.sparse.csr_array(graph.edges.astype(float))
+    edges.data[:] = np.sign(edges.data) * 1e308
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="edges holds NaN or infinity"):
-            dataclasses.replace(graph, edges=scipy.sparse.csr_array(graph.edges.astype(float) * 1e308))
+            dataclasses.replace(graph, edges=edges)

@@ -118,7 +118,18 @@ def test_an_intervention(width):
         for i, (string, value) in enumerate(zip(WIDE, (0.99, 0.5, 0.012, 5e-7, 0.9999, 1.0), strict=True))
     ]
     result = BeforeAfter(
-        "".join(WIDE), WIDE, [WIDE[0]], [WIDE[2]], "iterative", "frozen", changes, changes[::-1], WIDE[2] * 3, WIDE[0]
+        prompt="".join(WIDE),
+        token_strings=WIDE,
+        interventions=[WIDE[0]],
+        found=[WIDE[2]],
+        freeze="iterative",
+        errors="frozen",
+        became_active=1,
+        became_inactive=1234,
+        before=changes,
+        after=changes[::-1],
+        generated_before=WIDE[2] * 3,
+        generated_after=WIDE[0],
     )
     text = printed(lambda console: show_before_after(result, console), width)
     for change in changes:
