@@ -31,7 +31,7 @@ def show_before_after(result: BeforeAfter, console: Console | None = None) -> No
         done.append(f"· {visible(line)}").append(f"  {visible(found)}\n" if found else "\n", style="dim")
     console = console or Console()
     tables = _stacked(result) if is_narrow(console) else [_side_by_side(result)]
-    legend = Text(f"{CHANGE}: change of the log-probability, in nats; −0.69 halves the probability", style="dim")
+    legend = Text(f"{CHANGE}: change of the log-probability, in nats; -0.69 halves the probability", style="dim")
     parts: list[RenderableType] = [heading, done, *tables, legend]
     if result.generated_before is not None:
         for name, text in (("before", result.generated_before), ("after", result.generated_after or "")):

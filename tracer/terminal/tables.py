@@ -18,7 +18,7 @@ _TOKEN_CELLS = 16
 def plain_table(title: str) -> Table:
     """Return an empty table with a title."""
     return Table(
-        title=Text(title),
+        title=Text(title) if title else None,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
