@@ -94,7 +94,8 @@ class AttributionGraph:
     transcoders_name: str
     """The transcoders as they were named when the graph was traced."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What reproduces the graph; must be JSON-able. `prune` adds its thresholds under `pruning`."""
+    """What reproduces the graph; must be JSON-able. `prune` adds its thresholds under `pruning`; `guesses` holds names for
+    features without a label, by "L3/417" (see `crosstrace.tracer.with_guesses`)."""
     feature_labels: list[str] = field(default_factory=list, metadata=_strings("K"))
     """K strings: a label for each selected feature, "" where unknown."""
     node_mask: torch.Tensor | None = field(default=None, metadata=_tensor(torch.bool, "n"))
@@ -199,6 +200,26 @@ class AttributionGraph:
         layer, _, feature = self.feature_of(node)
         return layer, feature
 
+    def name_of(self, node: int) -> str:
+        """Return what to call a feature node: its label, or else the guess in `settings`; "" where there is neither.
+
+        Raises:
+            IndexError: There is no such node.
+            ValueError: The node is not a feature.
+
+        Example:
+            >>> graph.name_of(0), graph.name_of(1)
+            ('Texas', '→ Austin, Dallas')
+        """
+        label = self.feature_labels[self.layout.feature_of(node)]
+        if label.strip():
+            return label
+        guesses = self.settings.get("guesses")
+        if not isinstance(guesses, Mapping):
+            return label
+        layer, feature = self.feature_key(node)
+        return str(guesses.get(f"L{layer}/{feature}") or label)
+
     def place_of(self, node: int) -> tuple[int, int]:
         """Return (layer, position) of any node: tokens have layer -1, output logits layer L.
 
@@ -238,7 +259,7 @@ class AttributionGraph:
         if kind == "error":
             return f"error L{layer} @ {at}"
         name = f"L{layer}/{self.feature_of(node)[2]} @ {at}"
-        label = self.feature_labels[layout.feature_of(node)]
+        label = self.name_of(node)
         return f"{short(label, 60)} ({name})" if label.strip() else name
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -100,7 +100,7 @@ class ReplacementModel:
         """Load a model and its transcoders.
 
         Args:
-            model: A folder, or `org/name` on the hub.
+            model: A folder, a `.gguf` file of Gemma 3, or `org/name` on the hub.
             transcoders: A folder, or `org/repo/sub/folder[@revision]` on the hub; see
                 `crosstrace.replacement_model.open_transcoders`.
             device: Where tracing happens; None: a GPU if there is one.

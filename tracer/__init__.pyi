@@ -12,6 +12,8 @@ from .attribution.tracing import trace as trace
 from .cards.build import build_cards as build_cards
 from .cards.lookup import cards_of as cards_of
 from .cards.lookup import find_cards as find_cards
+from .cards.naming import guesses as guesses
+from .cards.naming import with_guesses as with_guesses
 from .interventions.before_after import BeforeAfter as BeforeAfter
 from .interventions.before_after import before_and_after as before_and_after
 from .interventions.before_after import parse_intervention as parse_intervention

@@ -166,7 +166,7 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
         if not (side.kept or (there is not None and there.kept)):
             continue
         name = "shared" if other.node is not None else "only_a" if there is None else "not_traced_in_b"
-        also = b.feature_labels[other.node] if other.node is not None else ""
+        also = b.name_of(other.node) if other.node is not None else ""
         lists[name].append(_compared(a, node, also, side, there, other.elsewhere))
     for node, (side, other) in enumerate(zip(sides_b, in_a, strict=True)):
         if side.kept and other.node is None:
@@ -187,8 +187,8 @@ def _compared(
     elsewhere: tuple[int, ...],
 ) -> ComparedFeature:
     layer, position, feature = graph.feature_of(node)
-    # Automatic labels are given to what pruning kept, which it may have done in the other graph alone.
-    label = graph.feature_labels[node] or other_label
+    # Names are given to what pruning kept, which it may have done in the other graph alone.
+    label = graph.name_of(node) or other_label
     return ComparedFeature(layer, feature, label, graph.token_strings[position], a, b, elsewhere)
 
 

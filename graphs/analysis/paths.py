@@ -9,7 +9,7 @@ Letters: n nodes, b the number of paths asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -54,7 +54,12 @@ class Paths(list[Path]):
 
 
 def strongest_paths(
-    graph: AttributionGraph, target: int | None = None, n: int = 5, through_features: bool = True
+    graph: AttributionGraph,
+    target: int | None = None,
+    n: int = 5,
+    through_features: bool = True,
+    min_features: int = 0,
+    counted: Collection[int] | None = None,
 ) -> Paths:
     """Return the n strongest paths from a token to a target, strongest first; fewer if there are fewer.
 
@@ -66,10 +71,12 @@ def strongest_paths(
         target: A target or feature node; the first target if None.
         n: How many paths, at least 1.
         through_features: Leave out the direct edge from a token to `target`, unless there is no other path.
+        min_features: Leave out paths with fewer features between token and target.
+        counted: Of the features, only these count towards `min_features`; None for all of them.
 
     Raises:
         IndexError: There is no node `target`.
-        ValueError: `n` is below 1, there is no target, or `target` is a token or an error.
+        ValueError: `n` is below 1, `min_features` below 0, there is no target, or `target` is a token or an error.
 
     Example:
         >>> [graph.describe(node) for node in strongest_paths(graph)[0].nodes]
@@ -78,6 +85,8 @@ def strongest_paths(
     layout, edges = graph.layout, graph.kept_edges()
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
+    if min_features < 0:
+        raise ValueError(f"min_features must be 0 or more, not {min_features}")
     if target is None:
         if not layout.n_logits:
             raise ValueError("the graph has no target")
@@ -87,11 +96,15 @@ def strongest_paths(
 
     with np.errstate(divide="ignore"):
         log_scale = np.log(row_scale(graph.edges))
-    # best[i, r]: log strength of the r-th best path into node i; it comes from path from_rank[i, r] of from_node[i, r].
-    best = np.full((graph.n, n), -np.inf)
-    best[layout.tokens, 0] = 0.0
-    from_node = np.full((graph.n, n), -1)
-    from_rank = np.full((graph.n, n), -1)
+    counts = np.zeros(graph.n, dtype=np.bool_)
+    counts[layout.features] = True
+    if counted is not None:
+        counts &= np.isin(np.arange(graph.n), list(counted))
+    # best[i, c, r]: log strength of the r-th best path into node i with c features before it (at the end of the axis, with
+    # at least so many); it comes from path from_rank[i, c, r] of node from_node[i, c, r] with from_count[i, c, r] features.
+    best = np.full((graph.n, min_features + 1, n), -np.inf)
+    best[layout.tokens, 0, 0] = 0.0
+    from_node, from_count, from_rank = (np.full(best.shape, -1) for _ in range(3))
 
     def fill(row: int, without_tokens: bool) -> None:
         part = slice(edges.indptr[row], edges.indptr[row + 1])
@@ -101,21 +114,28 @@ def strongest_paths(
             sources, weights = sources[others], weights[others]
         if not len(sources):
             return
-        strengths = best[sources] + (np.log(np.abs(weights.astype(np.float64))) + log_scale[row])[:, None]
-        order = _largest(strengths.ravel(), n)
-        kept = slice(0, len(order))
-        best[row, kept] = strengths.ravel()[order]
-        from_node[row, kept], from_rank[row, kept] = sources[order // n], order % n
+        shares = np.log(np.abs(weights.astype(np.float64))) + log_scale[row]
+        strengths = best[sources] + shares[:, None, None]
+        for count in range(min_features + 1):
+            # Which of a source's counts lead to this one: the same, or one less where the source itself counts.
+            fits = np.minimum(np.arange(min_features + 1)[None] + counts[sources, None], min_features) == count
+            found = np.where(fits[:, :, None], strengths, -np.inf).ravel()
+            order = _largest(found, n)
+            kept = slice(0, len(order))
+            best[row, count, kept] = found[order]
+            from_node[row, count, kept] = sources[order // n // (min_features + 1)]
+            from_count[row, count, kept], from_rank[row, count, kept] = order // n % (min_features + 1), order % n
 
     # Features come in ascending layers, so a row's sources are done before it.
     last = target if layout.kind(target) == "feature" else layout.n_features
     for row in range(last):
         fill(row, without_tokens=False)
     fill(target, without_tokens=through_features)
-    if through_features and best[target, 0] == -np.inf:
+    if through_features and not min_features and best[target, 0, 0] == -np.inf:
         fill(target, without_tokens=False)
-    found = (int(rank) for rank in np.flatnonzero(best[target] > -np.inf))
-    return Paths(graph, (_walk_back(graph, target, rank, best, from_node, from_rank) for rank in found))
+    ranks = np.flatnonzero(best[target, min_features] > -np.inf).tolist()
+    came = (from_node, from_count, from_rank)
+    return Paths(graph, (_walk_back(graph, (target, min_features, rank), best, came) for rank in ranks))
 
 
 def along_strongest_paths(graph: AttributionGraph, n: int) -> AttributionGraph:
@@ -143,15 +163,14 @@ def _largest(values: NDArray[np.float64], n: int) -> NDArray[np.int64]:
 
 def _walk_back(
     graph: AttributionGraph,
-    target: int,
-    rank: int,
+    end: tuple[int, int, int],
     best: NDArray[np.float64],
-    from_node: NDArray[np.int64],
-    from_rank: NDArray[np.int64],
+    came: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
 ) -> Path:
-    nodes, sign, strength = [target], 1, float(np.exp(best[target, rank]))
-    while (source := int(from_node[nodes[-1], rank])) >= 0:
+    from_node, from_count, from_rank = came
+    nodes, sign, strength = [end[0]], 1, float(np.exp(best[end]))
+    while (source := int(from_node[end])) >= 0:
         sign *= 1 if graph.edges[nodes[-1], source] > 0 else -1
-        rank = int(from_rank[nodes[-1], rank])
+        end = (source, int(from_count[end]), int(from_rank[end]))
         nodes.append(source)
     return Path(nodes[::-1], strength, sign)

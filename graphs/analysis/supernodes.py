@@ -84,8 +84,9 @@ def _cluster(similarity: Floats, min_similarity: float) -> np.ndarray:
 
 
 def _name(graph: AttributionGraph, nodes: list[int]) -> str:
-    """The most common label; without labels, the layers and the token."""
+    """The most common label; without labels, the most common guess; without these, the layers and the token."""
     labels = Counter(label.strip() for node in nodes if (label := graph.feature_labels[node]).strip())
+    labels = labels or Counter(name for node in nodes if (name := graph.name_of(node).strip()))
     if labels:
         return short(min(labels, key=lambda label: (-labels[label], len(label), label)), 40)
     places = [graph.place_of(node) for node in nodes]

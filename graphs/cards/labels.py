@@ -1,4 +1,4 @@
-"""Labels for features that nobody has labelled, by one fixed rule; they begin with `~`.
+"""Labels for features that nobody has labelled, by fixed rules: automatic ones, which begin with `~`, and guesses.
 
 `~ Dallas, Houston → Austin` says what the feature fires on, then what it promotes.
 
@@ -8,6 +8,10 @@
 - *Promotes*: the token whose logit the decoder raises most, if it stands out: if it is at least 1.2 times the expected
   largest of V normally distributed numbers of the same spread (spread · √(2 ln V), V tokens). Decoders of early layers
   mostly do not point at tokens; then this part is left out.
+
+Where there are no cards, only the second half is known: what the decoder promotes. A guess such as `→ AG, ag` names the
+two or three tokens with the largest logits. It is made where the largest logit is more than chance would give, that is,
+above the expected largest of V normally distributed numbers of the same spread; a flat decoder gets none.
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ from crosstrace.graphs.text import short
 
 MARK = "~"
 """How automatic labels begin."""
+GUESS_MARK = "→"
+"""How guesses begin."""
 _STANDS_OUT = 1.2
 _LONGEST = 16
+_LONGEST_GUESS = 28  # of three tokens
 
 
 def automatic_label(peaks: Sequence[str], promoted: Sequence[tuple[str, float]], spread: float, vocabulary: int) -> str:
@@ -45,6 +52,47 @@ def automatic_label(peaks: Sequence[str], promoted: Sequence[tuple[str, float]],
     label = ", ".join(short(words[word], _LONGEST) for word, _ in common[:shown])
     if shown < len(common) and shown > 1:
         label += " …"
-    if promoted and promoted[0][1] >= _STANDS_OUT * spread * math.sqrt(2 * math.log(max(vocabulary, 2))) > 0:
+    if promoted and promoted[0][1] >= _STANDS_OUT * _largest_by_chance(spread, vocabulary) > 0:
         label += f" → {short(promoted[0][0], _LONGEST)}"
     return f"{MARK} {label}"
+
+
+def guessed_label(promoted: Sequence[tuple[str, float]], spread: float, vocabulary: int) -> str:
+    """Return a guess at what a feature means, from what it promotes alone; "" where no token stands out.
+
+    Tokens that are shown alike, such as " Paris" and "Paris", count as one. A third token is
+    named if the guess stays short. Tokens that hold a comma or a quotation mark are quoted.
+
+    Args:
+        promoted: Tokens and their logits, strongest first; a few more than the guess names.
+        spread: Standard deviation of the logits over the vocabulary.
+        vocabulary: Size of the vocabulary.
+
+    Example:
+        >>> guessed_label([("AG", 9.0), (" AG", 8.5), ("ag", 8.0), (" cat", 0.5)], 1.0, 262144)
+        '→ AG, ag'
+    """
+    if not promoted or not promoted[0][1] > _largest_by_chance(spread, vocabulary) > 0:
+        return ""
+    strongest = promoted[0][1]
+    # A token with less than half of the strongest logit says nothing of the feature.
+    told = dict.fromkeys(_told_apart(token) for token, logit in promoted if logit > strongest / 2)
+    guess = f"{GUESS_MARK} {', '.join([*told][:2])}"
+    third = f", {[*told][2]}" if len(told) > 2 else ""
+    return guess + third if len(guess + third) <= _LONGEST_GUESS else guess
+
+
+def is_guess(label: str) -> bool:
+    """Say whether nobody gave this label: it is an automatic one, or a guess."""
+    return label.startswith((MARK, f"{GUESS_MARK} "))
+
+
+def _largest_by_chance(spread: float, vocabulary: int) -> float:
+    """The expected largest of as many normally distributed numbers as there are tokens."""
+    return spread * math.sqrt(2 * math.log(max(vocabulary, 2)))
+
+
+def _told_apart(token: str) -> str:
+    """A token as one entry of a list that commas separate."""
+    shown = short(token, _LONGEST)
+    return f"'{shown}'" if set(shown) & set(",'\"→~") else shown

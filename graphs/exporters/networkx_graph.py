@@ -65,7 +65,7 @@ def _attributes(graph: AttributionGraph, node: int) -> dict[str, Any]:
         i = layout.feature_of(node)
         values["feature"] = graph.feature_of(node)[2]
         values["activation"] = float(graph.activations[graph.selected_features[i]])
-        values["words"] = graph.feature_labels[i]
+        values["words"] = graph.name_of(node)
     elif kind == "token":
         values["token_id"] = int(graph.tokens[position])
     elif kind == "logit":

@@ -81,7 +81,7 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
     except PackageNotFoundError:
         generator_version = "unknown"
     replacement, completeness = graph_scores(graph)
-    settings = {name: value for name, value in graph.settings.items() if name != "pruning"}
+    settings = {name: value for name, value in graph.settings.items() if name not in ("pruning", "guesses")}
     pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
     return {
         "slug": slug,
@@ -123,7 +123,7 @@ def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:
                     "layer": str(layer),
                     "feature_type": "cross layer transcoder",
                     "jsNodeId": f"{layer}_{feature}-{position}",
-                    "clerp": graph.feature_labels[layout.feature_of(node)],
+                    "clerp": graph.name_of(node),
                     "activation": activations[layout.feature_of(node)],
                 }
             case "error":

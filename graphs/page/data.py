@@ -112,7 +112,7 @@ def _node(graph: AttributionGraph, node: int, name: str) -> PageNode:
     if kind == "feature":
         i = layout.feature_of(node)
         found.feature = graph.feature_of(node)[2]
-        found.label = graph.feature_labels[i]
+        found.label = graph.name_of(node)
         found.activation = float(graph.activations[graph.selected_features[i]])
     elif kind == "token":
         found.label = graph.token_strings[found.position]

@@ -211,7 +211,7 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
         case "feature":
             layer, _, feature = graph.feature_of(node)
             name = f"L{layer}/{feature}"
-            label = graph.feature_labels[layout.feature_of(node)]
+            label = graph.name_of(node)
             return (*_wrapped(label), Line(name, small=True)) if label.strip() else (Line(name),)
         case "error":
             return ()

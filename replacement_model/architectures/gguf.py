@@ -140,7 +140,7 @@ def _write_folder(path: Path, folder: Path) -> None:
     """Write config, weights and tokenizer; the header first, so that a wrong file costs no time."""
     import gguf
 
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+    class Reader(gguf.GGUFReader):
         """Keeps the file as a plain array: each of a memory map's million small slices costs five times as much."""
 
         @property
@@ -157,9 +157,10 @@ def _write_folder(path: Path, folder: Path) -> None:
     names = {tensor.name: _name_of(tensor.name, path) for tensor in reader.tensors}
     config = _config(reader, path)
     expected = _expected(config.num_hidden_layers, tied=config.tie_word_embeddings)
-    if missing := expected - set(names.values()):
+    present = {name for name in names.values() if name is not None}
+    if missing := expected - present:
         raise ValueError(f"{path}: {len(missing)} tensors are missing, the first is {_gguf_name(min(missing))}")
-    if extra := set(names.values()) - expected - {None}:
+    if extra := present - expected:
         raise ValueError(
             f"{path}: tensor {_gguf_name(min(extra))} is of a layer that the model does not have "
             f"(it has {config.num_hidden_layers})"

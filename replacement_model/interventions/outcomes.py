@@ -130,7 +130,10 @@ def read_outcomes(
         after_t = before_gt[prompt] + changes_bt[row]
         slot = row * prompts.width + prompts.slots(prompt).start
         activations = partial(row_activations, result.features, slot, prompts.locals_g[prompt].n_positions)
-        outcomes.append(Outcome(logits_qv, changes_qv, after_t, changes_bt[row], *flips_b2[row], activations))
+        became_active, became_inactive = flips_b2[row]
+        outcomes.append(
+            Outcome(logits_qv, changes_qv, after_t, changes_bt[row], became_active, became_inactive, activations)
+        )
     return outcomes
 
 

@@ -113,7 +113,7 @@ def write_per_layer(folder: Path, recorded: Recorded, features: int, active: flo
 
 
 def _encoder(x_td: Tensor, features: int, active: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Rows near data points, thresholds between two tokens' values so that `active` features of a token fire on average."""
+    """Rows near data points, and thresholds between two tokens' values so that `active` features of a token fire on average."""
     n_tokens, d_model = x_td.shape
     mean_d, spread_d = x_td.mean(0), x_td.std(0).clamp_min(1e-3)
     points = (x_td - mean_d)[torch.randint(n_tokens, (features,), generator=generator)]
@@ -123,7 +123,10 @@ def _encoder(x_td: Tensor, features: int, active: float, generator: torch.Genera
     b_enc = -mean_d @ w_enc
     values = (x_td @ w_enc + b_enc).sort(dim=0, descending=True).values
     rank = max(round(active / features * n_tokens), 1)
-    threshold = (values[rank - 1] + values[rank]) / 2
+    # In the widest gap near that rank: no token may sit at a threshold, where rounding decides whether it fires.
+    near = values[max(rank - rank // 4 - 1, 0) : rank + rank // 4 + 1]
+    gap = (near[:-1] - near[1:]).argmax(0, keepdim=True)
+    threshold = (near.gather(0, gap) + near.gather(0, gap + 1))[0] / 2
     return {"w_enc": w_enc.contiguous(), "b_enc": b_enc, "threshold": threshold.clamp_min(1e-3)}
 
 

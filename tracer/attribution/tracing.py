@@ -25,6 +25,7 @@ from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size,
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
 from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
 from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets
+from crosstrace.tracer.cards.naming import MOST_BEYOND_KEPT, with_guesses
 from crosstrace.tracer.progress import row_progress
 
 
@@ -41,6 +42,7 @@ def trace(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     keep_checkpoint: bool = False,
+    guess_names: bool = True,
 ) -> AttributionGraph:
     """Trace a prompt backwards into its attribution graph.
 
@@ -62,6 +64,8 @@ def trace(
             work; deleted at the end. Traces shorter than that write nothing.
         resume: Continue from the rows in `checkpoint`, if it exists; the graph is the same to the bit.
         keep_checkpoint: Leave the checkpoint, if there is one, for the caller to delete once the graph is safe.
+        guess_names: Name the most influential features that have no label after what they promote; see
+            `crosstrace.tracer.with_guesses`.
 
     Returns:
         The whole graph, not pruned.
@@ -118,6 +122,8 @@ def trace(
     }
     saved.keep(store)
     graph = _assemble(model, local, wanted, store, settings)
+    if guess_names:
+        graph = with_guesses(graph, model, MOST_BEYOND_KEPT)
     saved.done(delete=not keep_checkpoint)
     return graph
 

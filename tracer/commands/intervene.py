@@ -10,7 +10,16 @@ import typer
 from crosstrace.tracer.commands.delivery import write_each
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words, read_prompt
-from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Prompt, Quiet, TranscodersOption
+from crosstrace.tracer.commands.options import (
+    CardsOption,
+    Debug,
+    Device,
+    Dtype,
+    Model,
+    Prompt,
+    Quiet,
+    TranscodersOption,
+)
 
 _EDITS = "Interventions"
 
@@ -52,6 +61,15 @@ def intervene(
             rich_help_panel=_EDITS,
         ),
     ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .safetensors graph; a FEATURE may then be any name that it shows, in quotes.",
+            rich_help_panel=_EDITS,
+        ),
+    ] = None,
+    cards: CardsOption = None,
     freeze: Annotated[
         str,
         typer.Option(
@@ -92,7 +110,9 @@ def intervene(
         raise typer.BadParameter("give at least one of --set, --scale, --add, --ablate, --swap-in")
     with one_line_errors(debug):
         text = read_prompt(prompt)
-        from crosstrace.graphs import check_state
+        from crosstrace.graphs import FeatureCards, check_state, read_graph, with_card_labels
+        from crosstrace.replacement_model.fingerprints import weight_fingerprints
+        from crosstrace.tracer.cards.lookup import find_cards
         from crosstrace.tracer.interventions.before_after import (
             before_and_after,
             check_report_file,
@@ -103,20 +123,27 @@ def intervene(
         from crosstrace.tracer.terminal.interventions import show_before_after
 
         check_report_file(output)
+        named = None if graph is None else read_graph(graph)
+        if cards is not None:
+            FeatureCards(cards)
         interventions = [parse_intervention(verb, edit) for verb, edits in asked.items() for edit in edits or ()]
         if groups is not None:
             check_state(groups)  # before minutes are spent on loading
         loaded = chosen.load()
         note_unknown_words(loaded, text)
+        found = find_cards(loaded.name, loaded.transcoders.name, weight_fingerprints(loaded), given=cards, note=note)
+        if named is not None:
+            named = with_card_labels(named, found)
         result = before_and_after(
             loaded,
             text,
-            by_name(interventions, loaded, groups, note),
+            by_name(interventions, loaded, groups, note, named, cards),
             freeze=freeze,
             free_attention=free_attention,
             errors=errors,
             top=top,
             max_new_tokens=generate,
+            cards=found,
         )
         delivery = write_each([output] if output else [], lambda path: write_before_after(result, path), debug)
         if not quiet:

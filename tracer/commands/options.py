@@ -9,6 +9,7 @@ import typer
 
 _MACHINE = "Model and machine"
 _PRUNING = "Pruning"
+_TRIVIAL = "What is trivial"
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="A text, or - to read it from standard input.")]
 Model = Annotated[
@@ -94,6 +95,24 @@ EdgeThreshold = Annotated[
 CardsOption = Annotated[
     Path | None,
     typer.Option("--cards", metavar="FILE", help="Feature cards to use.", show_default="those beside the transcoders"),
+]
+PathFeatures = Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help="List only paths through N features or more.", rich_help_panel=_TRIVIAL),
+]
+BeforeLast = Annotated[
+    bool,
+    typer.Option("--before-last", help="Leave out features at the last position.", rich_help_panel=_TRIVIAL),
+]
+MaxFiringRate = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Leave out features that fire on more than this share of tokens; feature cards know it.",
+        rich_help_panel=_TRIVIAL,
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 OpenIt = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]

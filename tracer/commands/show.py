@@ -17,8 +17,16 @@ from crosstrace.tracer.commands.figure_options import (
     Supernodes,
     TopPaths,
 )
-from crosstrace.tracer.commands.messages import one_line_errors
-from crosstrace.tracer.commands.options import CardsOption, Debug, GraphOutputs, Quiet
+from crosstrace.tracer.commands.messages import note, one_line_errors
+from crosstrace.tracer.commands.options import (
+    BeforeLast,
+    CardsOption,
+    Debug,
+    GraphOutputs,
+    MaxFiringRate,
+    PathFeatures,
+    Quiet,
+)
 
 if TYPE_CHECKING:
     from crosstrace.graphs import AttributionGraph, FeatureCards
@@ -36,6 +44,9 @@ def show(
             help="Show this feature instead, such as L3/417 or a label: its edges and its card. Repeatable.",
         ),
     ] = None,
+    path_features: PathFeatures = 0,
+    before_last: BeforeLast = False,
+    max_firing_rate: MaxFiringRate = None,
     output: GraphOutputs = None,
     cards: CardsOption = None,
     quiet: Quiet = False,
@@ -57,8 +68,9 @@ def show(
         check_graph_outputs(output, figure)
         from crosstrace.graphs import prune, read_graph
         from crosstrace.tracer.terminal.feature import show_features
-        from crosstrace.tracer.terminal.graph import show_graph
+        from crosstrace.tracer.terminal.graph import LeftOut, show_graph
 
+        left_out = LeftOut(path_features, before_last, max_firing_rate)
         graph = read_graph(file)
         if output and graph.node_mask is None:
             graph = prune(graph)
@@ -67,7 +79,9 @@ def show(
             if feature:
                 show_features(labelled, feature, found)
             else:
-                show_graph(labelled, features=features, paths=paths)
+                if max_firing_rate is not None and found is None:
+                    note("--max-firing-rate leaves nothing out: there are no feature cards of these transcoders")
+                show_graph(labelled, features=features, paths=paths, left_out=left_out, cards=found)
 
         show = None if quiet else print_it
         deliver_graph(graph, output, figure, cards, show, debug).finish(quiet or bool(feature))

@@ -134,6 +134,7 @@ def trace(
         checkpoint = Path(f"{output[0]}.partial") if output else None
         from crosstrace.graphs import prune
         from crosstrace.tracer.attribution.tracing import trace as trace_prompt
+        from crosstrace.tracer.cards.naming import with_guesses
         from crosstrace.tracer.terminal.graph import show_graph
 
         loaded = chosen.load()
@@ -152,7 +153,7 @@ def trace(
             resume=resume,
             keep_checkpoint=True,
         )
-        pruned = prune(graph, node_threshold, edge_threshold)
+        pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         delivery = deliver_graph(pruned, output, figure, cards, show, debug)
         is_safe = any(path.suffix.lower() == ".safetensors" for path in delivery.written)

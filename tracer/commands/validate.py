@@ -10,7 +10,7 @@ import typer
 from crosstrace.tracer.commands.delivery import write_each
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice, choice_of_graph
-from crosstrace.tracer.commands.options import Debug, Device, Dtype, Model, Quiet, TranscodersOption
+from crosstrace.tracer.commands.options import CardsOption, Debug, Device, Dtype, Model, Quiet, TranscodersOption
 
 
 def validate(
@@ -36,6 +36,7 @@ def validate(
             metavar="FILE", help="Total effects: also ablate each group that the graph's page saved, as a whole."
         ),
     ] = None,
+    cards: CardsOption = None,
     quiet: Quiet = False,
     debug: Debug = False,
     model: Model = None,
@@ -61,7 +62,7 @@ def validate(
         traced = read_graph(graph)
         supernodes = [] if groups is None else read_state(groups, traced).supernodes
         loaded = choice_of_graph(traced, model, transcoders, device, dtype).load()
-        labelled = with_card_labels(traced, cards_of(traced))
+        labelled = with_card_labels(traced, cards_of(traced, cards, note))
         validation = validate_graph(loaded, labelled, sources, features, seed, supernodes, note)
         delivery = write_each(output, lambda path: write_validation(validation, path), debug)
         if not quiet:

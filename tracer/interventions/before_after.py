@@ -11,8 +11,9 @@ from typing import cast
 
 from torch import Tensor
 
-from crosstrace.graphs import write_atomically
+from crosstrace.graphs import FeatureCards, write_atomically
 from crosstrace.graphs.files import check_writable
+from crosstrace.graphs.text import short
 from crosstrace.replacement_model import (
     Ablate,
     Add,
@@ -28,7 +29,9 @@ from crosstrace.replacement_model import (
 )
 from crosstrace.replacement_model.interventions.edits import resolve
 from crosstrace.replacement_model.interventions.freeze import Errors
+from crosstrace.replacement_model.interventions.references import name_and_positions
 from crosstrace.replacement_model.prompts import Prompt
+from crosstrace.tracer.cards.naming import FeatureNames
 
 SHOWN = 3  # active features named for an intervention
 _NUMERIC: dict[str, Callable[[str, float], Intervention]] = {"set": Set, "scale": Scale, "add": Add}
@@ -132,6 +135,7 @@ def before_and_after(
     errors: str = "frozen",
     top: int = 10,
     max_new_tokens: int = 0,
+    cards: FeatureCards | None = None,
 ) -> BeforeAfter:
     """Run a prompt with and without interventions.
 
@@ -144,6 +148,7 @@ def before_and_after(
         errors: What becomes of the transcoders' errors: `frozen`, `recomputed` or `dropped`.
         top: How many of the top tokens to list before and after.
         max_new_tokens: How many tokens to generate before and after.
+        cards: Feature cards, whose automatic labels name the features that are found active.
 
     Raises:
         ValueError: Prompt, interventions or settings cannot be used.
@@ -160,6 +165,7 @@ def before_and_after(
     localize = model.localizer()  # other prompts are run once, so that their activations can be reported too
     named = list(interventions)
     interventions = [replace(one, source=localize(one.source)) if isinstance(one, SwapIn) else one for one in named]
+    names = FeatureNames(model, cards)
     treatment = cast(Errors, errors)  # checked by the passes
     if max_new_tokens:  # an open end means generated tokens too, and interventions may name them
         after = model.generate(local, interventions, max_new_tokens, held, treatment, return_logits=True)
@@ -178,7 +184,7 @@ def before_and_after(
         prompt=prompt if isinstance(prompt, str) else " ".join(model.token_strings(local.tokens_p)),
         token_strings=model.token_strings(local.tokens_p),
         interventions=[_describe(intervention) for intervention in named],
-        found=[_found(intervention, local, max_new_tokens) for intervention in interventions],
+        found=[_found(intervention, local, max_new_tokens, names) for intervention in interventions],
         freeze=freeze + (", attention free" if free_attention else ""),
         errors=errors,
         became_active=flips[0],
@@ -233,12 +239,12 @@ def _describe(intervention: Intervention) -> str:
             return f"swap in {where} from {prompt}"
 
 
-def _found(intervention: Intervention, local: LocalReplacementModel, n_generated: int) -> str:
+def _found(intervention: Intervention, local: LocalReplacementModel, n_generated: int, names: FeatureNames) -> str:
     """Say which of the named features were active: an intervention may change nothing because none was.
 
     For features that are swapped in, say which are active in the prompt they come from.
     """
-    where, labels = intervention.where, local.transcoders.labels
+    where = intervention.where
     if not isinstance(where, (str, FeatureAt, Supernode)):
         return ""
     read, at = local, "here"
@@ -252,13 +258,19 @@ def _found(intervention: Intervention, local: LocalReplacementModel, n_generated
     activations = zip(map(tuple, read.activations.indices.tolist()), read.activations.values.tolist(), strict=True)
     wanted = set(places)
     active = [(place, value) for place, value in activations if place in wanted]
-    name = labels.get(next(iter(features)), "") if len(features) == 1 else ""
+    name = names.of(features)[next(iter(features))] if len(features) == 1 else ""
     said = f'"{name}", ' if name else f"{len(features)} features, " if len(features) > 1 else ""
     if not active:
         return f"{said}not active {at}"
     if len(places) == 1:
         return f"{said}{active[0][1]:.3g} {at}"
-    shown = [f"L{layer}/{feature}@{position} {value:.3g}" for (layer, position, feature), value in active[:SHOWN]]
+    named = names.of({(layer, feature) for (layer, _, feature), _ in active[:SHOWN]}) if len(features) > 1 else {}
+    asked = name_and_positions(where)[0] if isinstance(where, str) else getattr(where, "name", "")
+    shown = []
+    for (layer, position, feature), value in active[:SHOWN]:
+        own = named.get((layer, feature), "")
+        alike = not own or own == asked
+        shown.append(f"L{layer}/{feature}@{position}{'' if alike else f' ({short(own, 32)})'} {value:.3g}")
     more = [f"and {len(active) - SHOWN} more"] if len(active) > SHOWN else []
     return f"{said}active {at}: {', '.join(shown + more)}"
 

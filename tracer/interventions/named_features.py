@@ -1,13 +1,17 @@
-"""Features by the names that people see on a graph: groups that its page saved, automatic labels from its cards."""
+"""Features by the names that people see on a graph: groups that its page saved, automatic labels from cards, guesses.
+
+Labels that were given are looked up first, as everywhere; then groups, the names in a graph, and automatic labels.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
-from crosstrace.graphs import check_state, read_origin
-from crosstrace.graphs.cards.labels import MARK
+from crosstrace.graphs import AttributionGraph, check_state, read_origin
+from crosstrace.graphs.cards.labels import GUESS_MARK, MARK
 from crosstrace.graphs.viewer_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
@@ -27,23 +31,30 @@ def by_name(
     model: ReplacementModel,
     groups: str | os.PathLike[str] | None = None,
     note: Note | None = None,
+    graph: AttributionGraph | None = None,
+    cards: Path | None = None,
 ) -> list[Intervention]:
-    """Replace the groups and automatic labels that interventions name by their features.
+    """Replace the groups, automatic labels and guesses that interventions name by their features.
 
     A group's features are at their positions in the graph; `"my group"@3:` moves them to others. Tokens, errors and outputs
-    in a group are not intervened on. Names that are neither a group nor an automatic label stay as they are.
+    in a group are not intervened on. A name in a graph means all of its features that are shown under it, at every position.
+    Names that are none of these stay as they are.
 
     Args:
         interventions: As `parse_intervention` reads them.
         model: The replacement model.
         groups: A file that the page saved, or a graph's JSON with groups in it.
+        note: Called with one line if a graph is from before fingerprints could tell that these are its weights.
+        graph: A graph, whose names may be used: its guesses, and what labels it had when it was traced.
+        cards: Feature cards to use; None for those beside the transcoders.
 
     Returns:
         The interventions in the same order.
 
     Raises:
-        OSError: The file of groups cannot be read.
-        ValueError: It does not hold groups, a group has no features, or no feature has the automatic label.
+        OSError: The file of groups, or that of cards, cannot be read.
+        ValueError: It does not hold groups, a group has no features, the graph is of another model, no feature has the
+            automatic label, or a guess is named without a graph that holds it.
 
     Example:
         >>> by_name([Ablate('"states"')], model, "dallas.state.json")[0].where.members
@@ -55,8 +66,16 @@ def by_name(
         check_weights(model, origin.fingerprints, what, (origin.model, origin.transcoders), note, exact=False)
     known = {} if groups is None else read_groups(groups, model.description.n_layers)
     labels = model.transcoders.labels
-    wanted = {name for name, _ in _texts(interventions) if name not in known and name.startswith(MARK)}
-    known |= automatic_labels(model, wanted - set(labels.values()))
+    given = set(labels.values())
+    if graph is not None:
+        shown = names_in_graph(graph, model, note)
+        known = {name: where for name, where in shown.items() if name not in given} | known
+    unknown = {name for name, _ in _texts(interventions)} - known.keys() - given
+    known |= automatic_labels(model, {name for name in unknown if name.startswith(MARK)}, cards)
+    for name in sorted(unknown):
+        if name.startswith(f"{GUESS_MARK} "):
+            where = "it is not in this one" if graph is not None else "give one with --graph"
+            raise ValueError(f"{name!r} is a guess, which is known where a graph holds it: {where}, or write L3/417")
     replaced = []
     for intervention in interventions:
         for name, at in _texts([intervention]):
@@ -64,8 +83,9 @@ def by_name(
                 if not known[name].members:
                     raise ValueError(f"{groups}: group {name!r} has no features")
                 intervention = dataclasses.replace(intervention, where=_at(known[name], at))
-            elif groups is not None:
-                find_features(str(intervention.where), labels, {*known}, f"in {groups} or the labels")
+            elif groups is not None or graph is not None:
+                where = " or ".join([*([str(groups)] if groups is not None else []), *(["the graph"] if graph else [])])
+                find_features(str(intervention.where), labels, {*known}, f"in {where} or the labels")
         replaced.append(intervention)
     return replaced
 
@@ -98,24 +118,54 @@ def read_groups(path: str | os.PathLike[str], n_layers: int) -> dict[str, Supern
     return groups
 
 
-def automatic_labels(model: ReplacementModel, wanted: Iterable[str]) -> dict[str, Supernode]:
-    """Find all features with some automatic labels (`~ Dallas → Texas`) in the cards beside the transcoders.
+def names_in_graph(graph: AttributionGraph, model: ReplacementModel, note: Note | None = None) -> dict[str, Supernode]:
+    """Find the features of a graph by the names that it shows: labels and guesses.
+
+    Args:
+        graph: A graph of the model.
+        model: The replacement model.
+        note: Called with one line if the graph is from before fingerprints could tell that these are its weights.
+
+    Returns:
+        The features of each name, each at every position.
+
+    Raises:
+        ValueError: The graph is of another model or other transcoders.
+    """
+    names = (graph.model_name, graph.transcoders_name)
+    check_weights(model, graph.settings.get("fingerprints"), "the graph", names, note, exact=False)
+    if graph.n_layers != model.description.n_layers:
+        raise ValueError(f"the graph has {graph.n_layers} layers; the model has {model.description.n_layers}")
+    members: dict[str, dict[FeatureAt, None]] = {}
+    for node in range(graph.layout.n_features):
+        if name := graph.name_of(node):
+            members.setdefault(name, {})[FeatureAt(*graph.feature_key(node))] = None
+    return {name: Supernode(name, tuple(features)) for name, features in members.items()}
+
+
+def automatic_labels(model: ReplacementModel, wanted: Iterable[str], given: Path | None = None) -> dict[str, Supernode]:
+    """Find all features with some automatic labels (`~ Dallas → Texas`) in feature cards.
 
     Args:
         model: The replacement model.
         wanted: The labels.
+        given: The cards to use; None for those beside the transcoders.
 
     Returns:
         The features of each label.
 
     Raises:
-        ValueError: There are no cards, or no feature has the label; the message suggests close ones.
+        OSError: The given file cannot be read.
+        ValueError: There are no cards, they belong to other transcoders, or no feature has the label; the message suggests
+            close ones.
     """
     members: dict[str, list[FeatureAt]] = {label: [] for label in wanted}
     if not members:
         return {}
     problems: list[str] = []
-    cards = find_cards(model.name, model.transcoders.name, weight_fingerprints(model), note=problems.append)
+    cards = find_cards(
+        model.name, model.transcoders.name, weight_fingerprints(model), given=given, note=problems.append
+    )
     if cards is None:
         why = problems[0] if problems else f"{model.transcoders.name} has no feature cards (see crosstrace features)"
         raise ValueError(f"label {next(iter(members))!r} comes from feature cards; {why}")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
+from crosstrace.graphs.cards.labels import is_guess
 from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import visible
 from crosstrace.replacement_model.interventions.references import parse_feature
@@ -52,8 +53,9 @@ def find_in_graph(graph: AttributionGraph, texts: Sequence[str]) -> list[Key]:
     """
     active = {(layer, feature) for layer, _, feature in graph.active_features.tolist()}
     found: list[Key] = []
+    names = [graph.name_of(node) for node in range(*graph.layout.features.indices(graph.n))]
     for text in texts:
-        if feature := parse_feature(text, graph.feature_labels):
+        if feature := parse_feature(text, names):
             key = (feature.layer, feature.feature)
             if key[0] >= graph.n_layers:
                 raise ValueError(f"feature L{key[0]}/{key[1]}: the graph's model has layers 0 to {graph.n_layers - 1}")
@@ -64,7 +66,7 @@ def find_in_graph(graph: AttributionGraph, texts: Sequence[str]) -> list[Key]:
             found.append(key)
             continue
         label = text.strip().strip('"')
-        keys = [graph.feature_key(node) for node, name in enumerate(graph.feature_labels) if name == label]
+        keys = [graph.feature_key(node) for node, name in enumerate(names) if name == label]
         if not keys:
             raise ValueError(f"no feature of the graph has the label {label!r}; write features as L3/417")
         found += keys
@@ -100,9 +102,9 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
         lines.append(Text.assemble("  at ", (place, "bold")))
         lines.append(_edges(graph, "    from ", graph.edges[[node]].toarray()[0]))
         lines.append(_edges(graph, "    to   ", graph.edges[:, [node]].toarray()[:, 0]))
-    label = next((graph.feature_labels[nodes[row]] for row in rows if row in nodes), "")
+    label = next((name for row in rows if row in nodes and (name := graph.name_of(nodes[row]))), "")
     if cards is not None and key in cards:
-        given = "" if label == cards.label(key) else label
+        given = "" if is_guess(label) else label  # the card has its own
         show_card(cards, key, console, given, extra=[Text(), *lines])
         return
     why = "there are no feature cards of these transcoders" if cards is None else "it did not fire in the cards' corpus"

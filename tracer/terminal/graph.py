@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -12,6 +15,8 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
+from crosstrace.graphs.cards.feature_cards import FeatureCards
+from crosstrace.graphs.cards.labels import GUESS_MARK
 from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.terminal.tables import (
@@ -31,7 +36,47 @@ from crosstrace.tracer.terminal.tables import (
 _BAR = 24
 
 
-def show_graph(graph: AttributionGraph, console: Console | None = None, features: int = 12, paths: int = 5) -> None:
+@dataclass(frozen=True)
+class LeftOut:
+    """What the lists of a graph leave out as trivial.
+
+    Attributes:
+        path_features: Paths with fewer features than this.
+        last_position: Features at the last position of the prompt.
+        max_firing_rate: Features that fire on more than this share of tokens, where cards know it; None for none.
+    """
+
+    path_features: int = 0
+    last_position: bool = False
+    max_firing_rate: float | None = None
+
+    @property
+    def any_features(self) -> bool:
+        """Whether some features are left out."""
+        return self.last_position or self.max_firing_rate is not None
+
+    def listed(self, graph: AttributionGraph, nodes: Sequence[int], cards: FeatureCards | None) -> list[int]:
+        """Return those of some feature nodes that are not left out."""
+        last = len(graph.tokens) - 1
+        if self.last_position:
+            nodes = [node for node in nodes if graph.place_of(node)[1] < last]
+        if self.max_firing_rate is not None and cards is not None:
+            keys = {key: cards.firing_rate(key) for key in map(graph.feature_key, nodes) if key in cards}
+            nodes = [node for node in nodes if keys.get(graph.feature_key(node), 0.0) <= self.max_firing_rate]
+        return list(nodes)
+
+
+_NOTHING_LEFT_OUT = LeftOut()
+
+
+def show_graph(
+    graph: AttributionGraph,
+    console: Console | None = None,
+    features: int = 12,
+    paths: int = 5,
+    left_out: LeftOut = _NOTHING_LEFT_OUT,
+    cards: FeatureCards | None = None,
+) -> None:
     """Print a graph's prompt, targets and scores, its strongest features and paths.
 
     Args:
@@ -39,14 +84,20 @@ def show_graph(graph: AttributionGraph, console: Console | None = None, features
         console: Where to print; None for standard output.
         features: How many features to list.
         paths: How many paths to list.
+        left_out: What the two lists leave out. A path is listed if at least one of its features is.
+        cards: Feature cards, which know how often features fire.
     """
     pruned = graph if graph.node_mask is not None else prune(graph)
     console = console or Console()
     parts: list[RenderableType] = [_heading(graph), _targets(graph, console), _scores(graph, pruned)]
-    if features and pruned.node_mask is not None and pruned.node_mask[pruned.layout.features].any():
-        parts.append(_features(pruned, features, console))
+    assert pruned.node_mask is not None
+    kept = pruned.node_mask[pruned.layout.features].nonzero().flatten().tolist()
+    listed = left_out.listed(pruned, kept, cards)
+    if features and kept:
+        parts.append(_features(pruned, features, listed, len(kept), console))
     if paths:
-        parts.append(_paths(pruned, paths))
+        min_features = max(left_out.path_features, int(left_out.any_features))
+        parts.append(_paths(pruned, paths, min_features, listed))
     console.print(Group(*parts))
 
 
@@ -99,16 +150,16 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     return Text("\n".join(lines) + "\n")
 
 
-def _features(pruned: AttributionGraph, most: int, console: Console) -> Table:
+def _features(pruned: AttributionGraph, most: int, listed: Sequence[int], n_kept: int, console: Console) -> Table:
     """Among the features that pruning kept, those with the most influence on the targets."""
     influence = spread(pruned.edges, row_scale(pruned.edges), target_weights(pruned))
     shares = influence / influence.sum() if influence.any() else influence
-    assert pruned.node_mask is not None
-    kept = np.flatnonzero(pruned.node_mask[pruned.layout.features].numpy())
+    kept = np.array(listed, dtype=np.int64)
     strongest = kept[np.argsort(-shares[kept], kind="stable")][:most]
     first_target = pruned.layout.logits.start
     direct = pruned.edges[[first_target]].toarray()[0]
-    table = plain_table(f"Strongest features (of {len(kept):,} kept)")
+    left_out = f", {n_kept - len(kept):,} left out" if len(kept) < n_kept else ""
+    table = plain_table(f"Strongest features (of {n_kept:,} kept{left_out})")
     add_feature_columns(table, console)
     add_numbers(table, "activation", "influence", f"→ {fitted(short(pruned.logit_strings[0], 12), 12)}")
     if is_narrow(console):
@@ -116,10 +167,11 @@ def _features(pruned: AttributionGraph, most: int, console: Console) -> Table:
             column.header = name
     for node in strongest.tolist():
         layer, position, feature = pruned.feature_of(node)
-        label = pruned.feature_labels[node]
         add_row(
             table,
-            *feature_cells(console, label, f"L{layer}/{feature}", at(pruned.token_strings[position], position)),
+            *feature_cells(
+                console, pruned.name_of(node), f"L{layer}/{feature}", at(pruned.token_strings[position], position)
+            ),
             plain(float(pruned.activations[pruned.selected_features[node]])),
             share(float(shares[node])),
             coloured(signed(float(direct[node])), float(direct[node])),
@@ -127,11 +179,12 @@ def _features(pruned: AttributionGraph, most: int, console: Console) -> Table:
     return table
 
 
-def _paths(pruned: AttributionGraph, most: int) -> Table:
-    table = plain_table(f"Strongest paths to {short(pruned.logit_strings[0], 32)}")
+def _paths(pruned: AttributionGraph, most: int, min_features: int, listed: Sequence[int]) -> Table:
+    said = "" if not min_features else f", with {count(min_features, 'feature')} or more"
+    table = plain_table(f"Strongest paths to {short(pruned.logit_strings[0], 32)}{said}")
     add_numbers(table, "share")
     add_words(table, "path")
-    for path in strongest_paths(pruned, n=most):
+    for path in strongest_paths(pruned, n=most, min_features=min_features, counted=listed):
         # The path's steps are weighed by share, its sign says whether it raises or lowers the target.
         steps = Text(" → ").join(Text(_step(pruned, node)) for node in path.nodes)
         add_row(table, share(path.strength if path.sign > 0 else -path.strength), steps)
@@ -142,6 +195,8 @@ def _step(graph: AttributionGraph, node: int) -> str:
     if graph.layout.kind(node) != "feature":
         return graph.describe(node).removeprefix("token ").removeprefix("logit ").removeprefix("target ")
     layer, position, feature = graph.feature_of(node)
-    label = graph.feature_labels[node]
+    name = graph.name_of(node)
     at = short(graph.token_strings[position])
-    return f"{short(label, 32)} [L{layer}/{feature} {at}]" if label else f"L{layer}/{feature} [{at}]"
+    if name.startswith(GUESS_MARK):  # an arrow of its own, which is not the path's
+        return f"L{layer}/{feature} ({short(name, 32)}) [{at}]"
+    return f"{short(name, 32)} [L{layer}/{feature} {at}]" if name else f"L{layer}/{feature} [{at}]"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crosstrace.graphs.cards.labels import is_guess
 from crosstrace.graphs.text import short
 
 NARROW = 72
@@ -73,18 +74,19 @@ def add_feature_columns(table: Table, console: Console) -> None:
     if is_narrow(console):
         add_words(table, "feature")
         return
-    add_words(table, "label", style="bold")
+    add_words(table, "label")
     table.add_column("feature", style="dim", no_wrap=True)
     add_words(table, "at")
 
 
 def feature_cells(console: Console, label: str, name: str, place: str) -> list[Text]:
     """Return a feature's label, its name such as `L3/417`, and where it is: in three cells, or below one another in one."""
-    shown = short(label, 32) if label.strip() else ""
+    # Given labels are bold, automatic ones and guesses are not.
+    shown = Text(short(label, 32) if label.strip() else "", style="" if is_guess(label) else "bold")
     if is_narrow(console):
-        lines = [Text(shown, style="bold")] if shown else []
+        lines = [shown] if shown else []
         return [Text("\n").join([*lines, Text(name, style="dim"), Text(place)])]
-    return [Text(shown), Text(name), Text(place)]
+    return [shown, Text(name), Text(place)]
 
 
 def coloured(text: str, value: float) -> Text:

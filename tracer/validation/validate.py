@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from crosstrace.graphs import AttributionGraph, prune
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
+from crosstrace.tracer.cards.naming import with_guesses
 from crosstrace.tracer.validation.direct_effects import DirectEffects, direct_effects
 from crosstrace.tracer.validation.faithfulness import Curve, faithfulness_curves
 from crosstrace.tracer.validation.replacement_quality import Quality, replacement_quality
@@ -83,6 +84,7 @@ def validate_graph(
     if not outputs:
         raise ValueError("the graph has no output token among its targets: total effects need a logit to be read on")
     target = max(outputs, key=lambda i: float(graph.logit_probabilities[i]))
+    graph = with_guesses(graph, model, n_features)
     pruned = graph if graph.node_mask is not None else prune(graph)
     return Validation(
         prompt=graph.prompt,

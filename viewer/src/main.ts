@@ -44,6 +44,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
       const regrouped = state.pinned !== before.pinned || state.supernodes !== before.supernodes;
       // While nothing is selected, pins change nothing in the panel.
       if (state.clicked !== before.clicked || (regrouped && state.clicked)) panel.update();
+      else if (JSON.stringify(state.leftOut) !== JSON.stringify(before.leftOut)) panel.leaveOut();
     }
     subgraph.update(before);
     if (state.clicked !== before.clicked) announce(model, state.clicked);

@@ -3,6 +3,7 @@
 import type { Card, Graph, Kind, PageData } from "./data";
 import { decode } from "./data";
 import { influenceOf, prune, type Influence, type Pruned } from "./prune";
+import type { LeftOut } from "./state";
 import { probability, short, visible } from "./text";
 
 export interface Neighbour {
@@ -197,6 +198,12 @@ export class Model {
     for (let i = 0; i < this.graph.n; i++)
       if (this.kind(i) === "logit" && (best < 0 || this.probability(i) > this.probability(best))) best = i;
     return best;
+  }
+
+  /** Whether the lists leave a feature out. */
+  isLeftOut(node: number, { lastPosition, maxFiringRate }: LeftOut): boolean {
+    if (lastPosition && this.position(node) >= this.data.tokens.length - 1) return true;
+    return (this.card(node).firing_rate ?? 0) > maxFiringRate;
   }
 
   /** What a search finds among the shown nodes: by label, token, promoted token or id; most influential first. */

@@ -7,14 +7,19 @@ import { List } from "./list";
 import type { Model, Neighbour } from "./model";
 import { strongestPaths, type Path } from "./paths";
 import { icon } from "./shapes";
-import type { Store } from "./state";
+import { MOST_PATH_FEATURES, NOTHING_LEFT_OUT, type LeftOut, type Store } from "./state";
 import { percent, plain, probability, short, signed, visible, whole } from "./text";
 
 const ROW = 30;
 
+/** A share as what stands in an input; nothing for all. */
+const percentOf = (share: number): string => (share < 1 ? String(Number((100 * share).toPrecision(6))) : "");
+
 export class Panel {
   private element = byId("panel");
   private paths: Path[] | null = null;
+  /** Of the overview, while it is shown. */
+  private overview: { list: List<number>; title: HTMLElement; paths: HTMLElement } | null = null;
   private later = 0;
 
   constructor(private model: Model, private store: Store, private view: GraphView) {}
@@ -35,16 +40,15 @@ export class Panel {
   }
 
   private replace(...parts: (HTMLElement | null)[]): void {
+    this.overview = null;
     this.element.replaceChildren(...parts.filter((part): part is HTMLElement => part !== null));
   }
 
   private showOverview(): void {
     const { model } = this;
-    const target = model.topTarget;
-    const influence = model.influence.values;
-    const features = model.shown.filter((node) => model.kind(node) === "feature").sort((a, b) => influence[b] - influence[a]);
     const paths = h("section", {});
     const list = new List<number>("Strongest features", ROW, (node) => this.featureRow(node));
+    const title = h("h2", { class: "list-title" });
     const outputs = model.shown.filter((node) => model.kind(node) === "logit").sort((a, b) => model.probability(b) - model.probability(a));
     this.replace(
       h("div", { class: "scroll" },
@@ -52,18 +56,76 @@ export class Panel {
         paths,
         ...this.notes(),
       ),
-      h("h2", { class: "list-title" }, `Features by influence (${whole(features.length)})`),
+      this.leaveOutControls(),
+      title,
       list.element,
     );
+    this.overview = { list, title, paths };
+    this.fill();
+  }
+
+  private get leftOut(): LeftOut {
+    return this.store.state.leftOut ?? NOTHING_LEFT_OUT;
+  }
+
+  /** What the lists leave out has changed; what is typed keeps its focus. */
+  leaveOut(): void {
+    this.paths = null;
+    if (!this.overview) return;
+    this.fill();
+    const { pathFeatures, lastPosition, maxFiringRate } = this.leftOut;
+    const control = (id: string): HTMLInputElement | null => this.element.querySelector(`#${id}`);
+    for (const [id, value] of [["path-features", String(pathFeatures)], ["max-firing-rate", percentOf(maxFiringRate)]] as const) {
+      const input = control(id);
+      if (input && input !== document.activeElement) input.value = value;
+    }
+    const last = control("before-last");
+    if (last) last.checked = lastPosition;
+  }
+
+  private fill(): void {
+    if (!this.overview) return;
+    const { model, leftOut } = this, { list, title, paths } = this.overview;
+    const influence = model.influence.values;
+    const all = model.shown.filter((node) => model.kind(node) === "feature");
+    const features = all.filter((node) => !model.isLeftOut(node, leftOut)).sort((a, b) => influence[b] - influence[a]);
+    const count = features.length < all.length ? `${whole(features.length)} of ${whole(all.length)}` : whole(all.length);
+    title.textContent = `Features by influence (${count})`;
     list.set(features);
     // After the graph is painted, because it takes a while in a large one.
     window.clearTimeout(this.later);
-    this.later = window.setTimeout(() => this.showPaths(paths, target), this.paths ? 0 : 60);
+    this.later = window.setTimeout(() => this.showPaths(paths, model.topTarget), this.paths ? 0 : 60);
+  }
+
+  private leaveOutControls(): HTMLElement {
+    const { pathFeatures, lastPosition, maxFiringRate } = this.leftOut;
+    const set = (change: Partial<LeftOut>): void => this.store.set({ leftOut: { ...this.leftOut, ...change } });
+    const within = (value: string, most: number): number => Math.min(Math.max(Number(value) || 0, 0), most);
+    const last = h("input", { type: "checkbox", id: "before-last" });
+    last.checked = lastPosition;
+    on(last, { change: () => set({ lastPosition: last.checked }) });
+    const paths = h("input", { type: "number", id: "path-features", min: 0, max: MOST_PATH_FEATURES, step: 1 });
+    paths.value = String(pathFeatures);
+    on(paths, { input: () => set({ pathFeatures: Math.floor(within(paths.value, MOST_PATH_FEATURES)) }), keydown: (event) => event.stopPropagation() });
+    const rate = h("input", { type: "number", id: "max-firing-rate", min: 0, max: 100, step: "any" });
+    rate.value = percentOf(maxFiringRate);
+    on(rate, { input: () => set({ maxFiringRate: rate.value === "" ? 1 : within(rate.value, 100) / 100 }), keydown: (event) => event.stopPropagation() });
+    const known = Object.values(this.model.data.cards).some((card) => card.firing_rate !== undefined);
+    return h("div", { class: "left-out", role: "group", "aria-label": "Left out of the lists" },
+      h("span", {}, "Leave out"),
+      h("label", { title: "Features at the last position of the prompt" }, last, "last position"),
+      known ? h("label", { title: "Features that fire on more than this share of the tokens that their cards were made from" }, "firing on over", rate, "%") : null,
+      h("label", { title: "Paths through fewer features than this" }, "paths under", paths, "features"),
+    );
   }
 
   private showPaths(section: HTMLElement, target: number): void {
     const { model } = this;
-    this.paths ??= target >= 0 ? strongestPaths(model.graph, model.pruned, target, 5) : [];
+    const { pathFeatures, lastPosition, maxFiringRate } = this.leftOut;
+    // A path whose features are all left out is trivial, too.
+    const least = Math.max(pathFeatures, lastPosition || maxFiringRate < 1 ? 1 : 0);
+    const counts = (node: number): boolean => !model.isLeftOut(node, this.leftOut);
+    this.paths ??= target >= 0 ? strongestPaths(model.graph, model.pruned, target, 5, least, counts) : [];
     section.hidden = !this.paths.length;
     if (section.hidden) return;
     section.replaceChildren(h("h2", {}, `Strongest paths to ${model.name(target, 24)}`), ...this.paths.map((path) => this.pathRow(path)));

@@ -18,30 +18,41 @@ interface Step {
   before: Step | null;
 }
 
-export function strongestPaths(graph: Graph, pruned: Pruned, target: number, count: number): Path[] {
+/** Paths through `least` features or more for which `counts` holds. */
+export function strongestPaths(graph: Graph, pruned: Pruned, target: number, count: number, least = 0, counts: (node: number) => boolean = () => true): Path[] {
   const scale = rowScale(graph, null, null);
   const incoming: number[][] = Array.from({ length: graph.n }, () => []);
   for (const e of pruned.edges) incoming[graph.targets[e]].push(e);
-  const best: Step[][] = graph.kind.map((kind) => (kind === "token" ? [{ log: 0, edge: -1, before: null }] : []));
+  const none = (): Step[][] => Array.from({ length: least + 1 }, () => []);
+  // best[node][c]: with c counted features before the node; the last list holds those with more, too.
+  const best: Step[][][] = graph.kind.map((kind) => {
+    const lists = none();
+    if (kind === "token") lists[0].push({ log: 0, edge: -1, before: null });
+    return lists;
+  });
   const fill = (row: number, skipTokens: boolean): void => {
-    const found: Step[] = [];
+    const lists = none();
     for (const edge of incoming[row]) {
       const source = graph.sources[edge];
       if (skipTokens && graph.kind[source] === "token") continue;
       const own = Math.log(Math.abs(graph.weights[edge]) * scale[row]);
-      for (const before of best[source]) {
-        const log = before.log + own;
-        // A source's paths come strongest first: once one is too weak, so are the rest.
-        if (found.length === count && log <= found[count - 1].log) break;
-        insert(found, { log, edge, before }, count);
-      }
+      const more = graph.kind[source] === "feature" && counts(source) ? 1 : 0;
+      best[source].forEach((steps, c) => {
+        const found = lists[Math.min(c + more, least)];
+        for (const before of steps) {
+          const log = before.log + own;
+          // A source's paths come strongest first: once one is too weak, so are the rest.
+          if (found.length === count && log <= found[count - 1].log) break;
+          insert(found, { log, edge, before }, count);
+        }
+      });
     }
-    best[row] = found;
+    best[row] = lists;
   };
   for (let row = 0; row < graph.n; row++) if (graph.kind[row] === "feature" && row !== target) fill(row, false);
   fill(target, true);
-  if (!best[target].length) fill(target, false);
-  return best[target].map((step) => walk(graph, step));
+  if (!least && !best[target][0].length) fill(target, false);
+  return best[target][least].map((step) => walk(graph, step));
 }
 
 function insert(found: Step[], step: Step, count: number): void {

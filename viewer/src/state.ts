@@ -18,7 +18,21 @@ export interface State {
   positions: Positions;
   nodeThreshold: number;
   edgeThreshold: number;
+  leftOut?: LeftOut;
 }
+
+/** What the lists of features and paths leave out as trivial. */
+export interface LeftOut {
+  /** Paths through fewer features. */
+  pathFeatures: number;
+  /** Features at the last position of the prompt. */
+  lastPosition: boolean;
+  /** Features that fire on more than this share of tokens, where their cards know it. */
+  maxFiringRate: number;
+}
+
+export const MOST_PATH_FEATURES = 9;
+export const NOTHING_LEFT_OUT: LeftOut = { pathFeatures: 0, lastPosition: false, maxFiringRate: 1 };
 
 export type Positions = Record<string, [number, number]>;
 
@@ -116,6 +130,10 @@ export class Store {
     if (Object.keys(positions).length) parts.set("positions", JSON.stringify(positions));
     parts.set("pruningThreshold", String(nodeThreshold));
     parts.set("edgeThreshold", String(edgeThreshold));
+    const { pathFeatures, lastPosition, maxFiringRate } = this.state.leftOut ?? NOTHING_LEFT_OUT;
+    if (pathFeatures) parts.set("pathFeatures", String(pathFeatures));
+    if (lastPosition) parts.set("beforeLast", "1");
+    if (maxFiringRate < 1) parts.set("maxFiringRate", String(maxFiringRate));
     return parts.toString();
   }
 }
@@ -180,5 +198,11 @@ export function fromFragment(fragment: string, known: (id: string) => boolean): 
   const node = share("pruningThreshold"), edge = share("edgeThreshold");
   if (node !== undefined) change.nodeThreshold = node;
   if (edge !== undefined) change.edgeThreshold = edge;
+  const features = Number(parts.get("pathFeatures") ?? 0);
+  change.leftOut = {
+    pathFeatures: Number.isInteger(features) && features > 0 ? Math.min(features, MOST_PATH_FEATURES) : 0,
+    lastPosition: parts.get("beforeLast") === "1",
+    maxFiringRate: share("maxFiringRate") ?? 1,
+  };
   return change;
 }

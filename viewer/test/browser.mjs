@@ -128,6 +128,48 @@ const checks = {
     assert((await page.locator("#panel .histogram rect").count()) > 1);
     return page;
   },
+  async "what is trivial can be left out of the lists, and a link keeps that"() {
+    const page = await open("story.html");
+    const title = page.locator("#panel h2.list-title");
+    const all = Number((await title.textContent()).match(/\((\d+)\)/)[1]);
+    const last = await page.evaluate(() => globalThis.crosstrace.model.data.tokens.length - 1);
+    const positions = () =>
+      page.evaluate(() => {
+        const { model } = globalThis.crosstrace;
+        return [...document.querySelectorAll("#panel > .list .row")].map((row) => model.position(model.node(row.dataset.id)));
+      });
+    assert((await positions()).includes(last), "nothing to leave out");
+    await page.locator("#before-last").check();
+    assert.match(await title.textContent(), new RegExp(`\\(\\d+ of ${all}\\)`));
+    assert(!(await positions()).includes(last));
+    await page.locator("#path-features").fill("2");
+    await page.waitForFunction((end) => {
+      const { model } = globalThis.crosstrace;
+      const rows = [...document.querySelectorAll("#panel .path")];
+      return rows.length > 0 && rows.every((row) => row.querySelectorAll(".icon.feature").length >= 2) && end > 0 && model;
+    }, last);
+    assert.match(await page.evaluate(() => location.hash || globalThis.crosstrace.store.fragment()), /pathFeatures=2&beforeLast=1/);
+    assert.equal(await page.locator("#path-features").evaluate((input) => document.activeElement === input), true);
+    // The cards say that every feature fires on 1.2 % of tokens.
+    await page.locator("#max-firing-rate").fill("1");
+    assert.match(await title.textContent(), new RegExp(`\\(0 of ${all}\\)`));
+    await page.locator("#max-firing-rate").fill("");
+    await page.locator("#before-last").uncheck();
+    await page.locator("#path-features").fill("0");
+    assert.match(await title.textContent(), new RegExp(`\\(${all}\\)`));
+    await page.close();
+    const again = await open("story.html", "#pathFeatures=3&beforeLast=1&maxFiringRate=0.005");
+    assert.equal(await again.locator("#before-last").isChecked(), true);
+    assert.equal(await again.locator("#path-features").inputValue(), "3");
+    assert.equal(await again.locator("#max-firing-rate").inputValue(), "0.5");
+    return again;
+  },
+  async "without cards nothing is asked about firing rates"() {
+    const page = await open("foreign.html");
+    assert.equal(await page.locator("#max-firing-rate").count(), 0);
+    assert.equal(await page.locator("#before-last").count(), 1);
+    return page;
+  },
   async "search finds by label, token and id"() {
     const page = await open("story.html");
     const [id] = await shown(page, "feature");

@@ -50,6 +50,25 @@ def test_paths_are_the_strongest_of_all(seed, n, through_features, pruned, which
         assert graph.layout.kind(path.nodes[0]) == "token"
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 7), least=st.integers(0, 3), some=st.booleans())
+def test_paths_through_enough_features_are_the_strongest_of_those(seed, n, least, some):
+    graph = random_graph(seed, L=3, P=2, per_layer=4, k=2, density=0.5)
+    counted = set(range(0, graph.layout.n_features, 2)) if some else set(range(graph.layout.n_features))
+    found = strongest_paths(graph, n=n, min_features=least, counted=counted if some else None)
+    every = all_paths(graph, graph.layout.logit_index(0), through_features=True)
+    expected = {path: strength for path, strength in every.items() if len(counted & set(path[:-1])) >= least}
+    assert len(found) == min(n, len(expected))
+    assert len({tuple(path.nodes) for path in found}) == len(found)
+    assert [path.strength for path in found] == pytest.approx(sorted(expected.values(), reverse=True)[: len(found)])
+    assert all(path.strength == pytest.approx(expected[tuple(path.nodes)]) for path in found)
+
+
+def test_a_negative_number_of_features_is_refused():
+    with pytest.raises(ValueError, match="min_features must be 0 or more, not -1"):
+        strongest_paths(random_graph(0), min_features=-1)
+
+
 def test_pruning_does_not_change_a_paths_strength():
     graph, _ = case("clt_affine")
     strength = {tuple(path.nodes): path.strength for path in strongest_paths(graph, n=50)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -118,3 +119,61 @@ def test_automatic_labels_are_those_of_the_cards():
 def test_automatic_labels_without_cards_are_refused(traced):
     with pytest.raises(ValueError, match=r"'~ is' comes from feature cards.*has no feature cards"):
         by_name([Ablate("~ is")], traced[0])
+
+
+def test_names_in_a_graph_name_its_features(traced, case, tmp_path):
+    model, graph = traced
+    guessed = {name: guess for name, guess in graph.settings["guesses"].items() if guess}
+    assert guessed
+    guess = next(iter(guessed.values()))
+    [found] = by_name([Ablate(f'"{guess}"@1:')], model, graph=graph)
+    shown = {graph.feature_key(node) for node in range(graph.layout.n_features) if graph.name_of(node) == guess}
+    assert {(member.layer, member.feature) for member in found.where.members} == shown
+    assert all(member.positions == slice(1, None) for member in found.where.members)
+    [everywhere] = by_name([Ablate(guess)], model, graph=graph)
+    assert {member.positions for member in everywhere.where.members} == {None}
+    with pytest.raises(ValueError, match="is a guess, which is known where a graph holds it: give one with --graph"):
+        by_name([Ablate(guess)], model)
+    with pytest.raises(ValueError, match="it is not in this one, or write L3/417"):
+        by_name([Ablate("→ nothing")], model, graph=graph)
+    with pytest.raises(ValueError, match="unknown feature label 'Utah' in the graph or the labels"):
+        by_name([Ablate("Utah")], model, graph=graph)
+    path = tmp_path / "g.safetensors"
+    graph.save(path)
+    prompt = "w5 w66 w55 w60 w15"
+    chosen = ["--model", str(case.model), "--transcoders", str(case.transcoders), "--device", "cpu"]
+    result = CliRunner().invoke(app, ["intervene", prompt, *chosen, "--graph", str(path), "--ablate", f'"{guess}"'])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_graph_of_another_model_gives_no_names(traced):
+    graph = traced[1]
+    with pytest.raises(ValueError, match="the graph was traced with other transcoders"):
+        by_name([Ablate("→ a")], ReplacementModel.demo("cpu"), graph=graph)
+
+
+def test_labels_mean_all_their_features_whatever_a_graph_holds(traced):
+    model, graph = traced
+    layer, feature = graph.feature_key(0)
+    model.transcoders.labels = {(layer, feature): "Texas", (0, 90): "Texas"}
+    try:
+        labelled = dataclasses.replace(graph, feature_labels=["Texas", *[""] * (graph.layout.n_features - 1)])
+        assert by_name([Ablate("Texas")], model, graph=labelled) == [Ablate("Texas")]  # the passes look it up
+    finally:
+        model.transcoders.labels = {}
+
+
+def test_cards_may_lie_anywhere(tmp_path):
+    """`intervene` and `validate` know automatic labels of the cards that `--cards` names, as `show` does."""
+    cards = tmp_path / "elsewhere.safetensors"
+    cards.write_bytes(CARDS_FILE.read_bytes())
+    opened = FeatureCards(cards)
+    key = next(iter(opened))
+    model = ReplacementModel.demo("cpu")
+    [found] = by_name([Ablate(opened.label(key))], model, cards=cards)
+    assert FeatureAt(*key) in found.where.members
+    with pytest.raises(OSError, match="absent"):
+        by_name([Ablate(opened.label(key))], model, cards=tmp_path / "absent.safetensors")
+    done = CliRunner().invoke(app, ["validate", "absent.safetensors", "--cards", str(cards)])
+    assert done.exit_code == 1
+    assert "absent.safetensors" in done.stderr

@@ -14,7 +14,7 @@ from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_p
 from crosstrace.graphs.numbers import share
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import trace
-from crosstrace.tracer.terminal.graph import show_graph
+from crosstrace.tracer.terminal.graph import LeftOut, show_graph
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +93,48 @@ def test_graph_without_features(graph):
     case = load_case("clt_plain_gqa")
     model = ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu")
     assert "Strongest paths" in shown(trace(model, [2]))
+
+
+def test_names_are_labels_or_guesses_in_tables_and_paths(graph):
+    layer, feature = graph.feature_key(0)
+    guesses = {
+        f"L{graph.feature_key(i)[0]}/{graph.feature_key(i)[1]}": "→ AG, ag" for i in range(graph.layout.n_features)
+    }
+    nameless = dataclasses.replace(graph, feature_labels=[], settings={**graph.settings, "guesses": guesses})
+    text = shown(nameless)
+    assert any(line.lstrip().startswith("→ AG, ag ") for line in text.splitlines())
+    assert "(→ AG, ag) [" in text  # a guess has an arrow of its own, which is not the path's
+    assert f"→ AG, ag (L{layer}/{feature}" in nameless.describe(0)
+    assert "AG" not in shown(graph)  # labels come first
+
+
+def test_what_is_trivial_can_be_left_out(graph):
+    last = len(graph.tokens) - 1
+    at_last = f"({last})"
+    assert any(at_last in line for line in shown(graph, paths=0).splitlines() if "label-" in line)
+    text = shown(graph, left_out=LeftOut(last_position=True), features=1000)
+    listed = [line for line in text.split("Strongest paths")[0].splitlines() if line.lstrip().startswith("label-")]
+    assert listed
+    assert not any(at_last in line for line in listed)
+    n_kept = int(prune(graph).node_mask[graph.layout.features].sum())
+    assert f"of {n_kept} kept, {n_kept - len(listed)} left out" in text
+    assert "with 1 feature or more" in text
+    text = shown(graph, features=0, left_out=LeftOut(path_features=2))
+    steps = [line for line in text.split("or more")[1].splitlines() if "→" in line]
+    assert steps
+    assert all(line.count("[L") >= 2 for line in steps)
+
+
+def test_features_that_fire_often_can_be_left_out_where_cards_know_it(graph):
+    keys = {graph.feature_key(node) for node in range(graph.layout.n_features)}
+
+    class Rates(dict):
+        def firing_rate(self, key):
+            return self[key]
+
+    often, seldom = sorted(keys)[::2], sorted(keys)[1::2]
+    cards = Rates(dict.fromkeys(often, 0.5) | dict.fromkeys(seldom[1:], 0.01))  # one without a card
+    left_out = LeftOut(max_firing_rate=0.1)
+    kept = left_out.listed(graph, range(graph.layout.n_features), cards)
+    assert {graph.feature_key(node) for node in kept} == set(seldom)
+    assert left_out.listed(graph, range(3), None) == [0, 1, 2]

@@ -1,0 +1,143 @@
+"""Guesses at what unnamed features mean: from what they promote, kept in the graph, never in the place of a label."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from cases import Case
+
+from crosstrace.graphs import AttributionGraph, prune
+from crosstrace.graphs.cards.labels import GUESS_MARK, guessed_label, is_guess
+from crosstrace.graphs.exporters.neuronpedia import graph_as_json
+from crosstrace.replacement_model import ReplacementModel, demo, direct_logits
+from crosstrace.replacement_model.readouts.direct_logits import _largest, promoted_tokens
+from crosstrace.tracer import guesses, trace, with_guesses
+
+LARGE = 262144
+
+
+def unnamed(graph: AttributionGraph) -> AttributionGraph:
+    return dataclasses.replace(graph, feature_labels=[])
+
+
+@pytest.fixture(scope="module")
+def model() -> ReplacementModel:
+    return ReplacementModel.demo("cpu")
+
+
+@pytest.fixture(scope="module")
+def graph(model: ReplacementModel) -> AttributionGraph:
+    return trace(model, demo.DALLAS_PROMPT, progress=False)
+
+
+@pytest.mark.parametrize("count", [1, 8, 10_000])
+def test_promoted_tokens_are_the_upper_end_of_the_direct_logits(case: Case, count: int) -> None:
+    model = ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu")
+    layers = range(model.description.n_layers)
+    features = [(layer, feature) for feature in (7, 0, 31) for layer in reversed(layers)]
+    found = promoted_tokens(model, features, count)
+    for row, (layer, feature) in enumerate(features):
+        one = direct_logits(model, layer, torch.tensor([feature]), count)
+        torch.testing.assert_close(found.raised[row], one.raised[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.spread[row], one.spread[0], rtol=1e-4, atol=1e-5)
+        assert len(set(found.promoted[row].tolist())) == found.promoted.shape[1]
+    assert promoted_tokens(model, [], count).promoted.shape[0] == 0
+
+
+def test_the_largest_are_found_group_by_group() -> None:
+    values = torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))
+    values[0, 64:72] = torch.arange(10, 18)  # all of them in one group
+    values[1, ::512] = torch.arange(10, 18, dtype=torch.float32)  # each in a group of its own
+    found, where = _largest(values, 8)
+    assert torch.equal(found, values.topk(8).values)
+    assert torch.equal(values.gather(1, where), found)
+
+
+def test_features_that_do_not_exist_are_named(model: ReplacementModel) -> None:
+    with pytest.raises(ValueError, match=r"the model has layers 0 to 5, not 6"):
+        promoted_tokens(model, [(6, 0)])
+    with pytest.raises(ValueError, match=r"layer 2 has features 0 to 511, not 512"):
+        promoted_tokens(model, [(2, 512)])
+
+
+@pytest.mark.parametrize(
+    ("promoted", "guess"),
+    [
+        ([("AG", 9.0), (" AG", 8.5), ("ag", 8.0), (" cat", 0.5)], "→ AG, ag"),
+        ([(" Paris", 9.0), (" Lyon", 8.5), (" Nice", 8.0), (" Lille", 7.9)], "→ Paris, Lyon, Nice"),
+        ([(" Switzerland", 9.0), (" Liechtenstein", 8.5), (" Luxembourg", 8.0)], "→ Switzerland, Liechtenstein"),
+        ([(" the", 9.0), (" a", 1.0)], "→ the"),
+        ([("<0xE2>", 9.0), ("<0x80>", 8.9)], "→ <0xE2>, <0x80>"),
+        ([("\n", 9.0), ("   ", 8.9), (" ", 8.8)], "→ ↵, ␣␣␣, ␣"),
+        ([(",", 9.0), ("',", 8.9), (".", 8.8)], "→ ',', '',', ."),
+        ([("\u202e", 9.0)], "→ ⟨202E⟩"),
+        ([(" flat", 4.9), (" decoder", 4.8)], ""),
+        ([], ""),
+    ],
+)
+def test_a_guess_names_two_or_three_tokens_that_look_different(promoted, guess) -> None:
+    assert guessed_label(promoted, 1.0, LARGE) == guess
+    assert not guess or is_guess(guess)
+
+
+def test_a_guess_needs_more_than_chance_gives() -> None:
+    assert guessed_label([("x", 5.1)], 1.0, LARGE)
+    assert not guessed_label([("x", 4.9)], 1.0, LARGE)
+    assert guessed_label([("x", 4.9)], 1.0, 820)  # of fewer tokens the largest is smaller
+    assert not guessed_label([("x", 0.0)], 0.0, LARGE)  # a decoder of zeros
+
+
+def test_every_kept_feature_of_a_graph_without_labels_has_a_guess(model, graph) -> None:
+    pruned = with_guesses(prune(unnamed(graph)), model)
+    kept = [node for node in pruned.kept_nodes() if node < pruned.layout.n_features]
+    keys = {pruned.feature_key(node) for node in kept}
+    assert set(pruned.settings["guesses"]) == {f"L{layer}/{feature}" for layer, feature in keys}  # and no others
+    named = guesses(model, sorted(keys))
+    assert len(named) > 0.8 * len(keys)
+    for node in kept:
+        assert pruned.name_of(node) == named.get(pruned.feature_key(node), "")
+        assert not pruned.feature_labels[node]
+
+
+def test_a_guess_is_what_the_decoder_promotes(model, graph) -> None:
+    texas = next(node for node, label in enumerate(graph.feature_labels) if label == "Texas")
+    layer, feature = graph.feature_key(texas)
+    found = direct_logits(model, layer, torch.tensor([feature]), 1)
+    token = model.token_strings(found.promoted[0])[0]
+    assert guesses(model, [(layer, feature)])[layer, feature].startswith(f"{GUESS_MARK} {token}")
+
+
+def test_labels_come_before_guesses(model, graph) -> None:
+    assert "guesses" not in graph.settings  # all labelled: nothing is guessed
+    labels = ["" if node % 2 else "given" for node in range(len(graph.feature_labels))]
+    named = with_guesses(dataclasses.replace(graph, feature_labels=labels), model, 1000)
+    assert named.feature_labels == labels
+    assert all(named.name_of(node) == "given" for node in range(0, len(labels), 2))
+    assert any(named.name_of(node).startswith(GUESS_MARK) for node in range(1, len(labels), 2))
+
+
+def test_guesses_stay_in_the_file_and_nothing_is_guessed_twice(model, graph, tmp_path) -> None:
+    named = with_guesses(unnamed(graph), model)
+    named.save(tmp_path / "g.safetensors")
+    loaded = AttributionGraph.load(tmp_path / "g.safetensors")
+    assert loaded.settings["guesses"] == named.settings["guesses"]
+    assert with_guesses(loaded, model) is loaded
+    pruned = prune(loaded, 0.6)
+    content = graph_as_json(pruned)
+    clerps = {node["node_id"]: node["clerp"] for node in content["nodes"] if node["feature_type"].startswith("cross")}
+    assert clerps
+    assert any(clerp.startswith(GUESS_MARK) for clerp in clerps.values())
+    assert "guesses" not in content["metadata"]["generation_settings"]
+
+
+def test_a_trace_guesses_by_itself(model) -> None:
+    nameless = ReplacementModel.demo("cpu")
+    nameless.transcoders.labels.clear()
+    named = trace(nameless, demo.DALLAS_PROMPT, progress=False)
+    kept = prune(named)
+    names = [kept.name_of(node) for node in kept.kept_nodes() if node < kept.layout.n_features]
+    assert sum(map(bool, names)) > 0.8 * len(names)
+    without = trace(nameless, demo.DALLAS_PROMPT, progress=False, guess_names=False)
+    assert "guesses" not in without.settings

@@ -1,0 +1,120 @@
+"""Names for features that have none: a guess from what their decoders promote.
+
+Guesses need the model, so they are made where one is at hand and kept in the graph: `settings["guesses"]`, by
+"L3/417". Labels that were given, and automatic labels from cards, come before them; see `AttributionGraph.name_of`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from crosstrace.graphs import AttributionGraph, FeatureCards, prune
+from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
+from crosstrace.graphs.cards.labels import guessed_label
+from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model.readouts.direct_logits import promoted_tokens
+
+MOST_BEYOND_KEPT = 500
+"""Features of a graph that are named although pruning drops them: other thresholds may keep them."""
+_LOOKED_AT = 8  # strongest tokens, of which some may be shown alike
+
+Key = tuple[int, int]
+"""(layer, feature)."""
+
+
+def guesses(model: ReplacementModel, features: Sequence[Key]) -> dict[Key, str]:
+    """Guess at the meaning of features by what they promote.
+
+    Args:
+        model: The replacement model.
+        features: The features, as (layer, feature).
+
+    Returns:
+        Guesses such as `→ AG, ag`; features whose promoted tokens say nothing are not in it.
+
+    Example:
+        >>> guesses(model, [(3, 417)])
+        {(3, 417): '→ Austin, Texas'}
+    """
+    features = list(dict.fromkeys(features))
+    found = promoted_tokens(model, features, _LOOKED_AT)
+    distinct, where = found.promoted.unique(return_inverse=True)
+    texts = model.token_strings(distinct)
+    named = {}
+    rows = zip(features, where.tolist(), found.raised.tolist(), found.spread.tolist(), strict=True)
+    for key, tokens, logits, width in rows:
+        promoted = [(texts[token], logit) for token, logit in zip(tokens, logits, strict=True)]
+        if guess := guessed_label(promoted, width, model.description.vocab_size):
+            named[key] = guess
+    return named
+
+
+class FeatureNames:
+    """What features of a model are called: by their label, the automatic one from cards, or else by a guess."""
+
+    def __init__(self, model: ReplacementModel, cards: FeatureCards | None = None) -> None:
+        """
+        Args:
+            model: The replacement model.
+            cards: Its features' cards, if there are any.
+        """
+        self._model, self._cards = model, cards
+        self._known: dict[Key, str] = {}
+
+    def of(self, features: Iterable[Key]) -> dict[Key, str]:
+        """Return the names of some features, "" where there is none."""
+        wanted = list(dict.fromkeys(features))
+        labels, cards = self._model.transcoders.labels, self._cards
+        for key in wanted:
+            if label := labels.get(key, "").strip():
+                self._known[key] = label
+            elif cards is not None and key in cards:
+                self._known[key] = cards.label(key)
+        if unnamed := [key for key in wanted if key not in self._known]:
+            found = guesses(self._model, unnamed)
+            self._known |= {key: found.get(key, "") for key in unnamed}
+        return {key: self._known[key] for key in wanted}
+
+
+def with_guesses(graph: AttributionGraph, model: ReplacementModel, beyond_kept: int = 0) -> AttributionGraph:
+    """Return the graph with guesses for the features that nobody has labelled.
+
+    Args:
+        graph: Raw or pruned. In a pruned graph only the features that pruning kept get a guess; in a raw one, those that
+            it would keep with the default thresholds.
+        model: The model that the graph was traced in.
+        beyond_kept: So many of the most influential other features get one too.
+
+    Example:
+        >>> pruned = with_guesses(prune(trace(model, prompt)), model)
+    """
+    wanted = dict.fromkeys(graph.feature_key(node) for node in _unlabelled(graph, beyond_kept))
+    known: dict[str, str] = graph.settings.get("guesses", {})
+    missing = [key for key in wanted if _written(key) not in known]
+    if not missing:
+        return graph
+    found = guesses(model, missing)
+    # A flat one is kept too, as "": it need not be looked at again.
+    added = {_written(key): found.get(key, "") for key in missing}
+    return dataclasses.replace(graph, settings={**graph.settings, "guesses": {**known, **added}})
+
+
+def _unlabelled(graph: AttributionGraph, beyond_kept: int) -> Iterable[int]:
+    """Yield the features to name: those kept, then the most influential of the others."""
+    pruned = graph if graph.node_mask is not None else prune(graph)
+    assert pruned.node_mask is not None
+    features = pruned.layout.features
+    kept = pruned.node_mask[features].numpy()
+    order = np.flatnonzero(kept)
+    if beyond_kept:
+        influence = spread(graph.edges, row_scale(graph.edges), target_weights(graph))[features]
+        others = np.flatnonzero(~kept)
+        order = np.concatenate([order, others[np.argsort(-influence[others], kind="stable")][:beyond_kept]])
+    return (node for node in order.tolist() if not graph.feature_labels[node].strip())
+
+
+def _written(key: Key) -> str:
+    return f"L{key[0]}/{key[1]}"
