@@ -18,9 +18,10 @@ import torch
 
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
+from crosstrace.graphs.numbers import probability
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
-from crosstrace.graphs.text import distinct, probability, short
+from crosstrace.graphs.text import distinct, short
 
 _LENGTHS = {"N": "active_features", "K": "selected_features", "P": "tokens", "k": "logit_tokens"}
 

@@ -17,8 +17,9 @@ def canonical(edges: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     """Return (n, n) float32 edges with sorted columns and without duplicates or stored zeros; not a copy if they are so."""
     if edges.format == "csr" and edges.dtype == np.float32 and edges.has_canonical_format and edges.data.all():
         return edges
-    edges = scipy.sparse.csr_array(edges, dtype=np.float32, copy=True)
-    edges.sum_duplicates()
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which the graph refuses
+        edges = scipy.sparse.csr_array(edges, dtype=np.float32, copy=True)
+        edges.sum_duplicates()
     edges.eliminate_zeros()
     return edges
 

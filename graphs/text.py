@@ -36,16 +36,6 @@ def short(text: str, limit: int = 24) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1].rstrip() + "…"
 
 
-def probability(share: float) -> str:
-    """Return a probability with three decimals, or with its first two digits where those would be 0.000.
-
-    Example:
-        >>> probability(0.5), probability(4.96e-07), probability(0.0)
-        ('0.500', '5.0e-07', '0.000')
-    """
-    return f"{share:.1e}" if 0 < share < 0.0005 else f"{share:.3f}"
-
-
 def distinct(texts: Sequence[str], ids: Sequence[int] | None = None, limit: int = 24, raw: bool = False) -> list[str]:
     """Return what to show for tokens that stand in one list, so that no two of them are shown alike.
 

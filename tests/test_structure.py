@@ -45,7 +45,7 @@ LEVELS = {
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
-        ["defaults", "text", "files", "sparse_rows", "layout", "notebook", "fingerprints"],
+        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "numbers"],
         ["tensor_file", "storage"],
         ["graph"],
         ["viewer_ids", "saved_state"],

@@ -1,22 +1,20 @@
-"""Two graphs of the same model side by side: which features they share, and how much each matters in either.
-
-Letters: P positions of a prompt.
-"""
+"""Two graphs of the same model side by side: which features they share, and how much each matters in either."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from crosstrace.graphs.analysis.alignment import aligned_positions, feature_counterparts
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.notebook import note, table
+from crosstrace.graphs.numbers import count, points, share
 
 _SHOWN = 10
 
@@ -26,10 +24,10 @@ class InGraph(NamedTuple):
 
     position: int
     activation: float
-    influence: float
-    """Its share of the influence of all nodes on the targets, 0 to 1."""
+    influence: float | None
+    """Its share of the influence of all nodes on the targets, 0 to 1; None where it is active but was not traced."""
     kept: bool
-    """Whether pruning kept it; True in a raw graph."""
+    """Whether pruning kept it; True in a raw graph, False where it was not traced."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,34 @@ class ComparedFeature:
     feature: int
     label: str
     token: str
-    """The text of the token at its position."""
+    """The text of the token at its position, in A where it is there."""
     a: InGraph | None
-    """What it is in the first graph; None where it is not active or was not selected."""
+    """What it is in the first graph; None where it is not active at that place."""
     b: InGraph | None
     """Likewise in the second."""
+    elsewhere: tuple[int, ...] = ()
+    """Where one graph lacks it: the positions in that graph at which it is active all the same, at other tokens."""
 
     @property
-    def change(self) -> float:
-        """Influence in B minus influence in A; where the feature is missing it has none."""
-        return (self.b.influence if self.b else 0.0) - (self.a.influence if self.a else 0.0)
+    def change(self) -> float | None:
+        """Influence in B minus influence in A; where the feature is missing it has none.
+
+        None where a graph has it active but untraced: a cap left it out, and its influence there is not known.
+        """
+        before = self.a.influence if self.a else 0.0
+        after = self.b.influence if self.b else 0.0
+        return None if before is None or after is None else after - before
+
+    @property
+    def _size(self) -> float:
+        """What it is sorted by: its change, or what is known of its influence."""
+        known = [side.influence for side in (self.a, self.b) if side and side.influence is not None]
+        return max(known, default=0.0) if self.change is None else abs(self.change)
+
+
+LISTS = ("shared", "not_traced_in_a", "not_traced_in_b", "only_a", "only_b")
+TITLES = ("Changed most", "Not traced in A", "Not traced in B", "Only in A", "Only in B")
+"""Of `LISTS`, in tables."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +74,33 @@ class GraphComparison:
 
     shared: list[ComparedFeature]
     """Features of both graphs."""
+    not_traced_in_a: list[ComparedFeature]
+    """Features of the second graph that are active in the first too, but were not traced there: a cap left them out."""
+    not_traced_in_b: list[ComparedFeature]
+    """The other way round."""
     only_a: list[ComparedFeature]
-    """Features of the first graph alone."""
+    """Features that are active in the first graph alone, at that place."""
     only_b: list[ComparedFeature]
-    """Features of the second graph alone."""
+    """Features that are active in the second graph alone, at that place."""
     aligned: list[tuple[int, int]]
     """(position in A, position in B) of the tokens in common."""
     prompts: tuple[str, str]
     """Of A and B."""
     targets: tuple[list[tuple[str, float | None]], list[tuple[str, float | None]]]
     """Of A and B: (text, probability) of each target; None where it is not a token and so has no probability."""
+
+    @property
+    def summary(self) -> str:
+        """How many features of each kind there are, in one line."""
+        counts = [
+            count(len(self.shared), "feature") + " shared",
+            *(f"{count(len(items))} {words}" for items, words in self._alone() if items or words.startswith("only")),
+        ]
+        return ", ".join(counts)
+
+    def _alone(self) -> list[tuple[list[ComparedFeature], str]]:
+        words = ("not traced in A", "not traced in B", "only in A", "only in B")
+        return list(zip((getattr(self, name) for name in LISTS[1:]), words, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain Python values, as `write_comparison` writes them."""
@@ -76,9 +109,9 @@ class GraphComparison:
             sides = {name: side and side._asdict() for name, side in (("a", item.a), ("b", item.b))}
             return asdict(item) | sides | {"change": item.change}
 
-        lists = {name: [feature(item) for item in getattr(self, name)] for name in ("shared", "only_a", "only_b")}
+        lists = {name: [feature(item) for item in getattr(self, name)] for name in LISTS}
         return (
-            {"format": "crosstrace-comparison/1", "prompts": self.prompts, "targets": self.targets}
+            {"format": "crosstrace-comparison/2", "prompts": self.prompts, "targets": self.targets}
             | lists
             | {"aligned_positions": self.aligned}
         )
@@ -86,34 +119,31 @@ class GraphComparison:
     def _repr_html_(self) -> str:
         """Tables of the largest changes, for notebooks."""
         columns = ("label", "feature", "at", "influence in A", "in B", "change")
-
-        def percent(side: InGraph | None) -> str:
-            return f"{side.influence:.1%}" if side else "–"
-
-        parts = [note(f"A: {self.prompts[0]}"), note(f"B: {self.prompts[1]}")]
-        for title, items in (("Changed most", self.shared), ("Only in A", self.only_a), ("Only in B", self.only_b)):
+        parts = [note(f"A: {self.prompts[0]}"), note(f"B: {self.prompts[1]}"), note(self.summary)]
+        for title, name in zip(TITLES, LISTS, strict=True):
+            items = getattr(self, name)
             rows = [
-                (
-                    item.label,
-                    f"L{item.layer}/{item.feature}",
-                    item.token,
-                    percent(item.a),
-                    percent(item.b),
-                    f"{item.change:+.1%}",
-                )
-                for item in items[:_SHOWN]
+                (item.label, f"L{item.layer}/{item.feature}", item.token, *numbers_of(item)) for item in items[:_SHOWN]
             ]
             if rows:
                 parts.append(table(f"{title} ({len(rows)} of {len(items)})", columns, rows))
         return "".join(parts)
 
 
+def numbers_of(item: ComparedFeature) -> tuple[str, str, str]:
+    """Return a feature's influence in A and in B and the change, as they are shown."""
+
+    def influence(side: InGraph | None) -> str:
+        return "–" if side is None else "untraced" if side.influence is None else share(side.influence)
+
+    return influence(item.a), influence(item.b), "–" if item.change is None else points(item.change)
+
+
 def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
     """Compare two graphs of the same model: two prompts, or one prompt before and after an intervention.
 
-    Features are matched by layer, index and token: positions are aligned by the longest runs of tokens in common
-    (`difflib.SequenceMatcher`), and a feature at a position without a counterpart is matched with nothing. Only features
-    that pruning kept in at least one of the graphs are listed; influence is the same in a raw and a pruned graph.
+    Features are matched by layer, index and token, as `crosstrace.graphs.analysis.alignment` says. Only features that
+    pruning kept in at least one of the graphs are listed; influence is the same in a raw and a pruned graph.
 
     Args:
         a: A raw or pruned graph.
@@ -128,32 +158,44 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
         [('say Sacramento', 0.083), ('California', 0.061), ('Oakland', 0.02)]
     """
     check_comparable(a, b)
-    aligned = aligned_positions(a, b)
-    to_a = {position_b: position_a for position_a, position_b in aligned}
-    # A position of B without a counterpart keeps a key of its own, which no position of A has.
-    found_a = {(layer, feature, position): node for node, (layer, position, feature) in _features(a)}
-    found_b = {
-        (layer, feature, to_a.get(position, ~position)): node for node, (layer, position, feature) in _features(b)
-    }
+    lists: dict[str, list[ComparedFeature]] = {name: [] for name in LISTS}
     sides_a, sides_b = _sides(a), _sides(b)
-    shared: list[ComparedFeature] = []
-    only_a: list[ComparedFeature] = []
-    only_b: list[ComparedFeature] = []
-    for key in sorted(found_a.keys() | found_b.keys()):
-        node_a, node_b = found_a.get(key), found_b.get(key)
-        side_a = None if node_a is None else sides_a[node_a]
-        side_b = None if node_b is None else sides_b[node_b]
-        if not any(side and side.kept for side in (side_a, side_b)):
+    in_b, in_a = feature_counterparts(a, b)
+    for node, (side, other) in enumerate(zip(sides_a, in_b, strict=True)):
+        there = sides_b[other.node] if other.node is not None else _untraced(b, other.row)
+        if not (side.kept or (there is not None and there.kept)):
             continue
-        graph, node = (b, node_b) if node_a is None else (a, node_a)
-        assert node is not None
-        layer, position, feature = graph.feature_of(node)
-        name = (node_a is not None and a.name_of(node_a)) or (node_b is not None and b.name_of(node_b)) or ""
-        item = ComparedFeature(layer, feature, name, graph.token_strings[position], side_a, side_b)
-        (shared if side_a and side_b else only_a if side_a else only_b).append(item)
-    for items in (shared, only_a, only_b):
-        items.sort(key=lambda item: -abs(item.change))
-    return GraphComparison(shared, only_a, only_b, aligned, (a.prompt, b.prompt), (_targets(a), _targets(b)))
+        name = "shared" if other.node is not None else "only_a" if there is None else "not_traced_in_b"
+        also = b.name_of(other.node) if other.node is not None else ""
+        lists[name].append(_compared(a, node, also, side, there, other.elsewhere))
+    for node, (side, other) in enumerate(zip(sides_b, in_a, strict=True)):
+        if side.kept and other.node is None:
+            there = _untraced(a, other.row)
+            name = "only_b" if there is None else "not_traced_in_a"
+            lists[name].append(_compared(b, node, "", there, side, other.elsewhere))
+    for items in lists.values():
+        items.sort(key=lambda item: -item._size)
+    return GraphComparison(*lists.values(), aligned_positions(a, b), (a.prompt, b.prompt), (_targets(a), _targets(b)))
+
+
+def _compared(
+    graph: AttributionGraph,
+    node: int,
+    other_label: str,
+    a: InGraph | None,
+    b: InGraph | None,
+    elsewhere: tuple[int, ...],
+) -> ComparedFeature:
+    layer, position, feature = graph.feature_of(node)
+    # Names are given to what pruning kept, which it may have done in the other graph alone.
+    label = graph.name_of(node) or other_label
+    return ComparedFeature(layer, feature, label, graph.token_strings[position], a, b, elsewhere)
+
+
+def _untraced(graph: AttributionGraph, row: int | None) -> InGraph | None:
+    if row is None:
+        return None
+    return InGraph(int(graph.active_features[row, 1]), float(graph.activations[row]), None, False)
 
 
 def _targets(graph: AttributionGraph) -> list[tuple[str, float | None]]:
@@ -180,42 +222,6 @@ def check_comparable(a: AttributionGraph, b: AttributionGraph) -> None:
             raise ValueError(f"the graphs cannot be compared: {what} {name!r} had other weights in the first")
 
 
-def aligned_positions(a: AttributionGraph, b: AttributionGraph) -> list[tuple[int, int]]:
-    """Return (position in A, position in B) of the tokens in common: the longest runs of them, in order."""
-    blocks = difflib.SequenceMatcher(a=a.tokens.tolist(), b=b.tokens.tolist(), autojunk=False).get_matching_blocks()
-    return [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
-
-
-def counterparts(a: AttributionGraph, b: AttributionGraph) -> dict[int, int]:
-    """Return, for each node of A that B has too, its number in B.
-
-    Features and errors are the same if layer (and index) are and their positions are aligned; tokens if their positions
-    are aligned; targets if they are the same token (or, without one, have the same name) of the same layer.
-
-    Example:
-        >>> counterparts(dallas, oakland)[dallas.layout.token_index(0)] == oakland.layout.token_index(0)
-        True
-    """
-    to_a = {position_b: position_a for position_a, position_b in aligned_positions(a, b)}
-    keys_a = {key: node for node, key in _keys(a, {position: position for position in range(len(a.tokens))})}
-    return {keys_a[key]: node for node, key in _keys(b, to_a) if key in keys_a}
-
-
-def _keys(graph: AttributionGraph, position_in_a: dict[int, int]) -> Iterable[tuple[int, tuple[Any, ...]]]:
-    """What makes a node the same in both graphs; nodes at positions without a counterpart have none."""
-    layout = graph.layout
-    for node in range(graph.n):
-        kind = layout.kind(node)
-        layer, position = graph.place_of(node)
-        if kind == "logit":
-            i = layout.logit_of(node)
-            token = int(graph.logit_tokens[i])
-            yield node, (kind, layer, token if token >= 0 else graph.logit_strings[i])
-        elif position in position_in_a:
-            feature = graph.feature_of(node)[2] if kind == "feature" else -1
-            yield node, (kind, layer, position_in_a[position], feature)
-
-
 def write_comparison(comparison: GraphComparison, path: str | os.PathLike[str]) -> None:
     """Write a comparison as JSON.
 
@@ -236,10 +242,10 @@ def _features(graph: AttributionGraph) -> Iterable[tuple[int, tuple[int, int, in
 def _sides(graph: AttributionGraph) -> list[InGraph]:
     """What each feature node is in its graph."""
     influence = spread(graph.edges, row_scale(graph.edges), target_weights(graph))
-    share = influence / influence.sum() if influence.any() else influence
+    shares = influence / influence.sum() if influence.any() else influence
     activations = graph.activations[graph.selected_features].tolist()
     kept = [True] * len(activations) if graph.node_mask is None else graph.node_mask.tolist()
     return [
-        InGraph(position, activations[node], float(share[node]), kept[node])
+        InGraph(position, activations[node], float(shares[node]), kept[node])
         for node, (_, position, _) in _features(graph)
     ]

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "crosstrace-cards", 1
 _SHOWN_CARDS, _SHOWN_CONTEXTS = 20, 5
+_FOUND_IN = ("automatic label", "promoted", "fires on", "context")
 _SHARED = ("starts", "tokens", "token_ids", "strings", "string_starts")
 _OF_A_LAYER = (
     *("features", "fired", "exponent", "histogram"),
@@ -238,30 +239,66 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         return [self._context(layer, number) for number in range(*self._rows(layer, row))]
 
     def search(self, text: str, limit: int = 20) -> list[Key]:
-        """Find features by a token that they promote or fire on: the strongest logit first, then the highest firing rate.
-
-        Only the most promoted token and the strongest context of each feature are searched.
+        """Find features by text in what their cards show; see `find`.
 
         Args:
-            text: Letters of the token, in upper or lower case.
+            text: Letters, in upper or lower case.
             limit: Number of features to return at most.
         """
+        return list(self.find(text))[:limit]
+
+    def find(self, text: str) -> dict[Key, str]:
+        """Find features by text in their automatic label, a promoted token, or a token of their contexts.
+
+        Args:
+            text: Letters, in upper or lower case; they must be in one token, except in labels.
+
+        Returns:
+            For each feature where it was found: `automatic label`, `promoted`, `fires on` (the peak of a context) or
+            `context`. In that order, then by the logit of the token where it is promoted, then by firing rate.
+        """
         wanted = text.strip().casefold()
+        # A label is made of tokens: one that holds the text holds its longest part in one of them.
+        part = max((piece.strip() for piece in re.split("[,→…~]", wanted)), key=len)
         strings = [self._string(number).casefold() for number in range(len(self._tensors["token_ids"]))]
-        token = np.array([wanted in string for string in strings], dtype=np.bool_)
-        found: list[tuple[float, float, Key]] = []
+        whole = np.array([bool(wanted) and wanted in string for string in strings], dtype=np.bool_)
+        in_label = np.array([bool(part) and part in string.strip() for string in strings], dtype=np.bool_)
+        # With the number of matches before each token of the corpus, any window is one subtraction.
+        before = np.concatenate([[0], np.cumsum(whole[self._tensors["tokens"]], dtype=np.int64)])
+        found: list[tuple[int, float, float, Key]] = []
         for layer, features in enumerate(self._features):
             if not len(features):
                 continue
-            offsets = np.asarray(self._tensors[f"{layer}.offsets"])
-            promotes = token[self._tensors[f"{layer}.promoted"][:, 0]]
-            peak = token[self._peak_tokens(layer, offsets[:-1])]
-            raised = self._tensors[f"{layer}.raised"][:, 0] * self._tensors[f"{layer}.spread"]
-            logit = np.where(promotes, raised, 0.0)
-            for row in np.flatnonzero(promotes | peak).tolist():
+            promotes = whole[self._tensors[f"{layer}.promoted"]]
+            raised = self._tensors[f"{layer}.raised"] * np.asarray(self._tensors[f"{layer}.spread"])[:, None]
+            logit = np.where(promotes, raised, 0.0).max(axis=1)
+            peaks = self._peak_tokens(layer, slice(None))
+            candidates = self._any(layer, in_label[peaks]) | in_label[self._tensors[f"{layer}.promoted"][:, 0]]
+            labelled = np.zeros(len(features), dtype=np.bool_)
+            for row in np.flatnonzero(candidates).tolist():
+                labelled[row] = wanted in self.label((layer, int(features[row]))).casefold()
+            where = np.full(len(features), len(_FOUND_IN))
+            shown = self._any(layer, self._windows_with(layer, before))
+            matches = (labelled, promotes.any(axis=1), self._any(layer, whole[peaks]), shown)
+            for number in reversed(range(len(matches))):
+                where[matches[number]] = number
+            for row in np.flatnonzero(where < len(_FOUND_IN)).tolist():
                 rate = int(self._tensors[f"{layer}.fired"][row]) / self.positions
-                found.append((-float(logit[row]), -rate, (layer, int(features[row]))))
-        return [key for _, _, key in sorted(found)[:limit]]
+                found.append((int(where[row]), -float(logit[row]), -rate, (layer, int(features[row]))))
+        return {key: _FOUND_IN[number] for number, _, _, key in sorted(found)}
+
+    def _any(self, layer: int, of_contexts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """For each feature of a layer whether any of its contexts has a property."""
+        return np.logical_or.reduceat(of_contexts, np.asarray(self._tensors[f"{layer}.offsets"][:-1], dtype=np.int64))
+
+    def _windows_with(self, layer: int, before: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For each context of a layer whether a token that it shows matches, given the matches before each token."""
+        context, peak = self._tensors[f"{layer}.context"], self._tensors[f"{layer}.peak"].astype(np.int64)
+        starts = self._tensors["starts"].astype(np.int64)
+        begin, end = starts[:-1][context], starts[1:][context]
+        low = np.maximum(begin + peak - self.settings["before"], begin)
+        high = np.minimum(begin + peak + self.settings["after"] + 1, end)
+        return np.asarray(before[high] > before[low])
 
     def belongs_to(self, model_name: str, transcoders_name: str, fingerprints: Mapping[str, str] | None = None) -> str:
         """Check that these are the cards of a model and transcoders.

@@ -10,7 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from crosstrace.graphs.analysis.comparison import aligned_positions, check_comparable, counterparts
+from crosstrace.graphs.analysis.alignment import Counterpart, counterparts, feature_counterparts
+from crosstrace.graphs.analysis.comparison import check_comparable
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.page.contents import Card, Key, PageData
@@ -22,7 +23,7 @@ from crosstrace.graphs.viewer_ids import node_ids
 
 FORMAT, VERSION = "crosstrace-comparison-page", 1
 # What stands for a counterpart that the other page does not hold; `viewer/src/pair.ts` knows them.
-ABSENT, ELSEWHERE, UNTRACED = -1, -2, -3
+ABSENT, ELSEWHERE, UNTRACED = -1, -2, -3  # ELSEWHERE: it is a node there, beyond the page's limits
 
 
 class ComparisonPageData(TypedDict):
@@ -34,6 +35,8 @@ class ComparisonPageData(TypedDict):
     graphs: list[PageData]
     counterparts: list[list[int]]
     """For each node on either page its number on the other, or `ABSENT`, `ELSEWHERE`, `UNTRACED`."""
+    unaligned: list[dict[str, list[int]]]
+    """For features on either page that are absent at their place on the other: where they fire there all the same."""
 
 
 def write_comparison_html(
@@ -84,26 +87,19 @@ def comparison_page_data(
     data = [page_data(graph, cards, supernodes=(), limits=limits) for graph in (a, b)]
     # The page looks in both, so no card has to be there twice.
     data[1]["cards"] = {key: card for key, card in data[1]["cards"].items() if key not in data[0]["cards"]}
-    to_b, aligned = counterparts(a, b), aligned_positions(a, b)
+    to_b = counterparts(a, b)
     to_a = {node_b: node_a for node_a, node_b in to_b.items()}
-    active_in_b = _active(b, {position_b: position_a for position_a, position_b in aligned})
-    active_in_a = _active(a, dict(aligned))
+    in_b, in_a = feature_counterparts(a, b)
+    first = _partners(a, data[0], _numbers(b, data[1]), to_b, in_b)
+    second = _partners(b, data[1], _numbers(a, data[0]), to_a, in_a)
     return {
         "format": FORMAT,
         "version": VERSION,
         "names": list(names),
         "graphs": data,
-        "counterparts": [
-            _partners(a, data[0], _numbers(b, data[1]), to_b, active_in_b),
-            _partners(b, data[1], _numbers(a, data[0]), to_a, active_in_a),
-        ],
+        "counterparts": [first[0], second[0]],
+        "unaligned": [first[1], second[1]],
     }
-
-
-def _active(graph: AttributionGraph, position_there: Mapping[int, int]) -> set[tuple[int, int, int]]:
-    """(layer, the other graph's position, feature) of what is active, traced or not, where the prompts agree."""
-    rows = graph.active_features.tolist()
-    return {(layer, position_there[p], feature) for layer, p, feature in rows if p in position_there}
 
 
 def _numbers(graph: AttributionGraph, data: PageData) -> dict[int, int]:
@@ -117,15 +113,19 @@ def _partners(
     data: PageData,
     on_other_page: Mapping[int, int],
     partner_of: Mapping[int, int],
-    active_there: set[tuple[int, int, int]],
-) -> list[int]:
-    """For each node on a graph's page its number on the other's, or what stands for one that is not there."""
-    partners = []
-    for node in _numbers(graph, data):
+    features: Sequence[Counterpart],
+) -> tuple[list[int], dict[str, list[int]]]:
+    """For each node on a graph's page its number on the other's, or what stands for one; and where the absent ones fire."""
+    partners: list[int] = []
+    unaligned: dict[str, list[int]] = {}
+    for node, number in _numbers(graph, data).items():
+        found = features[node] if node < len(features) else Counterpart()
         if node in partner_of:
             partners.append(on_other_page.get(partner_of[node], ELSEWHERE))
-        elif graph.layout.kind(node) == "feature" and graph.feature_of(node) in active_there:
+        elif found.row is not None:
             partners.append(UNTRACED)
         else:
             partners.append(ABSENT)
-    return partners
+            if found.elsewhere:
+                unaligned[str(number)] = list(found.elsewhere)
+    return partners, unaligned

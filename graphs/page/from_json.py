@@ -26,6 +26,7 @@ from crosstrace.graphs.saved_state import origin_of
 from crosstrace.graphs.text import distinct
 
 _KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e", "cross layer transcoder": "f"}
+_LARGEST = float(np.finfo(np.float32).max)
 _OUTPUT = re.compile(r'^Output "(.*)" \(p=([0-9.eE+-]+)\)', re.DOTALL)
 _EMBEDDING = re.compile(r'^Emb: "(.*)"$', re.DOTALL)
 
@@ -237,9 +238,15 @@ def _edges(nodes: list[_JsonNode], links: list[Any]) -> tuple[scipy.sparse.csr_a
         notes.append(f"{dangling:,} links were left out: they have no weight or name a node that is not in the file.")
     if backwards:
         notes.append(f"{backwards:,} links were left out: they do not go from a lower layer to a higher one.")
-    edges = scipy.sparse.coo_array((np.array(weights, dtype=np.float32), (targets, sources)), shape=(len(nodes),) * 2)
+    edges = scipy.sparse.coo_array((np.array(weights, dtype=np.float64), (targets, sources)), shape=(len(nodes),) * 2)
     rows = edges.tocsr()
-    rows.sum_duplicates()
+    rows.sum_duplicates()  # in float64: two weights of one edge may add up to more than float32 holds
+    too_large = np.abs(rows.data) > _LARGEST
+    if too_large.any():
+        count = f"{int(too_large.sum()):,} links were"
+        notes.append(f"{count} left out: their weights are beyond {_LARGEST:.1e}, the largest that float32 holds.")
+        rows.data[too_large] = 0.0
+    rows = rows.astype(np.float32)
     rows.eliminate_zeros()
     return rows, notes
 

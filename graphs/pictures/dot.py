@@ -35,6 +35,15 @@ STYLES = {
     "logit": {"shape": "octagon", "style": "filled", "fillcolor": "#C5E8DC", "color": "#009E73"},
 }
 _NAMES = {"feature": "feature", "supernode": "supernode", "error": "error", "token": "token", "logit": "output"}
+_HTML_SIGNS = {
+    "\\": "\\\\",
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    '"': "&quot;",
+    # Graphviz hands its XML parser one piece of text at a time: a last "]" might begin "]]>", and is an error there.
+    "]": "&#93;",
+}
 _FRAME = {"style": "rounded,filled", "fillcolor": "#F4F6F8", "color": "#8A97A3", "fontcolor": "#333333"}
 
 
@@ -106,8 +115,7 @@ def html(lines: tuple[Line, ...], bold: bool = True) -> str:
 
 def _html_text(text: str) -> str:
     # Graphviz expands backslash escapes in HTML-like labels too.
-    text = visible(text).replace("\\", "\\\\")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    return "".join(_HTML_SIGNS.get(character, character) for character in visible(text))
 
 
 def _empty(figure: Figure, drawing: Drawing) -> pydot.Dot:

@@ -17,7 +17,8 @@ from crosstrace.graphs.analysis.paths import along_strongest_paths
 from crosstrace.graphs.analysis.pruning import cumulative_influence
 from crosstrace.graphs.analysis.subgraphs import restricted
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.text import probability, short
+from crosstrace.graphs.numbers import probability
+from crosstrace.graphs.text import short
 from crosstrace.graphs.viewer_ids import node_ids
 
 FONT_SIZE, SMALL_FONT_SIZE = 10.0, 7.5

@@ -43,6 +43,10 @@ _TOOLTIP = re.compile(r'tooltip="(?:\\.|[^"\\])*"', re.DOTALL)  # a .png has non
 _STAND_INS = str.maketrans({"↵": "¶", "␍": "¶", "⇥": "»", "␣": "·", "∅": "Ø", "⟨": "‹", "⟩": "›"})
 
 
+class LettersMissing(UserWarning):
+    """A picture was drawn with boxes in the place of letters that the program's font lacks."""
+
+
 class GraphvizMissing(RuntimeError):  # noqa: N818 (reads as what it says)
     """No program on this machine draws a picture; the `.dot` file has been written in its place.
 
@@ -140,6 +144,7 @@ def _run_pure(program: str, text: str, path: Path) -> bytes:
         warnings.warn(
             f"{path}: {_name_of(program)} has no letters for {' '.join(lacking[:8])}{' …' if len(lacking) > 8 else ''} and "
             f"draws boxes; write .svg instead, or install Graphviz ({_INSTALL})",
+            LettersMissing,
             stacklevel=3,
         )
     return _run(program, drawn, path)

@@ -1,6 +1,7 @@
 """The graph itself: shapes, completeness, names."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -109,3 +110,13 @@ def test_tensors_come_to_the_contract_types():
     assert (graph.tokens.dtype, graph.activations.dtype) == (torch.int64, torch.float32)
     assert not graph.activations.requires_grad
     assert isinstance(graph, AttributionGraph)
+
+
+def test_edges_beyond_float32_are_refused_without_a_warning():
+    graph = random_graph()
+    edges = scipy.sparse.csr_array(graph.edges.astype(float))
+    edges.data[:] = np.sign(edges.data) * 1e308
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="edges holds NaN or infinity"):
+            dataclasses.replace(graph, edges=edges)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosstrace.graphs.text import distinct, probability, short, visible
+from crosstrace.graphs.text import distinct, short, visible
 
 
 @given(st.text(st.characters(exclude_categories=[])))
@@ -74,7 +74,3 @@ def test_no_two_tokens_of_a_list_are_shown_alike(texts):
             shown = distinct(texts, ids, raw=raw)
             assert len(set(shown)) == len(set(texts))
             assert raw or all(name.strip() for name in shown)
-
-
-def test_small_probabilities_keep_two_digits():
-    assert [probability(p) for p in (1.0, 0.123, 4.96e-07, 0.0)] == ["1.000", "0.123", "5.0e-07", "0.000"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -108,3 +110,19 @@ def random_graph(
         "feature_labels": [f"label {i}" if i % 2 else "" for i in range(len(active))],
     }
     return AttributionGraph(**{**values, **fields})
+
+
+def capped(graph: AttributionGraph, dropped: Sequence[int]) -> AttributionGraph:
+    """The raw graph as a trace with a cap leaves it: these features are active, but have no node."""
+    kept = np.array([node for node in range(graph.n) if node not in set(dropped)])
+    features = kept[kept < graph.layout.n_features]
+    return dataclasses.replace(
+        graph,
+        selected_features=graph.selected_features[torch.from_numpy(features)],
+        feature_labels=[graph.feature_labels[node] for node in features],
+        edges=scipy.sparse.csr_array(graph.edges[kept][:, kept]),
+        **{
+            name: getattr(graph, name)[torch.from_numpy(kept)]
+            for name in ("unattributed", "omitted", "omitted_magnitude", "target_values")
+        },
+    )

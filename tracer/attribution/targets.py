@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.graphs.text import distinct, probability
+from crosstrace.graphs.numbers import probability
+from crosstrace.graphs.text import distinct
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target, prompts
 from crosstrace.replacement_model.interventions.references import parse_feature
 

@@ -43,11 +43,14 @@ def compare(
         if open_it and not pages:
             raise ValueError("--open opens the page of a comparison: name it with -o PAGE.html")
         from crosstrace.graphs import compare as compare_graphs
-        from crosstrace.graphs import read_graph, with_card_labels, write_comparison, write_comparison_html
+        from crosstrace.graphs import prune, read_graph, with_card_labels, write_comparison, write_comparison_html
         from crosstrace.tracer.cards.lookup import cards_of
         from crosstrace.tracer.terminal.comparison import show_comparison
 
-        graph_a, graph_b = read_graph(a), read_graph(b)
+        # The page begins with the default thresholds where a graph has none; table and file say the same.
+        graph_a, graph_b = (
+            graph if graph.node_mask is not None else prune(graph) for graph in (read_graph(a), read_graph(b))
+        )
         found = cards_of(graph_a, cards, note)
         graph_a, graph_b = with_card_labels(graph_a, found), with_card_labels(graph_b, found)
         comparison = compare_graphs(graph_a, graph_b)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +53,8 @@ class Delivery:
     def write(self, path: Path, write: Write) -> None:
         """Write one file, or keep the error for the end."""
         try:
-            program = write(path)
+            with _warnings_as_notes():
+                program = write(path)
         except USER_ERRORS as error:
             self.failures.append(error)
             return
@@ -76,6 +79,19 @@ class Delivery:
             say_error(error, self.debug)
         if self.failures:
             raise typer.Exit(1)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Say what a writer warns of as one line each; Python's own warnings show a line of the program."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            note(" ".join(str(warning.message).split()))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def write_each(outputs: Sequence[Path] | None, write: Write, debug: bool) -> Delivery:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crosstrace.graphs.numbers import count
 from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import say_wrote
 from crosstrace.tracer.commands.messages import one_line_errors
@@ -39,7 +40,9 @@ _MAKING = "Making cards"
 def features(
     feature: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FEATURE", help="Cards to show: L3/417, or a word to find in labels and tokens."),
+        typer.Argument(
+            metavar="FEATURE", help="Cards to show: L3/417, or a word in labels, promoted tokens or contexts."
+        ),
     ] = None,
     top: Annotated[
         int, typer.Option(min=1, metavar="N", help="Keep, or show, N contexts of each feature.")
@@ -231,17 +234,19 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) 
 
 
 def _search(cards: FeatureCards, text: str, labels: dict[Key, str], console: Console) -> list[Key]:
-    """Print and return the features with a text in their label, most promoted or strongest token; labels come first.
+    """Print and return the features with a text in their label, promoted tokens or contexts; given labels come first.
 
     Raises:
         ValueError: There are none.
     """
     from crosstrace.tracer.terminal.card import feature_table
 
-    labelled = [key for key, label in sorted(labels.items()) if text.casefold() in label.casefold() and key in cards]
-    keys = list(dict.fromkeys([*labelled, *cards.search(text, len(cards))]))
-    if not keys:
-        raise ValueError(f"no feature has {text!r} in its label, its most promoted token or its strongest token")
-    title = f"{len(keys):,} features with {text!r}" + (f", the first {_FOUND}" if len(keys) > _FOUND else "")
-    console.print(feature_table(cards, keys[:_FOUND], labels, title))
-    return keys[:_FOUND]
+    wanted = text.casefold()
+    found = {key: "label" for key, label in sorted(labels.items()) if wanted in label.casefold() and key in cards}
+    found |= {key: where for key, where in cards.find(text).items() if key not in found}
+    if not found:
+        raise ValueError(f"no feature has {text!r} in its label, among the tokens it promotes, or in its contexts")
+    keys = list(found)[:_FOUND]
+    title = f"{count(len(found), 'feature')} with {text!r}" + (f", the first {_FOUND}" if len(found) > _FOUND else "")
+    console.print(feature_table(cards, keys, labels, title, found))
+    return keys

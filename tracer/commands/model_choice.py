@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from crosstrace.tracer.commands.messages import note
 if TYPE_CHECKING:
     import torch
 
+    from crosstrace.graphs import AttributionGraph
     from crosstrace.replacement_model import ReplacementModel
     from crosstrace.tracer.attribution.plan import Plan
 
@@ -91,6 +93,39 @@ class ModelChoice:
             self.memory_budget,
             excluded_first=self.exclude_first,
         )
+
+
+def choice_of_graph(
+    graph: AttributionGraph, model: str | None, transcoders: str | None, device: str | None, dtype: str | None
+) -> ModelChoice:
+    """Return the model and transcoders that a graph names, where the options name none.
+
+    Args:
+        graph: The graph.
+        model: As the user named it; None for the graph's own.
+        transcoders: Likewise.
+        device: A torch device by name.
+        dtype: None for the graph's own: edges hold for the weights as they were used.
+
+    Raises:
+        ValueError: The graph's own are not on this machine, and have no name that the hub knows.
+    """
+    from crosstrace.replacement_model import demo
+
+    dtype = dtype or graph.settings.get("weights_dtype")
+    if model is not None or (graph.model_name, graph.transcoders_name) == (demo.MODEL_NAME, demo.TRANSCODERS_NAME):
+        return ModelChoice(model, transcoders, device, dtype)
+    missing = [name for name in (graph.model_name, graph.transcoders_name) if not _can_be_found(name)]
+    if missing:
+        raise ValueError(
+            f"the graph was traced in {graph.model_name} with {graph.transcoders_name}, and {missing[0]} is neither a "
+            "folder here nor a name on the hub: say where they are with --model and --transcoders"
+        )
+    return ModelChoice(graph.model_name, graph.transcoders_name, device, dtype)
+
+
+def _can_be_found(name: str) -> bool:
+    return os.path.exists(name) or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*(@[\w.-]+)?", name) is not None
 
 
 def check_device(device: str | None) -> None:

@@ -25,6 +25,7 @@ from crosstrace.tracer.commands.options import (
     GraphOutputs,
     MaxFiringRate,
     PathFeatures,
+    Quiet,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def show(
     max_firing_rate: MaxFiringRate = None,
     output: GraphOutputs = None,
     cards: CardsOption = None,
+    quiet: Quiet = False,
     debug: Debug = False,
     supernodes: Supernodes = False,
     groups: Groups = None,
@@ -81,4 +83,5 @@ def show(
                     note("--max-firing-rate leaves nothing out: there are no feature cards of these transcoders")
                 show_graph(labelled, features=features, paths=paths, left_out=left_out, cards=found)
 
-        deliver_graph(graph, output, figure, cards, print_it, debug).finish(quiet=bool(feature))
+        show = None if quiet else print_it
+        deliver_graph(graph, output, figure, cards, show, debug).finish(quiet or bool(feature))

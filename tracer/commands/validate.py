@@ -9,7 +9,7 @@ import typer
 
 from crosstrace.tracer.commands.delivery import write_each
 from crosstrace.tracer.commands.messages import note, one_line_errors
-from crosstrace.tracer.commands.model_choice import ModelChoice
+from crosstrace.tracer.commands.model_choice import ModelChoice, choice_of_graph
 from crosstrace.tracer.commands.options import CardsOption, Debug, Device, Dtype, Model, Quiet, TranscodersOption
 
 
@@ -46,6 +46,8 @@ def validate(
 ) -> None:
     """Check a graph with interventions: direct and total effects, faithfulness, and the replacement model itself.
 
+    Without --model and --transcoders, those that the graph names are used.
+
     Example: crosstrace validate dallas.safetensors -o report.json -o plots.png
     """
     ModelChoice(model, transcoders)  # wrong usage is found before any file is read
@@ -59,8 +61,7 @@ def validate(
         check_outputs(output or ())
         traced = read_graph(graph)
         supernodes = [] if groups is None else read_state(groups, traced).supernodes
-        # Edges hold for the weights as they were used.
-        loaded = ModelChoice(model, transcoders, device, dtype or traced.settings.get("weights_dtype")).load()
+        loaded = choice_of_graph(traced, model, transcoders, device, dtype).load()
         labelled = with_card_labels(traced, cards_of(traced, cards, note))
         validation = validate_graph(loaded, labelled, sources, features, seed, supernodes, note)
         delivery = write_each(output, lambda path: write_validation(validation, path), debug)

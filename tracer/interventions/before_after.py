@@ -49,6 +49,7 @@ class TokenChange:
         before: Its probability before.
         after: Its probability after.
         logit_change: The change of its logit, less the mean change over the vocabulary, which changes no probability.
+        log_probability_change: log(after / before), in nats: its own logit against all others'.
     """
 
     token: int
@@ -56,6 +57,7 @@ class TokenChange:
     before: float
     after: float
     logit_change: float
+    log_probability_change: float
 
 
 @dataclass(frozen=True)
@@ -198,14 +200,22 @@ def _changes(model: ReplacementModel, before_v: Tensor, after_v: Tensor, top: in
     """Return the top tokens before, and those after."""
     change_v = (after_v - before_v).double()
     change_v -= change_v.mean()
-    p_before_v, p_after_v = before_v.double().softmax(-1), after_v.double().softmax(-1)
+    log_before_v, log_after_v = before_v.double().log_softmax(-1), after_v.double().log_softmax(-1)
+    p_before_v, p_after_v, more_likely_v = log_before_v.exp(), log_after_v.exp(), log_after_v - log_before_v
     lists = []
     for probability_v in (p_before_v, p_after_v):
         tokens = probability_v.topk(min(top, len(probability_v))).indices
         strings = model.token_strings(tokens.cpu())
         lists.append(
             [
-                TokenChange(token, string, p_before_v[token].item(), p_after_v[token].item(), change_v[token].item())
+                TokenChange(
+                    token,
+                    string,
+                    p_before_v[token].item(),
+                    p_after_v[token].item(),
+                    change_v[token].item(),
+                    more_likely_v[token].item(),
+                )
                 for token, string in zip(tokens.tolist(), strings, strict=True)
             ]
         )

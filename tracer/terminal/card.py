@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
+from crosstrace.graphs.numbers import count, plain, share, signed
 from crosstrace.graphs.text import short, visible
-from crosstrace.tracer.terminal.graph import add_row, plain_table
+from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, plain_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
 # From weak activations to the largest, readable on dark and on light backgrounds.
@@ -44,13 +45,13 @@ def show_card(
     parts: list[RenderableType] = [
         Text.assemble(
             "fires on ",
-            (_percent(card["firing_rate"]), "bold"),
+            (share(card["firing_rate"]), "bold"),
             f" of {cards.positions:,} tokens, at most ",
-            (f"{card['max_activation']:.4g}", "bold"),
+            (plain(card["max_activation"]), "bold"),
             *((f"   {short(card['label'], 60)}", "dim") for _ in range(1) if label),
         ),
         Text.assemble(
-            "0 ", (_sparkline(card["histogram"]["counts"]), "cyan"), f" {card['histogram']['edges'][-1]:.4g}"
+            "0 ", (_sparkline(card["histogram"]["counts"]), "cyan"), f" {plain(card['histogram']['edges'][-1])}"
         ),
         _tokens("promotes   ", card["promoted"], "green"),
         _tokens("suppresses ", card["suppressed"], "red"),
@@ -95,16 +96,21 @@ def overview(cards: FeatureCards) -> RenderableType:
         f"{len(cards):,} of {sum(cards.n_features):,} features fired; up to {settings['contexts']} contexts each",
     )
     table = plain_table("")
-    for column in ("layer", "features", "fired", "never fired", "fires on (median)", "active per token"):
-        table.add_column(column, justify="right")
+    add_numbers(table, "layer", "features", "fired", "never\nfired", "fires on\n(median)", "active\nper token")
     for layer, (features, rates) in enumerate(zip(cards.n_features, cards.firing_rates(), strict=True)):
-        median = _percent(sorted(rates)[len(rates) // 2]) if len(rates) else ""
-        cells = (f"{features:,}", f"{len(rates):,}", f"{1 - len(rates) / max(features, 1):.1%}", median)
-        add_row(table, str(layer), *cells, f"{sum(rates):.2f}")
+        median = share(sorted(rates)[len(rates) // 2]) if len(rates) else ""
+        cells = (count(features), count(len(rates)), share(1 - len(rates) / max(features, 1)), median)
+        add_row(table, str(layer), *cells, plain(sum(rates)))
     return Group(lines, table)
 
 
-def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key, str], title: str) -> Table:
+def feature_table(
+    cards: FeatureCards,
+    keys: Sequence[Key],
+    labels: Mapping[Key, str],
+    title: str,
+    found: Mapping[Key, str] | None = None,
+) -> Table:
     """Make a table of some features, one line each.
 
     Args:
@@ -112,13 +118,16 @@ def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key,
         keys: The features, as (layer, feature).
         labels: Names that somebody gave to features; the others get the automatic label.
         title: The title of the table.
+        found: Where in each card a text was found, in a column of its own.
     """
     table = plain_table(title)
     table.add_column("feature", style="bold", no_wrap=True)
-    table.add_column("label")
-    table.add_column("fires on", justify="right")
-    table.add_column("promotes")
-    table.add_column("strongest context")
+    add_words(table, "label")
+    if found is not None:
+        add_words(table, "found in")
+    add_numbers(table, "fires on")
+    add_words(table, "promotes")
+    add_words(table, "strongest context")
     for key in keys:
         card = cards[key]
         context = card["contexts"][0]
@@ -127,12 +136,9 @@ def feature_table(cards: FeatureCards, keys: Sequence[Key], labels: Mapping[Key,
         promoted = ", ".join(short(token, 14) for token, _ in card["promoted"][:3])
         words = marked(tokens, acts, context["peak"] - low, card["max_activation"], False)
         label = short(labels.get(key) or card["label"], 32)
-        add_row(table, f"L{key[0]}/{key[1]}", label, _percent(card["firing_rate"]), promoted, words)
+        where = [found[key]] if found is not None else []
+        add_row(table, f"L{key[0]}/{key[1]}", label, *where, share(card["firing_rate"]), promoted, words)
     return table
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g}%"
 
 
 def _sparkline(counts: Sequence[int]) -> str:
@@ -145,7 +151,7 @@ def _tokens(title: str, pairs: Sequence[tuple[str, float]], style: str) -> Text:
     line = Text(title, style="dim")
     for token, logit in pairs:
         line.append(f"{short(token, 20)} ", style=style)
-        line.append(f"{logit:+.2g}  ", style="dim")
+        line.append(f"{signed(logit)}  ", style="dim")
     return line
 
 
@@ -156,7 +162,7 @@ def _contexts(contexts: Sequence[Mapping[str, Any]], most: float, colors: bool) 
     for context in contexts:
         peak = context["peak"]
         words = marked(context["tokens"], context["activations"], peak, most, colors)
-        table.add_row(f"{context['activations'][peak]:.4g}", words)
+        table.add_row(plain(context["activations"][peak]), words)
     return table
 
 

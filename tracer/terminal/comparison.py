@@ -5,9 +5,20 @@ from __future__ import annotations
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from crosstrace.graphs.analysis.comparison import ComparedFeature, GraphComparison
+from crosstrace.graphs.analysis.comparison import LISTS, TITLES, ComparedFeature, GraphComparison, numbers_of
+from crosstrace.graphs.numbers import probability
 from crosstrace.graphs.text import short, visible
-from crosstrace.tracer.terminal.graph import add_row, plain_table
+from crosstrace.tracer.terminal.tables import (
+    add_feature_columns,
+    add_numbers,
+    add_row,
+    add_words,
+    at,
+    coloured,
+    feature_cells,
+    is_narrow,
+    plain_table,
+)
 
 
 def show_comparison(comparison: GraphComparison, top: int = 10, console: Console | None = None) -> None:
@@ -19,44 +30,46 @@ def show_comparison(comparison: GraphComparison, top: int = 10, console: Console
         console: Where to print; None for standard output.
     """
     console = console or Console()
-    for part in comparison_tables(comparison, top):
+    for part in comparison_tables(comparison, top, console):
         console.print(part)
 
 
-def comparison_tables(comparison: GraphComparison, top: int) -> list[RenderableType]:
-    """Return the prompts with their first targets, then a table each of shared features and of those in one graph alone."""
+def comparison_tables(comparison: GraphComparison, top: int, console: Console) -> list[RenderableType]:
+    """Return the prompts with their first targets, how many features are of each kind, and a table of each kind."""
     parts: list[RenderableType] = []
     for name, prompt, targets in zip("AB", comparison.prompts, comparison.targets, strict=True):
         # A contrast or a feature has a weight, which is no probability.
         answers = ", ".join(
-            short(string) if probability is None else f"{short(string)} ({probability:.3f})"
-            for string, probability in targets[:3]
+            short(string) if value is None else f"{short(string)} ({probability(value)})"
+            for string, value in targets[:3]
         )
         parts.append(Text.assemble((f"{name}  ", "bold"), visible(prompt), ("  →  ", "dim"), answers))
-    shared, only_a, only_b = comparison.shared, comparison.only_a, comparison.only_b
-    parts.append(Text(f"\n{len(shared)} features shared, {len(only_a)} only in A, {len(only_b)} only in B\n"))
-    for title, items in (("Changed most", shared), ("Only in A", only_a), ("Only in B", only_b)):
+    parts.append(Text(f"\n{comparison.summary}\n"))
+    for title, name in zip(TITLES, LISTS, strict=True):
+        items = getattr(comparison, name)
         if items and top:
-            parts.append(_table(f"{title} (of {len(items)})", items[:top]))
+            parts.append(_table(f"{title} (of {len(items):,})", items[:top], console))
     return parts
 
 
-def _table(title: str, items: list[ComparedFeature]) -> RenderableType:
+def _table(title: str, items: list[ComparedFeature], console: Console) -> RenderableType:
     table = plain_table(title)
-    table.add_column("label", style="bold")
-    table.add_column("feature", style="dim", no_wrap=True)
-    table.add_column("at", no_wrap=True)
-    for column in ("influence in A", "in B", "change"):
-        table.add_column(column, justify="right")
+    add_feature_columns(table, console)
+    if any(item.elsewhere for item in items):
+        missing = "B" if items[0].b is None else "A"
+        add_words(table, f"fires in {missing} at")
+    add_numbers(table, *(("A", "B") if is_narrow(console) else ("influence\nin A", "in B")), "change")
     for item in items:
         places = [str(side.position) for side in (item.a, item.b) if side is not None]
-        add_row(
-            table,
-            short(item.label, 32) if item.label else "",
-            f"L{item.layer}/{item.feature}",
-            f"{short(item.token)} ({' / '.join(dict.fromkeys(places))})",
-            f"{item.a.influence:.1%}" if item.a else "–",
-            f"{item.b.influence:.1%}" if item.b else "–",
-            Text(f"{item.change:+.1%}", style="cyan" if item.change >= 0 else "red"),
-        )
+        place = at(item.token, " / ".join(dict.fromkeys(places)))
+        elsewhere = [_positions(item.elsewhere)] if any(one.elsewhere for one in items) else []
+        before, after, change = numbers_of(item)
+        name = f"L{item.layer}/{item.feature}"
+        cells = feature_cells(console, item.label, name, place)
+        add_row(table, *cells, *elsewhere, before, after, coloured(change, item.change or 0.0))
     return table
+
+
+def _positions(positions: tuple[int, ...], most: int = 3) -> str:
+    more = f" and {len(positions) - most} more" if len(positions) > most else ""
+    return ", ".join(map(str, positions[:most])) + more

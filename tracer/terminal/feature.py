@@ -13,9 +13,11 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
 from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import visible
 from crosstrace.replacement_model.interventions.references import parse_feature
 from crosstrace.tracer.terminal.card import marked, show_card
+from crosstrace.tracer.terminal.tables import at, coloured
 
 _EDGES = 4
 
@@ -92,12 +94,12 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
     ]
     for row in rows:
         position = int(graph.active_features[row, 1])
-        at = f"{graph.token_name(position)} ({position}): {float(graph.activations[row]):.4g}"
+        place = f"{at(graph.token_name(position), position)}: {plain(float(graph.activations[row]))}"
         if row not in nodes:
-            lines.append(Text(f"  at {at}, not traced", style="dim"))
+            lines.append(Text(f"  at {place}, not traced", style="dim"))
             continue
         node = nodes[row]
-        lines.append(Text.assemble("  at ", (at, "bold")))
+        lines.append(Text.assemble("  at ", (place, "bold")))
         lines.append(_edges(graph, "    from ", graph.edges[[node]].toarray()[0]))
         lines.append(_edges(graph, "    to   ", graph.edges[:, [node]].toarray()[:, 0]))
     label = next((name for row in rows if row in nodes and (name := graph.name_of(nodes[row]))), "")
@@ -118,5 +120,5 @@ def _edges(graph: AttributionGraph, title: str, weights: np.ndarray) -> Text:
     for i, node in enumerate(node for node in strongest.tolist() if weights[node]):
         line.append("   " if i else "")
         line.append(graph.describe(node))
-        line.append(f" {weights[node]:+.3f}", style="cyan" if weights[node] > 0 else "red")
+        line.append(" ").append(coloured(signed(float(weights[node])), float(weights[node])))
     return line

@@ -17,8 +17,22 @@ from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_p
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.cards.feature_cards import FeatureCards
-from crosstrace.graphs.cards.labels import GUESS_MARK, is_guess
-from crosstrace.graphs.text import probability, short, visible
+from crosstrace.graphs.cards.labels import GUESS_MARK
+from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
+from crosstrace.graphs.text import short, visible
+from crosstrace.tracer.terminal.tables import (
+    NARROW,
+    add_feature_columns,
+    add_numbers,
+    add_row,
+    add_words,
+    at,
+    coloured,
+    feature_cells,
+    fitted,
+    is_narrow,
+    plain_table,
+)
 
 _BAR = 24
 
@@ -75,16 +89,17 @@ def show_graph(
         cards: Feature cards, which know how often features fire.
     """
     pruned = graph if graph.node_mask is not None else prune(graph)
-    parts: list[RenderableType] = [_heading(graph), _targets(graph), _scores(graph, pruned)]
+    console = console or Console()
+    parts: list[RenderableType] = [_heading(graph), _targets(graph, console), _scores(graph, pruned)]
     assert pruned.node_mask is not None
     kept = pruned.node_mask[pruned.layout.features].nonzero().flatten().tolist()
     listed = left_out.listed(pruned, kept, cards)
     if features and kept:
-        parts.append(_features(pruned, features, listed, len(kept)))
+        parts.append(_features(pruned, features, listed, len(kept), console))
     if paths:
         min_features = max(left_out.path_features, int(left_out.any_features))
         parts.append(_paths(pruned, paths, min_features, listed))
-    (console or Console()).print(Group(*parts))
+    console.print(Group(*parts))
 
 
 def _heading(graph: AttributionGraph) -> Panel:
@@ -98,30 +113,24 @@ def _tail(name: str, length: int = 32) -> str:
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
-def plain_table(title: str) -> Table:
-    """Return an empty table with a title."""
-    return Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def add_row(table: Table, *cells: str | Text) -> None:
-    """Add a row of data, in which square brackets are text and not markup."""
-    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
-
-
-def _targets(graph: AttributionGraph) -> Table:
+def _targets(graph: AttributionGraph, console: Console) -> Table:
+    bar = min(_BAR, console.width - NARROW + 8)
     table = plain_table("Targets")
-    table.add_column("target", style="bold")
-    table.add_column("at")
-    table.add_column("probability", justify="right")
-    table.add_column("")
+    add_words(table, "target", style="bold")
+    add_words(table, "at")
+    add_numbers(table, "probability")
+    if bar > 0:
+        add_numbers(table, "")
     for i in range(len(graph.logit_strings)):
         position = int(graph.logit_positions[i])
-        at = f"{graph.token_name(position)} ({position})"
-        share = graph.probability_of(i)
-        if share is None:
-            add_row(table, graph.target_name(i, 48), at, "", "")
+        cells = [graph.target_name(i, 48), at(graph.token_name(position), position)]
+        value = graph.probability_of(i)
+        if value is None:
+            add_row(table, *cells)
             continue
-        add_row(table, graph.target_name(i, 48), at, probability(share), Text("█" * round(share * _BAR), style="cyan"))
+        cells.append(probability(value))
+        bars = [Text("█" * round(value * bar) + " " * (bar - round(value * bar)), style="cyan")] if bar > 0 else []
+        add_row(table, *cells, *bars)
     return table
 
 
@@ -135,61 +144,53 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     lines = [
         "replacement and completeness score –: no features and no errors, so nothing is explained"
         if math.isnan(replacement)
-        else f"replacement score {replacement:.3f}, completeness score {completeness:.3f} of the whole graph",
-        f"completeness error {graph.completeness_error():.0e}",
-        f"{active:,} active features, {rows:,} traced, {kept:,} kept by pruning",
-        f"{pruned.node_mask.sum().item():,} of {graph.n:,} nodes, "
-        f"{pruned.edge_mask_sparse.nnz:,} of {graph.edges.nnz:,} edges kept",
+        else f"replacement score {probability(replacement)}, completeness score {probability(completeness)} of the whole graph",
+        f"completeness error {error(graph.completeness_error())}",
+        f"{count(active, 'active feature')}, {count(rows)} traced, {count(kept)} kept by pruning",
+        f"{count(int(pruned.node_mask.sum()))} of {count(graph.n)} nodes, "
+        f"{count(pruned.edge_mask_sparse.nnz)} of {count(graph.edges.nnz)} edges kept",
     ]
     return Text("\n".join(lines) + "\n")
 
 
-def _features(pruned: AttributionGraph, count: int, listed: Sequence[int], n_kept: int) -> Table:
+def _features(pruned: AttributionGraph, most: int, listed: Sequence[int], n_kept: int, console: Console) -> Table:
     """Among the features that pruning kept, those with the most influence on the targets."""
     influence = spread(pruned.edges, row_scale(pruned.edges), target_weights(pruned))
-    share = influence / influence.sum() if influence.any() else influence
+    shares = influence / influence.sum() if influence.any() else influence
     kept = np.array(listed, dtype=np.int64)
-    strongest = kept[np.argsort(-share[kept], kind="stable")][:count]
+    strongest = kept[np.argsort(-shares[kept], kind="stable")][:most]
     first_target = pruned.layout.logits.start
     direct = pruned.edges[[first_target]].toarray()[0]
-    left_out = f", {n_kept - len(kept)} left out" if len(kept) < n_kept else ""
-    table = plain_table(f"Strongest features (of {n_kept} kept{left_out})")
-    table.add_column("label")
-    table.add_column("feature", style="dim", no_wrap=True)
-    table.add_column("at", no_wrap=True)
-    table.add_column("activation", justify="right")
-    table.add_column("influence", justify="right")
-    table.add_column(Text(f"→ {pruned.target_name(0, 12)}"), justify="right", no_wrap=True)
+    left_out = f", {n_kept - len(kept):,} left out" if len(kept) < n_kept else ""
+    table = plain_table(f"Strongest features (of {n_kept:,} kept{left_out})")
+    add_feature_columns(table, console)
+    add_numbers(table, "activation", "influence", f"→ {fitted(pruned.target_name(0, 12), 12)}")
+    if is_narrow(console):
+        for column, name in zip(table.columns[1:], ("act.", "infl.", "→ target"), strict=True):
+            column.header = name
     for node in strongest.tolist():
         layer, position, feature = pruned.feature_of(node)
-        activation = pruned.activations[pruned.selected_features[node]].item()
         add_row(
             table,
-            name_cell(pruned.name_of(node)),
-            f"L{layer}/{feature}",
-            f"{pruned.token_name(position)} ({position})",
-            f"{activation:.2f}",
-            f"{share[node]:.1%}",
-            Text(f"{direct[node]:+.3f}", style="cyan" if direct[node] >= 0 else "red"),
+            *feature_cells(
+                console, pruned.name_of(node), f"L{layer}/{feature}", at(pruned.token_name(position), position)
+            ),
+            plain(float(pruned.activations[pruned.selected_features[node]])),
+            share(float(shares[node])),
+            coloured(signed(float(direct[node])), float(direct[node])),
         )
     return table
 
 
-def name_cell(name: str, limit: int = 32) -> Text:
-    """Return a feature's name for a table: given labels are bold, automatic ones and guesses are not."""
-    shown = short(name, limit) if name else ""
-    return Text(shown, style="" if is_guess(name) else "bold", no_wrap=True, overflow="ellipsis")
-
-
-def _paths(pruned: AttributionGraph, count: int, min_features: int, listed: Sequence[int]) -> Table:
-    said = "" if not min_features else f", with {min_features} feature{'s' if min_features > 1 else ''} or more"
+def _paths(pruned: AttributionGraph, most: int, min_features: int, listed: Sequence[int]) -> Table:
+    said = "" if not min_features else f", with {count(min_features, 'feature')} or more"
     table = plain_table(f"Strongest paths to {pruned.target_name(0, 32)}{said}")
-    table.add_column("share", justify="right")
-    table.add_column("path")
-    for path in strongest_paths(pruned, n=count, min_features=min_features, counted=listed):
+    add_numbers(table, "share")
+    add_words(table, "path")
+    for path in strongest_paths(pruned, n=most, min_features=min_features, counted=listed):
         # The path's steps are weighed by share, its sign says whether it raises or lowers the target.
         steps = Text(" → ").join(Text(_step(pruned, node)) for node in path.nodes)
-        add_row(table, Text(f"{path.strength:.2%}" if path.sign > 0 else f"−{path.strength:.2%}"), steps)
+        add_row(table, share(path.strength if path.sign > 0 else -path.strength), steps)
     return table
 
 

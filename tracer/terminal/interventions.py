@@ -8,8 +8,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from crosstrace.graphs.numbers import probability, signed
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.interventions.before_after import BeforeAfter, TokenChange
+from crosstrace.tracer.terminal.tables import add_numbers, add_words, coloured, is_narrow, plain_table
+
+CHANGE = "Δ log p"
+"""The heading of the column that holds changes: they are not values."""
 
 
 def show_before_after(result: BeforeAfter, console: Console | None = None) -> None:
@@ -24,24 +29,48 @@ def show_before_after(result: BeforeAfter, console: Console | None = None) -> No
     done = Text()
     for line, found in zip(result.interventions, result.found, strict=True):
         done.append(f"· {visible(line)}").append(f"  {visible(found)}\n" if found else "\n", style="dim")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for side in ("before", "after"):
-        table.add_column(f"top {side}", style="bold", no_wrap=True, overflow="ellipsis")
-        for name in ("before", "after", "logit"):
-            table.add_column(name, justify="right", no_wrap=True)
-        if side == "before":
-            table.add_column("│", style="dim")
-    for before, after in zip(result.before, result.after, strict=True):
-        table.add_row(*_cells(before), "│", *_cells(after))
-    parts: list[RenderableType] = [heading, done, table]
+    console = console or Console()
+    tables = _stacked(result) if is_narrow(console) else [_side_by_side(result)]
+    legend = Text(f"{CHANGE}: change of the log-probability, in nats; -0.69 halves the probability", style="dim")
+    parts: list[RenderableType] = [heading, done, *tables, legend]
     if result.generated_before is not None:
         for name, text in (("before", result.generated_before), ("after", result.generated_after or "")):
             parts.append(Text.assemble((f"{name:>7}  ", "bold"), visible(text) or "(ends at once)"))
-    (console or Console()).print(Group(*parts))
+    console.print(Group(*parts))
+
+
+def _side_by_side(result: BeforeAfter) -> Table:
+    table = plain_table("")
+    _add_columns(table, "before")
+    table.add_column("│", style="dim", no_wrap=True)
+    _add_columns(table, "after")
+    for before, after in zip(result.before, result.after, strict=True):
+        table.add_row(*_cells(before), "│", *_cells(after))
+    return table
+
+
+def _stacked(result: BeforeAfter) -> list[Table]:
+    tables = []
+    for side, changes in (("before", result.before), ("after", result.after)):
+        table = plain_table("")
+        _add_columns(table, side)
+        for change in changes:
+            table.add_row(*_cells(change))
+        tables.append(table)
+    return tables
+
+
+def _add_columns(table: Table, side: str) -> None:
+    add_words(table, f"top {side}", style="bold")
+    add_numbers(table, "before", "after", CHANGE)
 
 
 def _cells(change: TokenChange) -> list[Text]:
-    """Return a token, its probability before and after, and the change of its centred logit."""
-    style = "cyan" if change.logit_change >= 0 else "red"
-    after, logit = Text(f"{change.after:.3f}", style=style), Text(f"{change.logit_change:+.2f}", style=style)
-    return [Text(short(change.string)), Text(f"{change.before:.3f}"), after, logit]
+    """Return a token, its probability before and after, and the change of its log-probability."""
+    difference = change.log_probability_change
+    return [
+        Text(short(change.string)),
+        Text(probability(change.before)),
+        Text(probability(change.after)),
+        coloured(signed(difference), difference),
+    ]

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.tracer.attribution.plan import Phase, Plan
+from crosstrace.tracer.terminal.tables import add_numbers, add_words, plain_table
 
 _WHEN: dict[Phase, str] = {
     "throughout": "throughout",
@@ -53,8 +54,11 @@ def _facts(plan: Plan) -> Table:
 
 
 def _parts(plan: Plan) -> Table:
-    table = Table("part", "size", "where", "when")
-    table.columns[1].justify = "right"
+    table = plain_table("")
+    add_words(table, "part")
+    add_numbers(table, "size")
+    add_words(table, "where")
+    add_words(table, "when")
     for part in plan.parts:
         table.add_row(part.name, format_bytes(part.n_bytes), part.place, _WHEN[part.phase])
     table.add_section()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from crosstrace.graphs.numbers import count, error, plain, share
 from crosstrace.graphs.text import short, visible
-from crosstrace.tracer.terminal.graph import plain_table
+from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, plain_table
 from crosstrace.tracer.validation.validate import Validation
+
+_BAR = 40
 
 
 def show_validation(validation: Validation, console: Console | None = None) -> None:
@@ -23,54 +28,61 @@ def show_validation(validation: Validation, console: Console | None = None) -> N
     details = Text(f"{validation.model_name}  ·  {validation.transcoders_name}", style="dim")
     heading = Panel(Text(visible(validation.prompt), style="bold"), subtitle=details, box=box.ROUNDED)
     curves = [_curves(validation)] if validation.curves else []
-    (console or Console()).print(Group(heading, _checks(validation), *curves, _errors(validation)))
+    console = console or Console()
+    console.print(Group(heading, _checks(validation), *curves, _errors(validation, console.width)))
 
 
 def _checks(validation: Validation) -> Table:
     table = plain_table("Checks")
-    table.add_column("check", style="bold")
-    table.add_column("result")
+    add_words(table, "check", style="bold")
+    add_words(table, "result")
     direct, total, quality = validation.direct, validation.total, validation.quality
     target = short(validation.target)
-    table.add_row(
+    add_row(
+        table,
         "direct effects",
-        f"{direct.n_sources:,} sources doubled, {direct.n_edges:,} edges: relative error {direct.relative_error:.1e}, "
-        f"largest error {direct.max_error:.1e}",
+        f"{count(direct.n_sources, 'source')} doubled, {count(direct.n_edges, 'edge')}: "
+        f"relative error {error(direct.relative_error)}, largest error {error(direct.max_error)}",
     )
     n_single = total.is_supernode.count(False)
-    table.add_row(
+    ablated = f"{count(n_single, 'feature')} and {count(len(total.sources) - n_single, 'supernode')} ablated"
+    add_row(
+        table,
         f"total effects on {target}",
-        f"{n_single} features and {len(total.sources) - n_single} supernodes ablated: rank correlation of influence with "
-        f"|change| {total.influence_correlation}, of signed paths with change "
-        f"{total.signed_correlation}",
+        f"{ablated}: rank correlation of influence with |change| {total.influence_correlation}, of signed paths with "
+        f"change {total.signed_correlation}",
     )
-    table.add_row(
+    add_row(
+        table,
         "replacement model",
-        f"same top token as the model at {quality.same_top_token:.0%} of {quality.n_positions} positions, "
-        f"{'also' if quality.same_last_token else 'but not'} at the last; KL divergence {quality.kl_mean:.3f} nats on average, "
-        f"{quality.kl_last:.3f} at the last",
+        f"same top token as the model at {round(quality.same_top_token * quality.n_positions)} of "
+        f"{count(quality.n_positions, 'position')}, {'also' if quality.same_last_token else 'but not'} at the last; "
+        f"KL divergence {plain(quality.kl_mean)} nats on average, {plain(quality.kl_last)} at the last",
     )
     return table
 
 
 def _curves(validation: Validation) -> Table:
     table = plain_table(f"Logit of {short(validation.target)} recovered (1: the model; 0: no features and no errors)")
-    table.add_column("curve", style="bold")
-    table.add_column("filled with")
-    table.add_column("area", justify="right")
-    table.add_column("pruned graph", justify="right")
+    add_words(table, "curve", style="bold")
+    add_words(table, "filled with")
+    add_numbers(table, "area", "pruned\ngraph", "its\nfeatures")
     for curve in validation.curves:
         name = "keep only" if curve.kind == "keep" else "remove only"
-        table.add_row(
-            name, curve.fill, f"{curve.area:.3f}", f"{curve.pruned_recovered:.3f} with {curve.pruned_count} features"
-        )
+        numbers = (plain(curve.area), plain(curve.pruned_recovered), count(curve.pruned_count))
+        add_row(table, name, curve.fill, *numbers)
     return table
 
 
-def _errors(validation: Validation) -> Table:
+def _errors(validation: Validation, width: int) -> Table:
+    """A line per layer: Gemma 3 has up to 62."""
     table = plain_table("Error norm by layer, as a share of the MLP output's norm")
     norms = validation.quality.error_norms
-    for layer in range(len(norms)):
-        table.add_column(f"L{layer}", justify="right")
-    table.add_row(*(f"{norm:.2f}" for norm in norms))
+    bar = min(_BAR, width - 24)
+    add_numbers(table, "layer", "error norm")
+    add_words(table)
+    most = max(norms, default=0.0)
+    for layer, norm in enumerate(norms):
+        length = round(bar * norm / most) if most > 0 and math.isfinite(most) else 0
+        add_row(table, f"L{layer}", share(norm), Text("█" * length, style="cyan"))
     return table

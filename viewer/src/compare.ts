@@ -96,8 +96,9 @@ function start(data: ComparisonData): object {
     byId("counts").textContent = counts.join("  ·  ");
     const features = pair.shown("feature").map((both) => pair.placeOf(both));
     const only = (side: number): number => features.filter((place) => place.side === side && !pair.isShared(place)).length;
-    const shared = features.filter((place) => pair.isShared(place)).length;
-    byId("shared-count").textContent = whole(shared);
+    const shared = features.filter((place) => pair.kindOf(place) === "shared").length;
+    const untraced = features.filter((place) => pair.kindOf(place) === "untraced").length;
+    byId("shared-count").textContent = whole(shared) + (untraced ? ` (and ${whole(untraced)} not traced in both)` : "");
     byId("only-a-count").textContent = whole(only(0));
     byId("only-b-count").textContent = whole(only(1));
     remember();

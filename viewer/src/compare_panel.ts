@@ -5,7 +5,7 @@ import { button, byId, h, on } from "./dom";
 import { List } from "./list";
 import type { Both, Pair, Place } from "./pair";
 import { icon } from "./shapes";
-import { percent, plain, short, signed, whole } from "./text";
+import { percent, plain, points, probability, short, signed, whole } from "./text";
 
 const ROW = 34;
 
@@ -19,7 +19,7 @@ interface EdgePair {
   weights: [number | null, number | null];
 }
 
-type Tab = "all" | "shared" | "a" | "b";
+type Tab = "all" | "shared" | "untracedA" | "untracedB" | "a" | "b";
 
 export class ComparePanel {
   private element = byId("panel");
@@ -39,14 +39,16 @@ export class ComparePanel {
   private showOverview(): void {
     const { pair } = this;
     const features = pair.shown("feature");
-    const lists: Record<Tab, Both[]> = { all: features, shared: [], a: [], b: [] };
+    const lists: Record<Tab, Both[]> = { all: features, shared: [], untracedA: [], untracedB: [], a: [], b: [] };
     for (const both of features) {
-      const place = pair.placeOf(both);
-      lists[pair.isShared(place) ? "shared" : place.side === 0 ? "a" : "b"].push(both);
+      const place = pair.placeOf(both), kind = pair.kindOf(place);
+      lists[kind === "shared" ? "shared" : kind === "untraced" ? (place.side === 0 ? "untracedB" : "untracedA") : place.side === 0 ? "a" : "b"].push(both);
     }
-    for (const list of Object.values(lists)) list.sort((x, y) => Math.abs(pair.change(y)) - Math.abs(pair.change(x)));
+    for (const list of Object.values(lists)) list.sort((x, y) => pair.size(y) - pair.size(x));
     const [a, b] = pair.sides.map((side) => short(side.name, 12));
-    const tabs: [Tab, string][] = [["all", "All"], ["shared", "Shared"], ["a", `Only ${a}`], ["b", `Only ${b}`]];
+    const untraced: [Tab, string][] = [["untracedA", `Not traced in ${a}`], ["untracedB", `Not traced in ${b}`]];
+    const tabs: [Tab, string][] = [["all", "All"], ["shared", "Shared"], ...untraced.filter(([tab]) => lists[tab].length), ["a", `Only ${a}`], ["b", `Only ${b}`]];
+    if (!tabs.some(([tab]) => tab === this.tab)) this.tab = "all";
     const list = new List<Both>("Features", ROW, (both) => this.featureRow(both));
     const notes = pair.sides.flatMap(({ name, model }) => {
       const { graph, data } = model;
@@ -54,7 +56,7 @@ export class ComparePanel {
       return [...own, ...data.notes.map((note) => `${name}: ${note}`)];
     });
     this.replace(
-      h("div", { class: "scroll" }, h("section", {}, h("h2", {}, "Output"), this.columns(), ...this.outputs()), ...notes.map((note) => h("p", { class: "note" }, note))),
+      h("div", { class: "scroll" }, h("section", {}, h("h2", {}, "Output"), this.columns("change, pp"), ...this.outputs()), ...notes.map((note) => h("p", { class: "note" }, note))),
       h("div", { class: "tabs", role: "group", "aria-label": "Features" },
         ...tabs.map(([tab, name]) => {
           const tabButton = button(`${name} ${whole(lists[tab].length)}`, "Sorted by the change in influence", () => {
@@ -66,7 +68,7 @@ export class ComparePanel {
           tabButton.setAttribute("aria-pressed", String(tab === this.tab));
           return tabButton;
         })),
-      h("div", { class: "columns-head" }, h("span", { class: "hint" }, "influence"), this.columns()),
+      h("div", { class: "columns-head" }, h("span", { class: "hint" }, "influence"), this.columns("change, pp")),
       list.element,
     );
     list.set(lists[this.tab]);
@@ -80,19 +82,20 @@ export class ComparePanel {
 
   private outputs(): HTMLElement[] {
     const { pair } = this;
-    const probability = (both: Both, side: number): number | null => (both[side] < 0 ? null : pair.sides[side].model.chance(both[side]));
-    const most = (both: Both): number => Math.max(probability(both, 0) ?? 0, probability(both, 1) ?? 0);
+    const chance = (both: Both, side: number): number | null => (both[side] < 0 ? null : pair.sides[side].model.chance(both[side]));
+    const most = (both: Both): number => Math.max(chance(both, 0) ?? 0, chance(both, 1) ?? 0);
     return pair.shown("logit").sort((x, y) => most(y) - most(x)).slice(0, 6).map((both) => {
-      const [a, b] = [probability(both, 0), probability(both, 1)];
-      return this.row(pair.placeOf(both), a === null ? "–" : percent(a), b === null ? "–" : percent(b), a === null || b === null ? "" : signedPercent(b - a), (b ?? 0) - (a ?? 0));
+      const [a, b] = [chance(both, 0), chance(both, 1)];
+      return this.row(pair.placeOf(both), a === null ? "–" : probability(a), b === null ? "–" : probability(b), a === null || b === null ? "" : points(b - a, ""), (b ?? 0) - (a ?? 0));
     });
   }
 
   private featureRow(both: Both): HTMLElement {
     const { pair } = this;
     const place = pair.placeOf(both);
-    const share = (side: number): string => (both[side] < 0 ? "–" : percent(pair.sides[side].influence(both[side])));
-    return this.row(place, share(0), share(1), signedPercent(pair.change(both)), pair.change(both));
+    const untraced = pair.isUntraced(both);
+    const share = (side: number): string => (both[side] < 0 ? (untraced ? "untraced" : "–") : percent(pair.sides[side].influence(both[side])));
+    return this.row(place, share(0), share(1), points(pair.change(both), ""), pair.change(both));
   }
 
   private row(place: Place, a: string, b: string, change: string, sign: number): HTMLElement {
@@ -135,7 +138,7 @@ export class ComparePanel {
         h("tbody", {},
           h("tr", {}, h("th", { scope: "row" }, "at"), ...positions.map((text) => h("td", { dir: "auto" }, text))),
           kind === "feature" ? fact("activation", activation) : null,
-          kind === "logit" ? fact("probability", (side) => plain(pair.sides[side].model.chance(both[side]) ?? NaN)) : fact("influence", (side) => percent(pair.sides[side].influence(both[side]))))),
+          kind === "logit" ? fact("probability", (side) => probability(pair.sides[side].model.chance(both[side]) ?? NaN)) : fact("influence", (side) => percent(pair.sides[side].influence(both[side]))))),
       pair.elsewhere(place) ? h("p", { class: "note", id: "elsewhere" }, pair.elsewhere(place)) : null,
       card.length ? h("div", { class: "card scroll" }, ...card) : null,
       ...this.edges("Fed by", "fed-by", both, true),
@@ -174,9 +177,4 @@ export class ComparePanel {
     queueMicrotask(() => list.set(pairs));
     return [h("div", { class: "columns-head" }, h("h3", {}, `${title} (${whole(pairs.length)})`), this.columns()), list.element];
   }
-}
-
-function signedPercent(share: number): string {
-  if (share === 0) return "0";
-  return `${share < 0 ? "−" : "+"}${percent(Math.abs(share))}`;
 }

@@ -4,7 +4,7 @@ import type { Card, Graph, Kind, PageData } from "./data";
 import { decode } from "./data";
 import { influenceOf, prune, type Influence, type Pruned } from "./prune";
 import type { LeftOut } from "./state";
-import { percent, short, visible } from "./text";
+import { probability, short, visible } from "./text";
 
 export interface Neighbour {
   node: number;
@@ -124,7 +124,7 @@ export class Model {
   /** The probability in words, "" where there is none. */
   chanceText(node: number): string {
     const chance = this.chance(node);
-    return chance === null ? "" : percent(chance);
+    return chance === null ? "" : probability(chance);
   }
 
   activation(node: number): number | null {

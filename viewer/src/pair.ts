@@ -5,6 +5,7 @@ import { GraphView } from "./graph_view";
 import { Model } from "./model";
 import type { Look } from "./shapes";
 import { Store } from "./state";
+import { short } from "./text";
 
 export interface ComparisonData {
   format: "crosstrace-comparison-page";
@@ -13,7 +14,12 @@ export interface ComparisonData {
   graphs: [PageData, PageData];
   /** For each node of either page its number in the other, or one of `ABSENT`, `ELSEWHERE`, `UNTRACED`. */
   counterparts: [number[], number[]];
+  /** For features that are absent at their place in the other graph: the positions there at which they fire all the same. */
+  unaligned: [Record<string, number[]>, Record<string, number[]>];
 }
+
+/** What a node is to the other graph: a node there too, active there but not traced, or not there. */
+export type Kind = "shared" | "untraced" | "only";
 
 /** Not in the other graph at all. */
 export const ABSENT = -1;
@@ -36,7 +42,7 @@ export class Side {
   readonly store: Store;
   view!: GraphView;
 
-  constructor(readonly number: number, readonly name: string, data: PageData, readonly counterparts: number[], nodeThreshold: number, edgeThreshold: number) {
+  constructor(readonly number: number, readonly name: string, data: PageData, readonly counterparts: number[], readonly unaligned: Record<string, number[]>, nodeThreshold: number, edgeThreshold: number) {
     this.model = new Model(data);
     this.store = new Store({ pinned: [], supernodes: [], clicked: "", positions: {}, nodeThreshold, edgeThreshold });
     this.model.prune(nodeThreshold, edgeThreshold);
@@ -61,7 +67,7 @@ export class Pair {
     // A card stands once, with the first graph that has it.
     const cards = { ...data.graphs[1].cards, ...data.graphs[0].cards };
     for (const graph of data.graphs) graph.cards = cards;
-    const side = (i: number): Side => new Side(i, data.names[i], data.graphs[i], data.counterparts[i], nodeThreshold, edgeThreshold);
+    const side = (i: number): Side => new Side(i, data.names[i], data.graphs[i], data.counterparts[i], data.unaligned[i], nodeThreshold, edgeThreshold);
     this.sides = [side(0), side(1)];
   }
 
@@ -74,9 +80,14 @@ export class Pair {
     return side === 0 ? [node, partner] : [partner, node];
   }
 
-  /** Whether the other graph has it too, shown or not. */
+  /** Whether the other graph has it too, shown or not, traced or not. */
   isShared({ side, node }: Place): boolean {
     return this.sides[side].counterparts[node] !== ABSENT;
+  }
+
+  kindOf({ side, node }: Place): Kind {
+    const partner = this.sides[side].counterparts[node];
+    return partner === ABSENT ? "only" : partner === UNTRACED ? "untraced" : "shared";
   }
 
   /** What is only in one graph is drawn as a tag that points to its side, in that side's colour. */
@@ -92,7 +103,7 @@ export class Pair {
     const { model } = this.sides[side];
     switch (partner) {
       case ABSENT:
-        return model.kind(node) === "feature" ? `Not active in ${other.name}.` : `Not in ${other.name}.`;
+        return model.kind(node) === "feature" ? this.notThere(side, node) : `Not in ${other.name}.`;
       case ELSEWHERE:
         return `In ${other.name} it has too little influence to be on this page.`;
       case UNTRACED:
@@ -100,6 +111,13 @@ export class Pair {
       default:
         return other.isShown(partner) ? "" : `In ${other.name} it is below the thresholds.`;
     }
+  }
+
+  private notThere(side: number, node: number): string {
+    const other = this.other(side), fires = this.sides[side].unaligned[node] ?? [];
+    if (!fires.length) return `Not active in ${other.name}.`;
+    const places = fires.slice(0, 5).map((position) => `${short(other.model.token(position), 14)} (${position})`);
+    return `Not active at this place in ${other.name}; it is at ${places.join(", ")}${fires.length > 5 ? " …" : ""}.`;
   }
 
   /** Everything of a kind that at least one side shows, each once. */
@@ -120,9 +138,19 @@ export class Pair {
     return [...new Set(rows)];
   }
 
-  /** B minus A, of the share of all nodes' influence; a missing node has none. */
+  /** B minus A, of the share of all nodes' influence; a missing node has none; NaN where it is active but was not traced. */
   change(both: Both): number {
+    if (this.isUntraced(both)) return NaN;
     return this.sides[1].influence(both[1]) - this.sides[0].influence(both[0]);
+  }
+
+  isUntraced([a, b]: Both): boolean {
+    return (b < 0 && this.sides[0].counterparts[a] === UNTRACED) || (a < 0 && this.sides[1].counterparts[b] === UNTRACED);
+  }
+
+  /** What lists are sorted by: the change, or the influence where the change is not known. */
+  size(both: Both): number {
+    return Math.abs(this.isUntraced(both) ? this.sides[0].influence(both[0]) + this.sides[1].influence(both[1]) : this.change(both));
   }
 
   /** The side whose numbers are shown, A first. */

@@ -8,7 +8,7 @@ import type { Model, Neighbour } from "./model";
 import { strongestPaths, type Path } from "./paths";
 import { icon } from "./shapes";
 import { MOST_PATH_FEATURES, NOTHING_LEFT_OUT, type LeftOut, type Store } from "./state";
-import { percent, plain, short, signed, visible, whole } from "./text";
+import { percent, plain, probability, short, signed, visible, whole } from "./text";
 
 const ROW = 30;
 
@@ -146,7 +146,7 @@ export class Panel {
     if (chance === null) return this.nodeButton(node, "output", icon("logit"), name);
     const bar = h("span", { class: "meter" }, h("span", {}));
     (bar.firstChild as HTMLElement).style.width = `${100 * Math.min(chance, 1)}%`;
-    return this.nodeButton(node, "output", icon("logit"), name, bar, h("span", { class: "number" }, percent(chance)));
+    return this.nodeButton(node, "output", icon("logit"), name, bar, h("span", { class: "number" }, probability(chance)));
   }
 
   private pathRow(path: Path): HTMLElement {
@@ -193,7 +193,7 @@ export class Panel {
     const activation = model.activation(node);
     if (activation !== null) facts.unshift(["activation", plain(activation)]);
     const chance = model.chance(node);
-    if (chance !== null) facts.unshift(["probability", plain(chance)]);
+    if (chance !== null) facts.unshift(["probability", probability(chance)]);
     else if (kind !== "logit" && model.influence.total > 0) facts.unshift(["influence", percent(model.influence.values[node] / model.influence.total)]);
     const where = kind === "feature" ? `feature L${model.featureKey(node)} at ${short(model.token(model.position(node)))}` : kind === "error" ? `error at ${short(model.token(model.position(node)))}` : kind === "token" ? `token ${model.position(node)}` : "output";
     const pin = button(pinned ? "Unpin" : "Pin", "Pin to the subgraph (p)", () => store.toggle(id), pinned ? "active" : "");

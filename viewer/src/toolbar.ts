@@ -3,7 +3,7 @@
 import { byId } from "./dom";
 import type { Model } from "./model";
 import type { Store } from "./state";
-import { whole } from "./text";
+import { probability, whole } from "./text";
 
 export class Sliders {
   private node = byId<HTMLInputElement>("node-threshold");
@@ -26,7 +26,7 @@ export class Sliders {
   show(nodeThreshold: number, edgeThreshold: number): void {
     for (const [input, value, name] of [[this.node, nodeThreshold, "node-value"], [this.edge, edgeThreshold, "edge-value"]] as const) {
       if (document.activeElement !== input || Number(input.value) !== value) input.value = String(value);
-      byId(name).textContent = value.toFixed(2);
+      byId(name).textContent = probability(value);
     }
   }
 }
@@ -51,7 +51,7 @@ export class Toolbar {
   }
 }
 
-/** A score with two digits, or a dash where there is none. */
+/** A score, or a dash where there is none. */
 function score(value: number | null): string {
-  return value === null || Number.isNaN(value) ? "–" : value.toFixed(2);
+  return value === null || Number.isNaN(value) ? "–" : probability(value);
 }

@@ -1,5 +1,5 @@
 // Drives the pages in a real browser: node browser.mjs FOLDER CHROMIUM, where FOLDER holds story.html, hostile.html,
-// foreign.html, contrast.html, large.html, both.html (a comparison), hostile_both.html and notebook.html (the first two
+// foreign.html, contrast.html, large.html, both.html (a comparison), capped.html and capped.json (one of capped graphs), hostile_both.html and notebook.html (the first two
 // in frames). Prints one JSON line per check: {"check", "problem" ("" when all is well), "measured", "seconds"}.
 
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -123,7 +123,7 @@ const checks = {
     });
     await page.evaluate((clicked) => globalThis.crosstrace.store.set({ clicked }), id);
     const text = await page.locator("#panel .card").textContent();
-    for (const part of ["In this prompt", "Promotes", "Suppresses", "Top contexts", "Fires on 1.2% of tokens"]) assert(text.includes(part), part);
+    for (const part of ["In this prompt", "Promotes", "Suppresses", "Top contexts", "Fires on 1.23% of tokens"]) assert(text.includes(part), part);
     assert((await page.locator("#panel .tokens .on").count()) > 0);
     assert((await page.locator("#panel .histogram rect").count()) > 1);
     return page;
@@ -197,13 +197,13 @@ const checks = {
     const wanted = await page.evaluate(([node, edge]) => {
       const { prune, model } = globalThis.crosstrace;
       const { pruned } = prune(model.data, node, edge);
-      return [pruned.nodes.reduce((a, b) => a + b, 0), pruned.edges.length, pruned.replacement.toFixed(2)];
+      return [pruned.nodes.reduce((a, b) => a + b, 0), pruned.edges.length, pruned.replacement.toFixed(3)];
     }, [nodeThreshold, edgeThreshold]);
     assert.equal(Number((await page.locator("#node-count").textContent()).split(" ")[0].replace(",", "")), wanted[0]);
     assert.equal(Number((await page.locator("#edge-count").textContent()).split(" ")[0].replace(",", "")), wanted[1]);
     assert.equal(await page.locator("#replacement").textContent(), wanted[2]);
     const whole = await page.evaluate(() => globalThis.crosstrace.model.data.scores);
-    assert.equal(await page.locator("#whole-replacement").textContent(), `(whole graph ${whole.replacement.toFixed(2)})`);
+    assert.equal(await page.locator("#whole-replacement").textContent(), `(whole graph ${whole.replacement.toFixed(3)})`);
     return page;
   },
   async "pan and zoom, and back to the whole graph"() {
@@ -447,7 +447,7 @@ const checks = {
   async "a comparison lists what changed, searches both graphs and prunes both"() {
     const page = await open("both.html");
     const changes = await page.locator("#panel .list .pair-row .number:last-child").allTextContents();
-    const sizes = changes.map((text) => Math.abs(Number(text.replace("−", "-").replace("%", ""))));
+    const sizes = changes.map((text) => Math.abs(Number(text.replaceAll("−", "-"))));
     assert(sizes.length > 5);
     assert.deepEqual(sizes, [...sizes].sort((a, b) => b - a));
     await page.locator("#tab-b").click();
@@ -471,6 +471,21 @@ const checks = {
     await page.setViewportSize({ width: 400, height: 800 });
     await settled(page);
     assert(await page.evaluate(() => document.documentElement.scrollWidth <= 400), "scrolls sideways");
+    return page;
+  },
+  async "a comparison of capped graphs counts what the command line counts"() {
+    const page = await open("capped.html");
+    const found = JSON.parse(readFileSync(join(folder, "capped.json"), "utf8"));
+    const tabs = { shared: "shared", untracedA: "not_traced_in_a", untracedB: "not_traced_in_b", a: "only_a", b: "only_b" };
+    for (const [tab, name] of Object.entries(tabs)) {
+      assert(found[name].length > 0, name);
+      assert.match(await page.locator(`#tab-${tab}`).textContent(), new RegExp(` ${found[name].length}$`), name);
+    }
+    await page.locator("#tab-untracedB").click();
+    const row = page.locator("#panel .list .pair-row").first();
+    assert.deepEqual((await row.locator(".number").allTextContents()).slice(1), ["untraced", "–"]);
+    await row.click();
+    assert.match(await page.locator("#elsewhere").textContent(), /^Active in B, but not among the features that were traced there\.$/);
     return page;
   },
   async "a target that is no token has no probability"() {

@@ -9,7 +9,7 @@ import pytest
 from cases import load_case
 
 from crosstrace.graphs import AttributionGraph, compare, prune, write_comparison
-from crosstrace.graphs.analysis.comparison import counterparts
+from crosstrace.graphs.analysis.alignment import counterparts
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import trace
 

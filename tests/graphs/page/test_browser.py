@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graph_samples import HOSTILE, random_graph
+from graph_samples import HOSTILE, capped, random_graph
 from places import VIEWER
 
-from crosstrace.graphs import prune, view, write_comparison_html, write_html, write_json
+from crosstrace.graphs import compare, prune, view, write_comparison, write_comparison_html, write_html, write_json
 
 SCRIPT = VIEWER / "test" / "browser.mjs"
 CHECKS = re.findall(r'^  async "(.+)"\(\)', SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
@@ -66,6 +66,9 @@ def write_pages(folder: Path) -> None:
     write_json(prune(story), folder / "story.json")
     view(folder / "story.json", folder / "foreign.html")
     write_comparison_html(prune(story, 0.9, 0.98), prune(changed(story), 0.9, 0.98), folder / "both.html", cards=cards)
+    a, b = prune(capped(story, range(0, 30, 4))), prune(capped(changed(story), range(1, 30, 5)))
+    write_comparison_html(a, b, folder / "capped.html")
+    write_comparison(compare(a, b), folder / "capped.json")
     contrast = dataclasses.replace(story, logit_tokens=-torch.ones_like(story.logit_tokens))
     write_html(contrast, folder / "contrast.html")
     hostile = hostile_graph()
@@ -97,14 +100,18 @@ def story_graph():
 
 
 def changed(graph):
-    """Other weights, and another token at one position, so that the features there are not shared."""
+    """Other weights, and at one position another token with other features."""
     rng = np.random.default_rng(0)
     edges = graph.edges.copy()
     edges.data = edges.data * rng.normal(size=edges.nnz).astype(np.float32)
     tokens = graph.tokens.clone()
     tokens[7] = 999
+    active = graph.active_features.clone()
+    active[active[:, 1] == 7, 2] += 1000
     strings = [*graph.token_strings[:7], " Oakland", *graph.token_strings[8:]]
-    return dataclasses.replace(graph, edges=edges, tokens=tokens, token_strings=strings, prompt="".join(strings))
+    return dataclasses.replace(
+        graph, active_features=active, edges=edges, tokens=tokens, token_strings=strings, prompt="".join(strings)
+    )
 
 
 ATTACKS = [

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 
 import pytest
+import scipy.sparse
 import torch
-from graph_samples import HOSTILE, random_graph
+from graph_samples import HOSTILE, capped, random_graph
 
-from crosstrace.graphs import PageLimits, prune, write_comparison_html
-from crosstrace.graphs.analysis.comparison import counterparts
+from crosstrace.graphs import PageLimits, compare, prune, write_comparison_html
+from crosstrace.graphs.analysis.alignment import counterparts
+from crosstrace.graphs.analysis.comparison import LISTS
 from crosstrace.graphs.page.comparison import ABSENT, ELSEWHERE, UNTRACED, comparison_page_data
 from crosstrace.graphs.viewer_ids import node_ids
 
@@ -32,16 +35,7 @@ def test_each_node_knows_its_counterpart_on_the_other_page():
 
 
 def test_a_feature_that_was_active_but_not_traced():
-    kept = torch.arange(1, len(A.selected_features))
-    n = A.n - 1
-    rows = torch.arange(1, A.n)
-    cut = dataclasses.replace(
-        A,
-        selected_features=kept,
-        feature_labels=A.feature_labels[1:],
-        edges=A.edges[rows.numpy()][:, rows.numpy()],
-        **{name: getattr(A, name)[1:] for name in ("unattributed", "omitted", "omitted_magnitude", "target_values")},
-    )
+    cut, n = capped(A, [0]), A.n - 1
     assert cut.n == n
     data = comparison_page_data(A, cut)
     assert data["counterparts"][0] == [UNTRACED, *range(n)]
@@ -57,6 +51,51 @@ def test_a_node_that_the_other_page_does_not_hold():
         expected = [others.index(name) if name in others else ELSEWHERE for name in own]
         assert partners == expected
         assert ELSEWHERE in partners
+
+
+def test_page_and_lists_agree_on_capped_graphs():
+    """The same two graphs, cut by a cap at different features, with a token replaced and features moved to another one."""
+    a = prune(capped(A, range(0, 20, 3)), 0.98, 0.99)
+    moved = A.active_features.clone()
+    moved[moved[:, 1] == 2, 2] += 1000  # other features at the replaced token
+    other = dataclasses.replace(
+        A, active_features=moved, tokens=torch.tensor([10, 11, 99, 13, 14]), edges=A.edges * 0.5
+    )
+    b = prune(capped(other, range(1, 20, 4)), 0.98, 0.99)
+    found, data = compare(a, b), comparison_page_data(a, b)
+    shown = [set(graph.kept_nodes()) for graph in (a, b)]
+    counts = Counter()
+    for side, (graph, others) in enumerate(((a, shown[1]), (b, shown[0]))):
+        for node, partner in enumerate(
+            data["counterparts"][side]
+        ):  # without limits, the page's numbers are the graph's
+            if graph.layout.kind(node) != "feature" or (node not in shown[side] and partner not in others):
+                continue
+            kind = {ABSENT: "only_" + "ab"[side], UNTRACED: "not_traced_in_" + "ba"[side]}.get(partner, "shared")
+            counts[kind] += kind != "shared" or side == 0
+    assert counts == {name: len(getattr(found, name)) for name in LISTS}
+    assert all(counts[name] for name in LISTS)
+
+
+def test_a_feature_that_fires_at_a_token_elsewhere():
+    a = random_graph(L=1, P=4, per_layer=0, k=1, density=0.0)
+    sizes = {"activations": torch.ones(2), "selected_features": torch.arange(2)}
+
+    def graph(active_features, tokens):
+        n = 2 + 4 + 4 + 1
+        zeros = {name: torch.zeros(n) for name in ("unattributed", "omitted", "omitted_magnitude", "target_values")}
+        fields = sizes | {"active_features": torch.tensor(active_features), "tokens": torch.tensor(tokens)}
+        return dataclasses.replace(a, **fields, **zeros, edges=scipy.sparse.csr_array((n, n)), feature_labels=["", ""])
+
+    first = graph([[0, 1, 5], [0, 2, 7]], [1, 2, 3, 4])
+    # Token 2 is replaced by 9: feature 7 fires there in both. Feature 5 fires at the last token instead of the second.
+    second = graph([[0, 2, 7], [0, 3, 5]], [1, 2, 9, 4])
+    found = compare(first, second)
+    assert [(item.feature, item.a.position, item.b.position) for item in found.shared] == [(7, 2, 2)]
+    assert [(item.feature, item.elsewhere) for item in found.only_a] == [(5, (3,))]
+    assert [(item.feature, item.elsewhere) for item in found.only_b] == [(5, (1,))]
+    data = comparison_page_data(first, second)
+    assert data["unaligned"] == [{"0": [3]}, {"1": [1]}]
 
 
 def test_strings_stay_data(tmp_path):

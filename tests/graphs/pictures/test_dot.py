@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import subprocess
+import unicodedata
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,7 @@ from drawing import BOTH
 from graph_samples import HOSTILE, case, random_graph
 
 from crosstrace.graphs import Figure, prune, suggest_supernodes, to_pydot, write_dot
-from crosstrace.graphs.pictures.dot import NEGATIVE, POSITIVE, quoted
+from crosstrace.graphs.pictures.dot import NEGATIVE, POSITIVE, html, quoted, tooltip
 from crosstrace.graphs.pictures.figure import Drawing, DrawnNode, Line
 from crosstrace.graphs.pictures.placement import arrange
 from crosstrace.graphs.text import short, visible
@@ -160,6 +161,47 @@ def test_quoted_labels_are_shown_as_they_are(program, text):
     source = f"digraph {{ a [label={quoted(text)}] b -> a }}"
     drawn(program, source)
     assert shown_texts(program, source)["a"] == visible(text)
+
+
+def nasty_tokens():
+    """Two of each Unicode category in every kind of place, and every ASCII sign alone, doubled, and beside the others'."""
+    ascii_signs = [chr(code) for code in range(128)]
+    found = [sign * count for sign in ascii_signs for count in (1, 2, 3)]
+    special = "]&<>\"'\\[{}|;:#%!-/"
+    found += [first + second for first in special for second in special]
+    found += [
+        f"{sign}{entity}"
+        for sign in special
+        for entity in ("&amp;", "&#93;", "]]>", "<![CDATA[", "-->", "\\N", "<br/>")
+    ]
+    by_category = {}
+    for code in range(0x80, 0x20000):
+        signs = by_category.setdefault(unicodedata.category(chr(code)), [])
+        signs.append(chr(code))
+    for signs in by_category.values():
+        some = signs[:: max(len(signs) // 40, 1)]
+        found += [form for sign in some for form in (sign, f"{sign}]", f" {sign}{sign}")]
+    return list(dict.fromkeys(found))
+
+
+def test_any_token_is_shown_in_labels_of_both_kinds(program):
+    tokens = nasty_tokens()
+    assert len(tokens) > 2000
+    for start in range(0, len(tokens), 800):
+        part = tokens[start : start + 800]
+        lines = [
+            f'n{i} [pos="0,{i}", label={html((Line(token), Line(token, True)))}, tooltip={tooltip(token)}];\n'
+            f'm{i} [pos="9,{i}", label={quoted(token)}];'
+            for i, token in enumerate(part)
+        ]
+        text = "\n".join(["digraph {layout=nop; node [shape=plaintext];", *lines, "}"])
+        said = run(program, "-Tsvg", text).stderr.splitlines()
+        assert not [line for line in said if not any(words in line for words in ALLOWED)]
+        texts = shown_texts(program, text)
+        for i, token in enumerate(part):
+            shown = visible(token).replace("\xa0", " ").strip()
+            assert [one.strip() for one in texts[f"n{i}"].split("|")] == [*f"{shown}|{shown}".split("|")] or not shown
+            assert texts[f"m{i}"].strip() == shown or not shown
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from cases import load_case
+from drawing import needs_graphviz, needs_pure
 from small_tokenizer import write_tokenizer
 from typer.testing import CliRunner, Result
 
@@ -291,3 +293,49 @@ def test_nothing_explained_has_no_score(chosen):
     assert result.exit_code == 0, result.output
     assert "score –: no features and no errors" in result.output
     assert "1.000 of" not in result.output
+
+
+def test_show_in_silence_still_writes(raw, tmp_path):
+    result = run("show", str(raw), "-q", "-o", str(tmp_path / "g.dot"))
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+    assert (tmp_path / "g.dot").is_file()
+
+
+@needs_pure
+def test_letters_that_a_picture_lacks_are_one_line(raw, tmp_path, monkeypatch):
+    graph = AttributionGraph.load(raw)
+    graph.token_strings[-1] = "中"
+    graph.save(tmp_path / "g.safetensors")
+    monkeypatch.setenv("PATH", "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = run("show", str(tmp_path / "g.safetensors"), "-q", "-o", str(tmp_path / "g.png"))
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("note: ")
+    assert "has no letters for 中" in line
+
+
+@needs_graphviz
+def test_a_token_that_is_a_bracket_is_drawn(raw, tmp_path):
+    graph = AttributionGraph.load(raw)
+    graph.token_strings[:] = ["]"] * len(graph.token_strings)
+    graph.save(tmp_path / "g.safetensors")
+    outputs = [tmp_path / f"g.{suffix}" for suffix in ("dot", "svg", "json", "html", "graphml")]
+    result = run(
+        "show", str(tmp_path / "g.safetensors"), "-q", *[part for path in outputs for part in ("-o", str(path))]
+    )
+    assert result.exit_code == 0, result.output
+    assert all(path.is_file() for path in outputs)
+
+
+def test_weights_that_float32_cannot_hold_are_left_out_and_said(raw, tmp_path):
+    assert run("show", str(raw), "-q", "-o", str(tmp_path / "g.json")).exit_code == 0
+    content = json.loads((tmp_path / "g.json").read_text())
+    content["links"][0]["weight"] = 1e308
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("view", str(tmp_path / "g.json"), "-o", str(tmp_path / "g.html")).exit_code == 0
+    assert "1 links were left out: their weights are beyond 3.4e+38" in (tmp_path / "g.html").read_text()

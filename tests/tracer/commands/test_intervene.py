@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from cases import load_case
+from graph_samples import random_graph
 from typer.testing import CliRunner, Result
 
+from crosstrace.graphs import AttributionGraph
+from crosstrace.graphs.numbers import probability, signed
 from crosstrace.replacement_model import FeatureAt, ReplacementModel, Scale, Set, SwapIn
+from crosstrace.replacement_model.demo import MODEL_NAME, TRANSCODERS_NAME
 from crosstrace.tracer import before_and_after, parse_intervention
 from crosstrace.tracer.commands.app import app
+from crosstrace.tracer.commands.model_choice import choice_of_graph
 
 PROMPT = "w5 w66 w55 w60 w15"
 CASE = load_case("clt_affine")
@@ -101,11 +106,11 @@ def test_the_table_shows_the_fate_of_the_old_answer_in_80_columns() -> None:
     done = before_and_after(model, PROMPT, [Scale("L1/5@2", -3.0), Set("L2/3", 400.0)], top=1)
     old, new = done.before[0], done.after[0]
     assert old.string != new.string
-    assert result.output.count("logit") == 2  # no column is cut off
+    assert result.output.count("Δ log p") == 3  # no column is cut off, and the legend
     (row,) = [line for line in result.output.splitlines() if line.strip().startswith(old.string.strip())]
     assert row.split() == [
-        *(old.string.strip(), f"{old.before:.3f}", f"{old.after:.3f}", f"{old.logit_change:+.2f}", "│"),
-        *(new.string.strip(), f"{new.before:.3f}", f"{new.after:.3f}", f"{new.logit_change:+.2f}"),
+        *(old.string.strip(), probability(old.before), probability(old.after), signed(old.log_probability_change), "│"),
+        *(new.string.strip(), probability(new.before), probability(new.after), signed(new.log_probability_change)),
     ]
 
 
@@ -178,3 +183,33 @@ def test_of_what_is_swapped_in_it_says_what_is_active_there() -> None:
     elsewhere = FeatureAt(layer, feature, 1 + position % 4)
     said = before_and_after(model, PROMPT, [SwapIn(elsewhere, source, source_position=position)]).found
     assert said == [f"{value:.3g} there"]
+
+
+def test_validate_takes_the_model_that_the_graph_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = tmp_path / "g.safetensors"
+    assert run("trace", PROMPT, *CHOSEN, "-q", "-o", str(graph)).exit_code == 0
+    result = run("validate", str(graph), "--sources", "4", "--features", "2", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "direct effects" in result.output
+    traced = AttributionGraph.load(graph)
+    for name in ("/gone/model", "model with spaces", "C:\\gone"):
+        traced.model_name = name
+        traced.save(tmp_path / "moved.safetensors")
+        line = error_line("validate", str(tmp_path / "moved.safetensors"))
+        assert line.startswith(f"the graph was traced in {name} with ")
+        assert line.endswith(
+            "neither a folder here nor a name on the hub: say where they are with --model and --transcoders"
+        )
+
+
+def test_a_choice_is_the_demo_only_for_graphs_of_the_demo() -> None:
+    graph = random_graph(model_name="org/model", transcoders_name="org/repo/clt/width@main")
+    chosen = choice_of_graph(graph, None, None, None, None)
+    assert (chosen.model, chosen.transcoders) == ("org/model", "org/repo/clt/width@main")
+    graph = random_graph(
+        model_name=MODEL_NAME, transcoders_name=TRANSCODERS_NAME, settings={"weights_dtype": "float32"}
+    )
+    chosen = choice_of_graph(graph, None, None, None, None)
+    assert (chosen.model, chosen.transcoders, chosen.dtype) == (None, None, "float32")
+    chosen = choice_of_graph(graph, "a", "b", "cpu", "bfloat16")
+    assert (chosen.model, chosen.transcoders, chosen.dtype) == ("a", "b", "bfloat16")

@@ -43,9 +43,9 @@ def test_without_colours_brackets_say_it():
 
 def test_a_card(cards):
     text = printed(lambda console: show_card(cards, (0, 3), console))
-    for part in ("L0/3 ~ Austin → Austin", "fires on 40% of 5 tokens, at most 1", "Austin +2", "Paris -0.12"):
+    for part in ("L0/3 ~ Austin → Austin", "fires on 40.0% of 5 tokens, at most 1.00", "Austin +2.00", "Paris -0.12"):
         assert part in text
-    assert "1 [ is][[ Austin]]" in text
+    assert "1.00 [ is][[ Austin]]" in text
     named = printed(lambda console: show_card(cards, (0, 3), console, "say Austin"))
     assert "L0/3 say Austin" in named
     assert "~ Austin → Austin" in named  # the automatic one stays to be seen
@@ -58,12 +58,12 @@ def test_as_many_contexts_as_asked_for(cards):
 
 def test_lines_of_a_table(cards):
     text = printed(feature_table(cards, [(0, 1), (1, 0)], {(1, 0): "named"}, "some"), 140)
-    assert re.search(r"L0/1 +~ Dallas +40% +Texas, Austin", text)
-    assert re.search(r"L1/0 +named +20% +Austin, Texas", text)
+    assert re.search(r"L0/1 +~ Dallas +40\.0% +Texas, Austin", text)
+    assert re.search(r"L1/0 +named +20\.0% +Austin, Texas", text)
 
 
 def test_what_a_file_holds(cards):
     text = printed(overview(cards))
     assert "texts.txt: 2 texts, 2 contexts of up to 4 tokens, 7 tokens" in text
     assert "3 of 7 features fired" in text
-    assert re.search(r"0 +4 +2 +50\.0% +40% +0\.80", text)
+    assert re.search(r"0 +4 +2 +50\.0% +40\.0% +0\.80", text)

@@ -11,6 +11,7 @@ from cases import load_case
 from rich.console import Console
 
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
+from crosstrace.graphs.numbers import share
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import trace
 from crosstrace.tracer.terminal.graph import LeftOut, show_graph
@@ -58,7 +59,7 @@ def test_strongest_features_are_those_with_the_most_influence(graph):
 def test_paths_are_the_strongest(graph):
     text = shown(graph, features=0, paths=3)
     for path in strongest_paths(prune(graph), n=3):
-        assert f"{path.strength:.2%}" in text
+        assert share(path.strength) in text
 
 
 def test_scores_are_of_the_whole_graph_pruned_or_not(graph):

@@ -1,0 +1,199 @@
+"""Every table at 40, 80 and 120 columns, with 62 layers, long labels and wide letters: no line is longer, no number cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+
+import pytest
+import torch
+from card_samples import write_sample
+from graph_samples import capped, random_graph
+from rich.cells import cell_len
+from rich.console import Console
+
+from crosstrace.graphs import FeatureCards, compare, prune
+from crosstrace.graphs.analysis.comparison import LISTS, numbers_of
+from crosstrace.graphs.numbers import plain, probability, share, signed
+from crosstrace.replacement_model import demo
+from crosstrace.replacement_model.memory import format_bytes
+from crosstrace.tracer.attribution.plan import plan_trace
+from crosstrace.tracer.interventions.before_after import BeforeAfter, TokenChange
+from crosstrace.tracer.terminal.card import feature_table, overview, show_card
+from crosstrace.tracer.terminal.comparison import show_comparison
+from crosstrace.tracer.terminal.feature import show_feature
+from crosstrace.tracer.terminal.graph import show_graph
+from crosstrace.tracer.terminal.interventions import show_before_after
+from crosstrace.tracer.terminal.plan import show_plan
+from crosstrace.tracer.terminal.validation import show_validation
+from crosstrace.tracer.validation.direct_effects import DirectEffects
+from crosstrace.tracer.validation.faithfulness import Curve
+from crosstrace.tracer.validation.replacement_quality import Quality
+from crosstrace.tracer.validation.total_effects import RankCorrelation, TotalEffects
+from crosstrace.tracer.validation.validate import Validation
+
+WIDTHS = pytest.mark.parametrize("width", [40, 80, 120])
+WIDE = [
+    "中文字符中文字符中文字符中文字符",
+    "👩‍👩‍👧🇫🇷" * 6,
+    " antidisestablishmentarianism" * 3,
+    "]",
+    "[bold]",
+    "한국어 글자 아주 긴 낱말",
+]
+LAYERS = 62
+
+
+def printed(show, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, no_color=True, legacy_windows=False)
+    show(console)
+    text = console.file.getvalue()
+    for line in text.splitlines():
+        assert cell_len(line) <= width, line
+    return text
+
+
+def whole(text: str, number: str) -> bool:
+    """Whether a number stands in a text with nothing that belongs to it cut off."""
+    return re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d.,…])", text) is not None
+
+
+def wide_graph():
+    """Wide words in every place, activations from 1e-4 to 1e4, edges of some hundreds."""
+    graph = random_graph(1, L=LAYERS, P=6, per_layer=3, k=6, density=0.3)
+    n = graph.layout.n_features
+    return dataclasses.replace(
+        graph,
+        token_strings=WIDE,
+        logit_strings=WIDE,
+        activations=graph.activations * 10.0 ** (torch.arange(n) % 9 - 4),
+        feature_labels=[WIDE[i % 6] * 2 for i in range(n)],
+        prompt="".join(WIDE) * 4,
+        model_name="organisation/" + "long" * 30,
+        edges=graph.edges * 123.0,
+        target_values=graph.target_values * 123.0,
+    )
+
+
+@WIDTHS
+def test_a_graph(width):
+    graph = prune(wide_graph())
+    text = printed(lambda console: show_graph(graph, console), width)
+    for value in graph.logit_probabilities.tolist():
+        assert whole(text, probability(value))
+    listed = [node for node in range(graph.layout.n_features) if f"L{graph.feature_of(node)[0]}/" in text]
+    features = {f"L{layer}/{feature}": node for node in listed for layer, _, feature in [graph.feature_of(node)]}
+    shown = text.partition("Strongest features")[2].partition("Strongest paths")[0]
+    found = [name for name in features if whole(shown, name)]
+    assert len(found) >= 12
+    first = graph.edges[[graph.layout.logits.start]].toarray()[0]
+    complete = [
+        name
+        for name in found
+        if whole(shown, plain(float(graph.activations[graph.selected_features[features[name]]])))
+        and whole(shown, signed(float(first[features[name]])))
+    ]
+    assert len(complete) >= 12
+
+
+@WIDTHS
+def test_a_comparison(width):
+    a, b = (prune(capped(wide_graph(), range(start, 150, 7)), 0.95, 0.98) for start in (0, 3))
+    found = compare(a, dataclasses.replace(b, edges=b.edges * 0.7))
+    found = dataclasses.replace(
+        found, only_a=[dataclasses.replace(item, b=None, elsewhere=(3, 599)) for item in found.shared[:5]]
+    )
+    text = printed(lambda console: show_comparison(found, 8, console), width)
+    for name in LISTS:
+        for item in getattr(found, name)[:8]:
+            assert whole(text, f"L{item.layer}/{item.feature}")
+            assert all(number in text for number in numbers_of(item))
+
+
+@WIDTHS
+def test_an_intervention(width):
+    changes = [
+        TokenChange(i, string, value, value / 2, 0.21, -0.693 * 10**i)
+        for i, (string, value) in enumerate(zip(WIDE, (0.99, 0.5, 0.012, 5e-7, 0.9999, 1.0), strict=True))
+    ]
+    result = BeforeAfter(
+        prompt="".join(WIDE),
+        token_strings=WIDE,
+        interventions=[WIDE[0]],
+        found=[WIDE[2]],
+        freeze="iterative",
+        errors="frozen",
+        became_active=1,
+        became_inactive=1234,
+        before=changes,
+        after=changes[::-1],
+        generated_before=WIDE[2] * 3,
+        generated_after=WIDE[0],
+    )
+    text = printed(lambda console: show_before_after(result, console), width)
+    for change in changes:
+        for number in (probability(change.before), probability(change.after), signed(change.log_probability_change)):
+            assert whole(text, number), number
+    assert "+0.21" not in text  # a logit that rises while its token becomes less likely misleads
+
+
+@WIDTHS
+def test_a_validation(width):
+    norms = [0.5 * 0.93**layer for layer in range(LAYERS)]
+    rank = RankCorrelation(0.5, 0.25, 0.75)
+    curves = [
+        Curve("keep", "zero", [0, 1], [0.0, 1.0], 0.912, 12345, 0.87),
+        Curve("remove", "mean", [0], [1.0], 123.4, 7, -0.0004),
+    ]
+    validation = Validation(
+        prompt="".join(WIDE) * 3,
+        model_name="organisation/" + "long" * 30,
+        transcoders_name=WIDE[0],
+        target="[bold]",
+        direct=DirectEffects(1, 123456, 1e-6, 2.3e-7, 1.0, [], []),
+        total=TotalEffects([], [], [], [], [], rank, rank),
+        curves=curves,
+        quality=Quality(599, 0.997, True, 0.01, 3.0, norms),
+    )
+    text = printed(lambda console: show_validation(validation, console), width)
+    for layer, norm in enumerate(norms):
+        assert any(line.split()[:2] == [f"L{layer}", share(norm)] for line in text.splitlines())
+    for curve in curves:
+        assert whole(text, plain(curve.area))
+        assert whole(text, plain(curve.pruned_recovered))
+    assert "[bold]" in text
+    assert "1 source doubled, 123,456" in " ".join(text.split())
+
+
+@WIDTHS
+def test_cards(tmp_path, width):
+    strings = [string[:40] for string in WIDE]
+    cards = FeatureCards(write_sample(tmp_path / "cards.safetensors", strings))
+    keys = list(cards)
+    printed(overview_of(cards), width)
+    found = dict.fromkeys(keys, "automatic label")
+    table = printed(lambda console: console.print(feature_table(cards, keys, {}, WIDE[2], found)), width)
+    for key in keys:
+        assert whole(table, f"L{key[0]}/{key[1]}")
+        assert share(cards.firing_rate(key)) in table
+    printed(lambda console: show_card(cards, keys[0], console, WIDE[2]), width)
+    graph = wide_graph()
+    key = graph.feature_key(0)
+    text = printed(lambda console: show_feature(graph, key, None, console), width)
+    assert f"L{key[0]}/{key[1]}" in text
+
+
+@WIDTHS
+def test_a_plan(width):
+    plan = plan_trace(demo.MODEL_DIR, demo.TRANSCODERS_DIR, "The capital of the state containing Dallas is")
+    text = printed(lambda console: show_plan(plan, console), width)
+    for part in plan.parts:
+        assert format_bytes(part.n_bytes) in text
+
+
+def overview_of(cards):
+    def show(console):
+        console.print(overview(cards))
+
+    return show
