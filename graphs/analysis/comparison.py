@@ -175,7 +175,9 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
             lists[name].append(_compared(b, node, "", there, side, other.elsewhere))
     for items in lists.values():
         items.sort(key=lambda item: -item._size)
-    return GraphComparison(*lists.values(), aligned_positions(a, b), (a.prompt, b.prompt), (_targets(a), _targets(b)))
+    return GraphComparison(
+        **lists, aligned=aligned_positions(a, b), prompts=(a.prompt, b.prompt), targets=(_targets(a), _targets(b))
+    )
 
 
 def _compared(
