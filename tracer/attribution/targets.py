@@ -319,7 +319,7 @@ def target_notes(
         return []
     one = isinstance(targets, (int, str, Logit, Contrast, Feature, Direction))
     notes: list[str] = []
-    for given in [targets] if one else list(targets):  # type: ignore[list-item, arg-type]
+    for given in [targets] if one else list(targets):  # type: ignore[arg-type]
         spec = parse_target(given) if isinstance(given, str) else given
         if not isinstance(spec, Logit | Contrast):
             continue
