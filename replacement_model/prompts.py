@@ -141,13 +141,13 @@ def _special_token_notes(tokens: Sequence[int], tokenizer: Any) -> list[str]:
     notes += [f"{names[token]} stands twice in a row, at {_positions(where)}" for token, where in doubled.items()]
     # What ends texts or pads them: a prompt does not go on after it, unless its chat template does so.
     template = str(getattr(tokenizer, "chat_template", None) or "")
-    unusual = {getattr(tokenizer, f"{name}_token_id", None): name for name in ("eos", "pad", "mask")}
-    for ending, name in unusual.items():
-        where = [position for position, found in enumerate(tokens) if found == ending]
+    for kind in ("eos", "pad", "mask"):
+        ending = getattr(tokenizer, f"{kind}_token_id", None)
         if ending not in names or ending == bos or ending in doubled or names[ending] in template:
             continue
+        where = [position for position, found in enumerate(tokens) if found == ending]
         if where and where != [len(tokens) - 1]:
-            notes.append(f"{names[ending]} at {_positions(where)} is read as the special token ({name})")
+            notes.append(f"{names[ending]} at {_positions(where)} is read as the special token ({kind})")
     return notes
 
 
