@@ -175,7 +175,16 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
             lists[name].append(_compared(b, node, "", there, side, other.elsewhere))
     for items in lists.values():
         items.sort(key=lambda item: -item._size)
-    return GraphComparison(*lists.values(), aligned_positions(a, b), (a.prompt, b.prompt), (_targets(a), _targets(b)))
+    return GraphComparison(
+        shared=lists["shared"],
+        not_traced_in_a=lists["not_traced_in_a"],
+        not_traced_in_b=lists["not_traced_in_b"],
+        only_a=lists["only_a"],
+        only_b=lists["only_b"],
+        aligned=aligned_positions(a, b),
+        prompts=(a.prompt, b.prompt),
+        targets=(_targets(a), _targets(b)),
+    )
 
 
 def _compared(

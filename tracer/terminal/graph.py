@@ -138,7 +138,7 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     replacement, completeness = graph_scores(unpruned(graph))
     assert pruned.node_mask is not None
     assert pruned.edge_mask_sparse is not None
-    kept = pruned.node_mask[pruned.layout.features].sum().item()
+    kept = int(pruned.node_mask[pruned.layout.features].sum())
     active, rows = len(graph.active_features), len(graph.selected_features)
     lines = [
         f"replacement score {probability(replacement)}, completeness score {probability(completeness)} of the whole graph",
