@@ -8,8 +8,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from crosstrace.graphs.numbers import probability, signed
-from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.numbers import count, probability, signed
+from crosstrace.graphs.text import distinct, visible
 from crosstrace.tracer.interventions.before_after import BeforeAfter, TokenChange
 from crosstrace.tracer.terminal.tables import add_numbers, add_words, coloured, is_narrow, plain_table
 
@@ -29,6 +29,9 @@ def show_before_after(result: BeforeAfter, console: Console | None = None) -> No
     done = Text()
     for line, found in zip(result.interventions, result.found, strict=True):
         done.append(f"· {visible(line)}").append(f"  {visible(found)}\n" if found else "\n", style="dim")
+    if result.became_active or result.became_inactive:
+        flips = f"{count(result.became_active, 'other feature')} became active, {result.became_inactive:,} inactive"
+        done.append(f"  {flips}, by what reached them\n", style="dim")
     console = console or Console()
     tables = _stacked(result) if is_narrow(console) else [_side_by_side(result)]
     legend = Text(f"{CHANGE}: change of the log-probability, in nats; -0.69 halves the probability", style="dim")
@@ -40,22 +43,23 @@ def show_before_after(result: BeforeAfter, console: Console | None = None) -> No
 
 
 def _side_by_side(result: BeforeAfter) -> Table:
+    names = _names(result)
     table = plain_table("")
     _add_columns(table, "before")
     table.add_column("│", style="dim", no_wrap=True)
     _add_columns(table, "after")
     for before, after in zip(result.before, result.after, strict=True):
-        table.add_row(*_cells(before), "│", *_cells(after))
+        table.add_row(*_cells(before, names), "│", *_cells(after, names))
     return table
 
 
 def _stacked(result: BeforeAfter) -> list[Table]:
-    tables = []
+    names, tables = _names(result), []
     for side, changes in (("before", result.before), ("after", result.after)):
         table = plain_table("")
         _add_columns(table, side)
         for change in changes:
-            table.add_row(*_cells(change))
+            table.add_row(*_cells(change, names))
         tables.append(table)
     return tables
 
@@ -65,11 +69,17 @@ def _add_columns(table: Table, side: str) -> None:
     add_numbers(table, "before", "after", CHANGE)
 
 
-def _cells(change: TokenChange) -> list[Text]:
+def _names(result: BeforeAfter) -> dict[int, str]:
+    """Return what to show for each token, so that no two of them are shown alike."""
+    strings = {change.token: change.string for change in (*result.before, *result.after)}
+    return dict(zip(strings, distinct(list(strings.values()), list(strings)), strict=True))
+
+
+def _cells(change: TokenChange, names: dict[int, str]) -> list[Text]:
     """Return a token, its probability before and after, and the change of its log-probability."""
     difference = change.log_probability_change
     return [
-        Text(short(change.string)),
+        Text(names[change.token]),
         Text(probability(change.before)),
         Text(probability(change.after)),
         coloured(signed(difference), difference),
