@@ -45,7 +45,7 @@ LEVELS = {
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
-        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "numbers"],
+        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints"],
         ["tensor_file", "storage"],
         ["graph"],
         ["viewer_ids", "saved_state"],

@@ -8,6 +8,7 @@ from graph_samples import HOSTILE, random_graph
 
 from crosstrace.graphs import FeatureCards, compare, graph_scores, prune, strongest_paths
 from crosstrace.graphs.notebook import as_html, table, text
+from crosstrace.graphs.numbers import points
 from crosstrace.graphs.text import visible
 
 ATTACK = "<img src=x onerror=alert(1)>"
@@ -65,7 +66,7 @@ def test_a_comparison_shows_what_changed_most():
     assert ATTACK in found
     top = comparison.only_b[0]
     assert f"L{top.layer}/{top.feature}" in found
-    assert f"{top.change:+.1%}" in found
+    assert points(top.change) in found
     assert f"Only in B (10 of {len(comparison.only_b)})" in found
 
 
