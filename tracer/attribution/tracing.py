@@ -26,7 +26,7 @@ from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size,
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
 from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
 from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets, target_notes
-from crosstrace.tracer.cards.naming import MOST_BEYOND_KEPT, with_guesses
+from crosstrace.tracer.cards.naming import with_guesses
 from crosstrace.tracer.progress import row_progress
 
 
@@ -45,7 +45,7 @@ def trace(
     keep_checkpoint: bool = False,
     excluded_first: int | None = None,
     note: Callable[[str], None] | None = None,
-    guess_names: bool = True,
+    guess_names: bool = False,
 ) -> AttributionGraph:
     """Trace a prompt backwards into its attribution graph.
 
@@ -71,8 +71,9 @@ def trace(
             prompt that begins as the chat template does, its header).
         note: Called with one line for each thing in prompt and targets that is probably not meant, such as a second
             `<bos>`; None: they are warnings.
-        guess_names: Name the most influential features that have no label after what they promote; see
-            `crosstrace.tracer.with_guesses`.
+        guess_names: Name the features that pruning with the default thresholds would keep and that have no label after
+            what they promote; see `crosstrace.tracer.with_guesses`. That multiplies their decoders with the whole
+            unembedding.
 
     Returns:
         The whole graph, not pruned.
@@ -137,7 +138,7 @@ def trace(
     saved.keep(store)
     graph = _assemble(model, local, wanted, store, settings)
     if guess_names:
-        graph = with_guesses(graph, model, MOST_BEYOND_KEPT)
+        graph = with_guesses(graph, model)
     saved.done(delete=not keep_checkpoint)
     return graph
 

@@ -17,8 +17,6 @@ from crosstrace.graphs.cards.labels import guessed_label
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.readouts.direct_logits import promoted_tokens
 
-MOST_BEYOND_KEPT = 500
-"""Features of a graph that are named although pruning drops them: other thresholds may keep them."""
 _LOOKED_AT = 8  # strongest tokens, of which some may be shown alike
 
 Key = tuple[int, int]

@@ -132,12 +132,12 @@ def test_guesses_stay_in_the_file_and_nothing_is_guessed_twice(model, graph, tmp
     assert "guesses" not in content["metadata"]["generation_settings"]
 
 
-def test_a_trace_guesses_by_itself(model) -> None:
+def test_a_trace_guesses_when_asked(model) -> None:
     nameless = ReplacementModel.demo("cpu")
     nameless.transcoders.labels.clear()
-    named = trace(nameless, demo.DALLAS_PROMPT, progress=False)
+    named = trace(nameless, demo.DALLAS_PROMPT, progress=False, guess_names=True)
     kept = prune(named)
     names = [kept.name_of(node) for node in kept.kept_nodes() if node < kept.layout.n_features]
     assert sum(map(bool, names)) > 0.8 * len(names)
-    without = trace(nameless, demo.DALLAS_PROMPT, progress=False, guess_names=False)
+    without = trace(nameless, demo.DALLAS_PROMPT, progress=False)
     assert "guesses" not in without.settings
