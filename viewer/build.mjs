@@ -1,5 +1,5 @@
 // Builds ../graphs/page/page.html and compare.html: markup, style, script and licences in one file, with marks where
-// graphs/page/export.py puts the data and the content security policy. The output is committed, see docs/viewer.md.
+// graphs/page/export.py puts the data and the content security policy. The output is committed, see docs/guides/page.md.
 
 import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
