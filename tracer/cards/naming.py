@@ -84,7 +84,7 @@ def with_guesses(graph: AttributionGraph, model: ReplacementModel, beyond_kept: 
         graph: Raw or pruned. In a pruned graph only the features that pruning kept get a guess; in a raw one, those that
             it would keep with the default thresholds.
         model: The model that the graph was traced in.
-        beyond_kept: So many of the most influential other features get one too.
+        beyond_kept: How many of the other features get a guess too, the most influential first.
 
     Example:
         >>> pruned = with_guesses(prune(trace(model, prompt)), model)
