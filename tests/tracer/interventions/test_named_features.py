@@ -29,7 +29,7 @@ def case() -> Case:
 @pytest.fixture(scope="module")
 def traced(case: Case) -> tuple[ReplacementModel, AttributionGraph]:
     model = ReplacementModel.from_pretrained(case.model, case.transcoders, "cpu")
-    return model, prune(trace(model, case.input_ids))
+    return model, prune(trace(model, case.input_ids, guess_names=True))
 
 
 @pytest.fixture
