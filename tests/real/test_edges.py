@@ -21,16 +21,33 @@ def spread(n: int, of: int) -> list[int]:
     return sorted(set(torch.linspace(0, of - 1, min(n, of)).round().long().tolist()))
 
 
+def check_flipped(
+    reference: LinearModel, values: dict[tuple[int, ...], float], index: dict[tuple[int, ...], int]
+) -> None:
+    """Of hundreds of thousands of features a few lie at their threshold to float32's rounding: those alone may differ."""
+    flipped = set(values) ^ set(index)
+    assert len(flipped) <= len(index) // 50_000
+    for key in flipped:
+        layer, _, feature = key
+        threshold = float(reference.threshold[layer][feature])
+        value = values[key] if key in values else float(reference.activations[index[key]])
+        assert value == pytest.approx(threshold, rel=1e-4), key
+
+
 def check_edges(
     model: ReplacementModel, folder, graph: AttributionGraph, dtype: torch.dtype, sampled: dict[str, int]
 ) -> None:
     """Compare sampled columns of every kind in all rows, as a whole and row by row in early, middle and late layers."""
     reference = LinearModel(folder, model.transcoders.reader, graph.tokens.tolist(), dtype)
-    order = [[layer, position, feature] for layer, position, feature in reference.active]
-    assert graph.active_features.tolist() == order
-    assert relative_error(graph.activations, torch.tensor(reference.activations)) < BOUND
-    selected = graph.selected_features.tolist()
-    n_active, n_selected, n_positions = len(order), len(selected), len(graph.tokens)
+    index = {tuple(key): i for i, key in enumerate(reference.active)}
+    active = [tuple(key) for key in graph.active_features.tolist()]
+    values = dict(zip(active, graph.activations.tolist(), strict=True))
+    check_flipped(reference, values, index)
+    common = [key for key in active if key in index]
+    expected = torch.tensor([reference.activations[index[key]] for key in common])
+    assert relative_error(torch.tensor([values[key] for key in common]), expected) < BOUND
+    selected = [index[active[row]] for row in graph.selected_features.tolist()]
+    n_active, n_selected, n_positions = len(index), len(selected), len(graph.tokens)
     n_errors = graph.n_layers * n_positions
     # Node numbers in the graph, and among the sources of the reference, which knows all active features.
     live_errors = [node for node in range(n_errors) if node % n_positions >= reference.excluded]
