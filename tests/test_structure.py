@@ -34,6 +34,7 @@ LEVELS = {
         ["triton_parts"],
         ["decoding_triton", "encoding_triton", "scoring_triton"],
         ["decoding", "encoding", "scoring"],
+        ["backward"],
     ],
     "replacement_model": [
         ["memory", "prompts", "texts", "hub", "demo"],
