@@ -41,7 +41,7 @@ LEVELS = {
         ["dictionaries"],
         ["local"],
         ["interventions"],
-        ["model"],
+        ["base_model", "model"],
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
@@ -58,7 +58,7 @@ LEVELS = {
     ],
     "tracer": [
         ["defaults", "progress", "weights"],
-        ["attribution", "cards"],
+        ["attribution", "cards", "evaluation"],
         ["interventions", "validation"],
         ["terminal"],
         ["commands"],
