@@ -6,6 +6,7 @@ Letters: B windows of a batch, W positions of the longest, D width of a site.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from crosstrace.replacement_model.architectures.sites import LayerSites, ModelSi
 from crosstrace.replacement_model.training.settings import TrainingSettings
 
 
-class _Enough(Exception):
+class _ReadAllError(Exception):
     """Every wanted site of a pass has been read."""
 
 
@@ -150,7 +151,7 @@ class BaseModel:
                 sink(p, i, args[0] if points[p].reads_input else output)
                 missing.discard((p, i))
                 if not missing:
-                    raise _Enough
+                    raise _ReadAllError
 
             return take
 
@@ -159,8 +160,5 @@ class BaseModel:
             for p, point in enumerate(points)
             for i, layer in enumerate(layers)
         ]
-        with torch.no_grad(), hooked(hooks):
-            try:
-                self.sites.text_model(input_ids=tokens_bw.to(self.device), use_cache=False)
-            except _Enough:
-                pass
+        with torch.no_grad(), hooked(hooks), suppress(_ReadAllError):
+            self.sites.text_model(input_ids=tokens_bw.to(self.device), use_cache=False)

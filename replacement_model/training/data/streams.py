@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -269,5 +270,5 @@ def _chunks(start: int, count: int, size: int, random: np.random.Generator) -> I
     """Cut a window's positions into chunks of `size`; where the cuts are differs from window to window."""
     first = int(random.integers(1, size + 1))
     cuts = [0, *range(first, count, size), count]
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in pairwise(cuts):
         yield start + a, start + b

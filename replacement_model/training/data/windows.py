@@ -8,6 +8,7 @@ is cut at another place.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,5 +149,5 @@ class WindowReader:
         step = self.length - len(head)
         first = int(random.integers(1, step)) if self.epoch and step > 1 else step
         cuts = [0, *range(first, len(ids), step), len(ids)]
-        pieces = [np.concatenate([head, ids[a:b]]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        pieces = [np.concatenate([head, ids[a:b]]) for a, b in pairwise(cuts)]
         return [piece for piece in pieces if len(piece) >= self._shortest]
