@@ -34,6 +34,7 @@ LEVELS = {
         ["triton_parts"],
         ["decoding_triton", "encoding_triton", "scoring_triton"],
         ["decoding", "encoding", "scoring"],
+        ["backward"],
     ],
     "replacement_model": [
         ["memory", "prompts", "texts", "hub", "demo"],
@@ -41,7 +42,7 @@ LEVELS = {
         ["dictionaries"],
         ["local"],
         ["interventions"],
-        ["model"],
+        ["base_model", "model"],
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
@@ -58,7 +59,7 @@ LEVELS = {
     ],
     "tracer": [
         ["defaults", "progress", "weights"],
-        ["attribution", "cards"],
+        ["attribution", "cards", "evaluation"],
         ["interventions", "validation"],
         ["terminal"],
         ["commands"],

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 # Shorter work is finished before a bar could be read.
 _WORTH_SHOWING = 64
+# Where there is no terminal, a line is written this often.
+_LINE_SECONDS = 10.0
 
 
 @contextmanager
@@ -102,3 +104,61 @@ def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]
                 bar.advance(self.logits, done)
 
         yield Shown()
+
+
+@contextmanager
+def token_progress(
+    what: str, tokens: int, cost: int, show: bool | None = None
+) -> Iterator[Callable[[int, float], None]]:
+    """Show progress for work on tokens, with rate and time left, and yield `advance(tokens, cost)`.
+
+    On a terminal it is a bar, which disappears when the block ends; elsewhere a line every few seconds.
+
+    Args:
+        what: What is done.
+        tokens: The number of tokens, at most.
+        cost: The cost of all of them, in any unit.
+        show: Whether to show it; None: yes.
+    """
+    began, done, paid = time.monotonic(), 0, 0.0
+
+    def said() -> str:
+        seconds = time.monotonic() - began
+        rate = f", {done / seconds:,.0f} tokens/s" if done else ""
+        return f"{done:,} of {tokens:,} tokens{rate}"
+
+    if show is False:
+        yield lambda more, more_cost: None
+        return
+    if not sys.stderr.isatty():
+        last = began
+
+        def line(more: int, more_cost: float) -> None:
+            nonlocal done, paid, last
+            done, paid, now = done + more, paid + more_cost, time.monotonic()
+            if now - last >= _LINE_SECONDS:
+                last = now
+                left = (now - began) * max(cost - paid, 0) / paid
+                print(f"{what}: {said()}, about {left:,.0f} s left", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=max(cost, 1), said="")
+
+        def advance(more: int, more_cost: float) -> None:
+            nonlocal done
+            done += more
+            bar.update(task, advance=more_cost, said=said())
+
+        yield advance

@@ -1,0 +1,262 @@
+"""The trainer: one step of a dictionary's training on a batch of activations, by hand-written gradients.
+
+It knows tensors and settings, nothing of texts, files of runs or terminals. The recipe `laptop` is our own; how it relates
+to published ones is said in `crosstrace.replacement_model.training.sparsity` and in the recipes' comments.
+
+A step computes with active features alone: they are listed, decoded, and the gradients of their rows applied at once, so
+that memory is weights, moments and batch, and time does not grow with what is silent.
+
+Letters: L trained layers, B tokens of a batch, N of a sample, F features of a layer, D d_model (D_in where encoders read), J
+layers a feature writes to, n entries of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crosstrace.kernels import SparseActivations
+from crosstrace.kernels.backward.decoder import decode_backward_adam
+from crosstrace.kernels.backward.encoder import encode_backward_adam
+from crosstrace.kernels.backward.row_updates import AdamStep
+from crosstrace.replacement_model.training.measures import Unexplained
+from crosstrace.replacement_model.training.moments import Moments
+from crosstrace.replacement_model.training.parameters import DictionaryShape, Normalisation, Parameters
+from crosstrace.replacement_model.training.passes import affine, decode_into, entries_of
+from crosstrace.replacement_model.training.resets import reset_dead
+from crosstrace.replacement_model.training.settings import TrainingSettings
+from crosstrace.replacement_model.training.sparsity import Listed, RunningQuantile
+from crosstrace.replacement_model.training.starting import start
+
+# Steps after which the norms of decoders, which scores count, are taken anew.
+_NORMS_EVERY = 4
+
+
+@dataclass(frozen=True, eq=False)
+class StepMetrics:
+    """What a step saw.
+
+    Attributes:
+        loss: The squared error of a token in normalised units, summed over layers and dimensions.
+        fvu_l: (L,) float32: the fraction of the outputs' variance that is unexplained, in the batch, in raw units.
+        fvu_weighted_l: (L,) float32: the same with each dimension scaled as in training.
+        l0_l: (L,) float32: active features of a token.
+        dead_l: (L,) float32: the share of features that were not active for `dead_after_tokens`.
+        learning_rate: Adam's learning rate.
+        l0_target: The target of active features.
+        resets: How many features were started again.
+    """
+
+    loss: float
+    fvu_l: Tensor
+    fvu_weighted_l: Tensor
+    l0_l: Tensor
+    dead_l: Tensor
+    learning_rate: float
+    l0_target: float
+    resets: int
+
+
+class Trainer:
+    """The weights being trained and everything that is remembered from step to step.
+
+    Attributes:
+        settings: What is trained and how.
+        shape: The sizes of the dictionary.
+        device: Where it is trained.
+        normalisation: The scaling of activations.
+        parameters: The weights, in normalised units.
+        moments: Adam's state.
+        sparsity: The activation function.
+        norms_lf: (L, F) decoder norms, as last taken.
+        last_active_lf: (L, F) int64: how many tokens had been seen when the feature was last active.
+        steps: Steps so far.
+        tokens_seen: Tokens so far.
+        generator: The source of everything random.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        shape: DictionaryShape,
+        sample: tuple[Tensor, Tensor] | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Start from a sample of activations.
+
+        Args:
+            settings: What is trained and how.
+            shape: The sizes of the dictionary.
+            sample: Raw inputs (L, N, D_in) and outputs (L, N, D) of some tokens, for the scaling and the data points of
+                the start; None where `restore` follows.
+            device: Where it is trained.
+
+        Raises:
+            ValueError: The sample has another shape, or cannot be scaled.
+        """
+        self.settings, self.shape, self.device = settings, shape, torch.device(device)
+        L, F = shape.n_layers, shape.n_features
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.parameters = Parameters.empty(shape, settings.skip, self.device)
+        self.moments = Moments(self.parameters, getattr(torch, settings.moments))
+        self.sparsity = RunningQuantile(L, settings.quantile_rate, settings.activation == "batch-topk")
+        self.norms_lf = torch.zeros(L, F, device=self.device)
+        self.last_active_lf = torch.zeros(L, F, dtype=torch.int64, device=self.device)
+        self.steps = self.tokens_seen = 0
+        if sample is None:
+            zeros = (torch.zeros(L, width, device=self.device) for width in (shape.d_in,) * 2 + (shape.d_out,) * 2)
+            self.normalisation = Normalisation(*zeros)
+            return
+        inputs_lnd, outputs_lnd = (part.to(self.device, torch.float32) for part in sample)
+        self._check(inputs_lnd, outputs_lnd)
+        self.normalisation = Normalisation.of(inputs_lnd, outputs_lnd, settings.normalisation_exponent)
+        start(
+            self.parameters,
+            self.normalisation.inputs(inputs_lnd),
+            self.normalisation.outputs(outputs_lnd),
+            settings,
+            self.generator,
+        )
+
+    def _check(self, inputs_lbd: Tensor, outputs_lbd: Tensor) -> None:
+        shape = self.shape
+        for name, tensor, width in (("inputs", inputs_lbd, shape.d_in), ("outputs", outputs_lbd, shape.d_out)):
+            expected = (shape.n_layers, inputs_lbd.shape[1], width)
+            if tensor.shape != expected:
+                raise ValueError(f"{name} have shape {tuple(tensor.shape)}; expected {expected}")
+
+    def learning_rate(self, progress: float) -> float:
+        """Return the learning rate at a share of the run: linear warm-up, constant, linear decay."""
+        s = self.settings
+        warm = min(1.0, (self.steps + 1) / max(s.warmup_steps, 1))
+        decayed = 1.0 if progress < 1 - s.decay_share else max((1 - progress) / max(s.decay_share, 1e-9), s.decay_floor)
+        return s.learning_rate * warm * decayed
+
+    def l0_target(self, progress: float) -> float:
+        """Return the target of active features of a token and layer at a share of the run."""
+        s = self.settings
+        begun = s.l0 if s.l0_start is None else s.l0_start
+        return begun + (s.l0 - begun) * (min(1.0, progress / s.l0_anneal_share) if s.l0_anneal_share else 1.0)
+
+    @torch.no_grad()
+    def step(self, inputs_lbd: Tensor, outputs_lbd: Tensor, progress: float) -> StepMetrics:
+        """Train on a batch.
+
+        Args:
+            inputs_lbd: (L, B, D_in) float32 raw activations that encoders read.
+            outputs_lbd: (L, B, D) float32 raw activations that are reconstructed.
+            progress: How much of the run is done, from 0 to 1.
+
+        Returns:
+            What the step saw, before its update.
+
+        Raises:
+            ValueError: A shape does not fit.
+        """
+        self._check(inputs_lbd, outputs_lbd)
+        x_lbd = self.normalisation.inputs(inputs_lbd.to(self.device))
+        y_lbd = self.normalisation.outputs(outputs_lbd.to(self.device))
+        if self.steps % _NORMS_EVERY == 0:
+            self.norms_lf = self.parameters.decoder_norms()
+        target, rate = self.l0_target(progress), self.learning_rate(progress)
+        listed = self.list_active(x_lbd, target)
+        errors_lbd = affine(self.parameters, x_lbd)
+        entries = entries_of(listed, x_lbd.shape[1])
+        decode_into(errors_lbd, entries, self.parameters.decoder_jfd)
+        errors_lbd -= y_lbd
+        unexplained = Unexplained.of(errors_lbd, y_lbd)
+        self._remember_active(listed, x_lbd.shape[1])
+        resets_due = self._resets_due(progress)
+        gradient_lbd = errors_lbd * (2 / x_lbd.shape[1]) if resets_due else errors_lbd.mul_(2 / x_lbd.shape[1])
+        self.apply(x_lbd, entries, gradient_lbd, rate)
+        self.steps += 1
+        resets = reset_dead(self, x_lbd, errors_lbd) if resets_due else 0
+        return StepMetrics(
+            loss=unexplained.loss(x_lbd.shape[1]),
+            fvu_l=unexplained.fvu(self.normalisation.scale_out_ld),
+            fvu_weighted_l=unexplained.fvu(),
+            l0_l=entries.layer_offsets.diff() / x_lbd.shape[1],
+            dead_l=self.dead().float().mean(1).cpu(),
+            learning_rate=rate,
+            l0_target=target,
+            resets=resets,
+        )
+
+    def list_active(self, x_lbd: Tensor, target: float) -> list[Listed]:
+        """List every layer's active features for normalised inputs (L, B, D_in); running quantiles follow."""
+        rate = max(0.5, self.sparsity.rate) if self.steps < self.settings.warmup_steps else self.sparsity.rate
+        return [self.list_layer(layer, x_bd, target, rate) for layer, x_bd in enumerate(x_lbd)]
+
+    def list_layer(self, layer: int, x_bd: Tensor, target: float, rate: float) -> Listed:
+        """List one layer's active features for normalised inputs (B, D_in); its running quantile follows."""
+        p = self.parameters
+        return self.sparsity.list(
+            layer, x_bd, p.encoder_fd[layer], p.encoder_bias_lf[layer], self.norms_lf[layer], target, rate
+        )
+
+    def apply(self, x_lbd: Tensor, entries: SparseActivations, gradient_lbd: Tensor, rate: float) -> None:
+        """Update every weight with the gradient (L, B, D) of the normalised reconstructions."""
+        s, p, m = self.settings, self.parameters, self.moments
+        adam = AdamStep(rate, s.adam_beta1, s.adam_beta2, s.adam_epsilon)
+        m.decoder_bias.step(p.decoder_bias_ld, gradient_lbd.sum(1), adam)
+        if p.skip_ldd is not None and m.skip is not None:
+            m.skip.step(p.skip_ldd, torch.bmm(x_lbd.transpose(1, 2), gradient_lbd), adam)
+        values_n = decode_backward_adam(entries, p.rows_ujd(), gradient_lbd, m.decoder, adam)
+        encode_backward_adam(
+            x_lbd, entries, values_n, p.encoder_fd, list(p.encoder_bias_lf), m.encoder, m.encoder_bias, adam
+        )
+
+    def _remember_active(self, listed: list[Listed], n_tokens: int) -> None:
+        self.tokens_seen += n_tokens
+        for layer, part in enumerate(listed):
+            self.last_active_lf[layer, part.features[part.active]] = self.tokens_seen
+
+    def dead(self) -> Tensor:
+        """Return which features (L, F) were not active for `dead_after_tokens` tokens."""
+        return self.last_active_lf < self.tokens_seen - self.settings.dead_after_tokens
+
+    def _resets_due(self, progress: float) -> bool:
+        s = self.settings
+        return (
+            s.reset_every_steps > 0 and (self.steps + 1) % s.reset_every_steps == 0 and progress < s.reset_until_share
+        )
+
+    def thresholds(self) -> Tensor:
+        """Return the thresholds (L, F) that use has, of the weights as they are now."""
+        return self.sparsity.thresholds(self.parameters.decoder_norms())
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor that is remembered, with its name; counters and the generator are not among them."""
+        for group in (self.normalisation, self.parameters, self.moments, self.sparsity):
+            yield from group.named()
+        yield "norms_lf", self.norms_lf
+        yield "last_active_lf", self.last_active_lf
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that later steps depend on; tensors are the trainer's own, so write them before the next step."""
+        counters = torch.tensor([self.steps, self.tokens_seen])
+        return {**dict(self.named()), "counters": counters, "generator": self.generator.get_state()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to a state; the next steps give the same bits as they did after it.
+
+        Raises:
+            ValueError: The state is of another dictionary; the first tensor that does not fit is named.
+        """
+        own = self.state()
+        for name in own.keys() | state.keys():
+            if name not in own or name not in state:
+                where = "the state" if name not in state else "this dictionary"
+                raise ValueError(f"state: {name} is missing in {where}; is it of another recipe?")
+            if own[name].shape != state[name].shape or own[name].dtype != state[name].dtype:
+                raise ValueError(
+                    f"state: {name} has shape {tuple(state[name].shape)} and dtype {state[name].dtype}; "
+                    f"expected {tuple(own[name].shape)} and {own[name].dtype}"
+                )
+        for name, tensor in self.named():
+            tensor.copy_(state[name])
+        self.steps, self.tokens_seen = state["counters"].tolist()
+        self.generator.set_state(state["generator"].cpu())
