@@ -51,9 +51,7 @@ class Listed:
 
     def part(self, mask_n: Tensor) -> Listed:
         """Return some of the entries."""
-        return Listed(
-            self.positions[mask_n], self.features[mask_n], self.pre_activations[mask_n], self.active[mask_n]
-        )
+        return Listed(self.positions[mask_n], self.features[mask_n], self.pre_activations[mask_n], self.active[mask_n])
 
     @property
     def values(self) -> Tensor:

@@ -88,9 +88,7 @@ def start_features(  # type: ignore[no-untyped-def]
         decoder_fd[features] = (scale * share) * target_of(layer + j) / fires_u1
 
 
-def _start_uniform(
-    parameters: Parameters, layer: int, settings: TrainingSettings, generator: torch.Generator
-) -> None:
+def _start_uniform(parameters: Parameters, layer: int, settings: TrainingSettings, generator: torch.Generator) -> None:
     """Decoder directions uniform in a cube, of norm `start_decoder_scale` in all; encoders are the unit directions.
 
     Where a dictionary writes what it reads, or as wide a site, encoders are the decoder's own-layer part, transposed.

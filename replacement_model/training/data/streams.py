@@ -4,7 +4,7 @@ The buffer is filled with the activations of random windows, then handed out in 
 order until it is empty. Nothing else is kept. What a fill holds follows from where the window reader was before it, so that
 the whole state is a few numbers, and a resumed run computes the same fill again.
 
-Letters: L layers, T positions in the buffer, B tokens of a batch, D width of a site, S points read.
+Letters: L layers, T positions in the buffer, B tokens of a batch, D width of a site, S sites read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crosstrace.replacement_model.base_model import BaseModel
 from crosstrace.replacement_model.memory import format_bytes
-from crosstrace.replacement_model.training.data.capture import BaseModel, Point, points_of
+from crosstrace.replacement_model.training.data.capture import read_sites, sites_of
 from crosstrace.replacement_model.training.data.documents import Documents
 from crosstrace.replacement_model.training.data.windows import Notice, Window, WindowReader
 from crosstrace.replacement_model.training.settings import TrainingSettings
@@ -39,7 +40,7 @@ class ActivationStream:
 
     Attributes:
         base: The base model.
-        points: Where inputs and outputs are read: two, or one where both are the same.
+        sites: What is read: inputs and outputs, or one site where both are the same.
         layers: The layers that are read.
         buffer_tokens: The most positions that the buffer holds.
         tokens: Tokens handed out so far.
@@ -78,8 +79,7 @@ class ActivationStream:
                 f"context_tokens = {settings.context_tokens}: {base.name} takes at most {longest:,} tokens"
             )
         self.base, self._settings, self._filled, self._spill = base, settings, filled, spill
-        reads, writes = points_of(settings)
-        self.points: Sequence[Point] = (reads,) if reads is writes else (reads, writes)
+        self.sites = sites_of(settings)
         self.buffer_tokens = buffer_tokens or settings.buffer_tokens
         self._reader = WindowReader(
             documents,
@@ -91,6 +91,7 @@ class ActivationStream:
             notice,
         )
         self._before = self._reader.state()
+        self._dtype = base.sites.embedding.get_parameter("weight").dtype
         self._fill = self._given = self.tokens = 0
         self._order = np.empty(0, np.int64)
         self._buffer_sltd: list[Tensor] = []
@@ -151,8 +152,8 @@ class ActivationStream:
     def _values(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         index_b = torch.from_numpy(rows)
         read = [
-            torch.stack([layer_td[index_b] for layer_td in point_ltd]).to(self.base.device).float()
-            for point_ltd in self._buffer_sltd
+            torch.stack([layer_td[index_b] for layer_td in site_ltd]).to(self.base.device).float()
+            for site_ltd in self._buffer_sltd
         ]
         return read[0], read[-1]
 
@@ -201,37 +202,36 @@ class ActivationStream:
         end = start + int(keep_bw.sum())
         keep_bw = keep_bw.to(self.base.device)
 
-        def keep(point: int, layer: int, value_bwd: Tensor) -> None:
-            self._buffer_sltd[point][layer, start:end] = value_bwd[keep_bw]
+        def keep(site: int, layer: int, value_bwd: Tensor) -> None:
+            self._buffer_sltd[site][layer, start:end] = value_bwd[keep_bw]
 
-        self.base.read(tokens_bw, self.points, self.layers, keep)
+        read_sites(self.base, tokens_bw, self.sites, self.layers, keep)
         lengths = [len(window) - excluded for window in windows]
         return (start + np.cumsum([0, *lengths[:-1]])).tolist()
 
     def _allocate(self) -> None:
-        """Make the buffer, once, of (L, T, D) for each point in the model's dtype."""
+        """Make the buffer, once: (L, T, D) for each site, in the model's dtype."""
         if self._buffer_sltd:
             return
-        for point in self.points:
-            shape = (len(self.layers), self.buffer_tokens, self.base.width(point))
+        for site in self.sites:
+            shape = (len(self.layers), self.buffer_tokens, site.width(self.base.description))
             if self._spill is None:
                 try:
-                    self._buffer_sltd.append(torch.empty(shape, dtype=self.base.dtype))
+                    self._buffer_sltd.append(torch.empty(shape, dtype=self._dtype))
                 except RuntimeError as error:
-                    size = format_bytes(math.prod(shape) * self.base.dtype.itemsize)
+                    size = format_bytes(math.prod(shape) * self._dtype.itemsize)
                     raise MemoryError(
                         f"not enough memory for the activation buffer ({size}): give a smaller --memory-budget, or --spill"
                     ) from error
             else:
-                self._buffer_sltd.append(_mapped(self._spill, shape, self.base.dtype))
+                self._buffer_sltd.append(_mapped(self._spill, shape, self._dtype))
 
 
 def bytes_a_token(base: BaseModel, settings: TrainingSettings) -> int:
     """Return how many bytes a position takes in the buffer."""
-    reads, writes = points_of(settings)
-    width = sum(base.width(point) for point in ({reads, writes}))
+    width = sum(site.width(base.description) for site in sites_of(settings))
     layers = base.description.n_layers if settings.layers is None else len(settings.layers)
-    return layers * width * base.dtype.itemsize
+    return layers * width * base.sites.embedding.get_parameter("weight").dtype.itemsize
 
 
 def _mapped(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
