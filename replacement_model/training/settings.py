@@ -385,7 +385,7 @@ def _check_together(settings: TrainingSettings) -> None:
         )
     if s.chunk_positions >= s.context_tokens:
         raise ValueError(
-            f"chunk_positions = {s.chunk_positions} contradicts context_tokens = {s.context_tokens}: a chunk is part of a window"
+            f"chunk_positions = {s.chunk_positions} contradicts context_tokens = {s.context_tokens}: too long for a window"
         )
     if s.layers is not None:
         if s.kind == "clt":
