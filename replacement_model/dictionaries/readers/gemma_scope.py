@@ -197,7 +197,13 @@ def _named_family(path: Path) -> list[Path]:
     return [] if path.is_dir() else _families_in(path.parent).get(path.name, [])
 
 
+def _cross_layer_patterns(inner: str) -> list[str]:
+    return [f"{inner}/*"] if inner else ["config.json", "params_layer_*.safetensors"]
+
+
 def _family_patterns(inner: str) -> list[str]:
+    if not inner:
+        return ["layer_*/config.json", "layer_*/params.safetensors"]
     parent, _, last = inner.rpartition("/")
     return [f"{inner}/*", f"{parent}/layer_*_{last}/*" if parent else f"layer_*_{last}/*"]
 
@@ -265,6 +271,7 @@ CROSS_LAYER = FileFormat(
     "params_layer_0.safetensors",
     lambda path: any(path.glob("params_layer_*.safetensors")),
     _open_cross_layer,
+    _cross_layer_patterns,
 )
 PER_LAYER = FileFormat(
     "Gemma Scope 2, per layer",
