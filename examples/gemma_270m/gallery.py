@@ -43,7 +43,6 @@ from crosstrace.graphs import (
     write_atomically,
     write_graph,
 )
-
 from crosstrace.replacement_model import (
     Ablate,
     FeatureAt,

@@ -189,7 +189,6 @@ def _open_family(folders: dict[int, Path], parent: Path, name: str, check: bool)
     return reader
 
 
-<<<<<<< HEAD
 def _open_layer(folder: Path, name: str, check: bool) -> SparseDictionary:
     """One layer's folder, which for an SAE is enough."""
     path, config = read_config(folder)
@@ -199,67 +198,10 @@ def _open_layer(folder: Path, name: str, check: bool) -> SparseDictionary:
         )
     layer = layer_of(path, hooks_of(path, config, "hf_hook_point_in")[0], "hf_hook_point_in")
     return open_saes({layer: folder}, {layer: (path, config)}, folder, name, check)
-=======
-def _families_in(folder: Path) -> dict[str, list[Path]]:
-    """The per-layer folders in a folder, by the name of their family."""
-    families: dict[str, list[Path]] = {}
-    for sub in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if sub.is_dir() and (match := _LAYER_FOLDER.fullmatch(sub.name)):
-            families.setdefault(match[2], []).append(sub)
-    return families
-
-
-def _named_family(path: Path) -> list[Path]:
-    """The per-layer folders that a family's short name stands for."""
-    return [] if path.is_dir() else _families_in(path.parent).get(path.name, [])
 
 
 def _cross_layer_patterns(inner: str) -> list[str]:
     return [f"{inner}/*"] if inner else ["config.json", "params_layer_*.safetensors"]
-
-
-def _family_patterns(inner: str) -> list[str]:
-    if not inner:
-        return ["layer_*/config.json", "layer_*/params.safetensors"]
-    parent, _, last = inner.rpartition("/")
-    return [f"{inner}/*", f"{parent}/layer_*_{last}/*" if parent else f"layer_*_{last}/*"]
-
-
-def _read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: file is missing (Gemma Scope 2 keeps hook points there)")
-    try:
-        config = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON (cut short? fetch it again): {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: holds a JSON {type(config).__name__}; expected an object with hook points")
-    check_config_keys(path, config, _CONFIG_KEYS)
-    architecture = config.get("architecture", "jump_relu")
-    try:
-        known = read_activation(path, architecture, None)
-    except ValueError:
-        known = None
-    if known is None or known.kind is not ActivationKind.JUMP_RELU:
-        raise ValueError(f"{path}: architecture {architecture!r} is not supported; supported: jump_relu, batch_topk")
-    return path, config
-
-
-def _l0(config: dict[str, Any]) -> float | None:
-    value = config.get("l0")
-    return float(value) if isinstance(value, int | float) and value > 0 else None
-
-
-def _hooks(path: Path, config: dict[str, Any], key: str) -> list[str]:
-    if key not in config:
-        raise ValueError(f"{path}: {key} is missing; expected a site, or a list of one for each layer")
-    value = config[key]
-    hooks = [value] if isinstance(value, str) else value
-    if not isinstance(hooks, list) or not hooks or not all(isinstance(hook, str) for hook in hooks):
-        raise ValueError(f"{path}: {key} is {json.dumps(value)[:60]}; expected a site, or a list of one for each layer")
-    return hooks
->>>>>>> w-gaps
 
 
 def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> Site:
