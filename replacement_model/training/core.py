@@ -75,6 +75,7 @@ class Trainer:
         last_active_lf: (L, F) int64: how many tokens had been seen when the feature was last active.
         steps: Steps so far.
         tokens_seen: Tokens so far.
+        fine_tuning_steps: Steps of fine-tuning end to end so far, the current one included.
         generator: The source of everything random.
     """
 
@@ -105,7 +106,7 @@ class Trainer:
         self.sparsity = RunningQuantile(L, settings.quantile_rate, settings.activation == "batch-topk")
         self.norms_lf = torch.zeros(L, F, device=self.device)
         self.last_active_lf = torch.zeros(L, F, dtype=torch.int64, device=self.device)
-        self.steps = self.tokens_seen = 0
+        self.steps = self.tokens_seen = self.fine_tuning_steps = 0
         if sample is None:
             zeros = (torch.zeros(L, width, device=self.device) for width in (shape.d_in,) * 2 + (shape.d_out,) * 2)
             self.normalisation = Normalisation(*zeros)
@@ -129,11 +130,14 @@ class Trainer:
                 raise ValueError(f"{name} have shape {tuple(tensor.shape)}; expected {expected}")
 
     def learning_rate(self, progress: float) -> float:
-        """Return the learning rate at a share of the run: linear warm-up, constant, linear decay."""
+        """Return the learning rate at a share of a stage: linear warm-up, constant, linear decay."""
         s = self.settings
-        warm = min(1.0, (self.steps + 1) / max(s.warmup_steps, 1))
+        base, steps = s.learning_rate, self.steps
+        if self.fine_tuning_steps:
+            base, steps = s.end_to_end_learning_rate, self.fine_tuning_steps - 1
+        warm = min(1.0, (steps + 1) / max(s.warmup_steps, 1))
         decayed = 1.0 if progress < 1 - s.decay_share else max((1 - progress) / max(s.decay_share, 1e-9), s.decay_floor)
-        return s.learning_rate * warm * decayed
+        return base * warm * decayed
 
     def l0_target(self, progress: float) -> float:
         """Return the target of active features of a token and layer at a share of the run."""
@@ -159,8 +163,7 @@ class Trainer:
         self._check(inputs_lbd, outputs_lbd)
         x_lbd = self.normalisation.inputs(inputs_lbd.to(self.device))
         y_lbd = self.normalisation.outputs(outputs_lbd.to(self.device))
-        if self.steps % _NORMS_EVERY == 0:
-            self.norms_lf = self.parameters.decoder_norms()
+        self.refresh_norms()
         target, rate = self.l0_target(progress), self.learning_rate(progress)
         listed = self.list_active(x_lbd, target)
         errors_lbd = affine(self.parameters, x_lbd)
@@ -168,12 +171,12 @@ class Trainer:
         decode_into(errors_lbd, entries, self.parameters.decoder_jfd)
         errors_lbd -= y_lbd
         unexplained = Unexplained.of(errors_lbd, y_lbd)
-        self._remember_active(listed, x_lbd.shape[1])
+        self.remember_active(listed, x_lbd.shape[1])
         resets_due = self._resets_due(progress)
         gradient_lbd = errors_lbd * (2 / x_lbd.shape[1]) if resets_due else errors_lbd.mul_(2 / x_lbd.shape[1])
         self.apply(x_lbd, entries, gradient_lbd, rate)
         self.steps += 1
-        resets = reset_dead(self, x_lbd, errors_lbd) if resets_due else 0
+        resets = self._reset(x_lbd, errors_lbd) if resets_due else 0
         return StepMetrics(
             loss=unexplained.loss(x_lbd.shape[1]),
             fvu_l=unexplained.fvu(self.normalisation.scale_out_ld),
@@ -184,6 +187,11 @@ class Trainer:
             l0_target=target,
             resets=resets,
         )
+
+    def refresh_norms(self) -> None:
+        """Take the norms of decoders anew, every few steps."""
+        if (self.steps + self.fine_tuning_steps) % _NORMS_EVERY == 0:
+            self.norms_lf = self.parameters.decoder_norms()
 
     def list_active(self, x_lbd: Tensor, target: float) -> list[Listed]:
         """List every layer's active features for normalised inputs (L, B, D_in); running quantiles follow."""
@@ -209,7 +217,8 @@ class Trainer:
             x_lbd, entries, values_n, p.encoder_fd, list(p.encoder_bias_lf), m.encoder, m.encoder_bias, adam
         )
 
-    def _remember_active(self, listed: list[Listed], n_tokens: int) -> None:
+    def remember_active(self, listed: list[Listed], n_tokens: int) -> None:
+        """Count tokens, and note which features were active in them."""
         self.tokens_seen += n_tokens
         for layer, part in enumerate(listed):
             self.last_active_lf[layer, part.features[part.active]] = self.tokens_seen
@@ -217,6 +226,16 @@ class Trainer:
     def dead(self) -> Tensor:
         """Return which features (L, F) were not active for `dead_after_tokens` tokens."""
         return self.last_active_lf < self.tokens_seen - self.settings.dead_after_tokens
+
+    def _reset(self, x_lbd: Tensor, errors_lbd: Tensor) -> int:
+        reset_lf = reset_dead(
+            self.dead(), self.parameters, self.moments, x_lbd, errors_lbd, self.settings, self.generator
+        )
+        n_reset = int(reset_lf.sum())
+        if n_reset:
+            self.last_active_lf[reset_lf] = self.tokens_seen
+            self.norms_lf = self.parameters.decoder_norms()
+        return n_reset
 
     def _resets_due(self, progress: float) -> bool:
         s = self.settings
@@ -237,7 +256,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that later steps depend on; tensors are the trainer's own, so write them before the next step."""
-        counters = torch.tensor([self.steps, self.tokens_seen])
+        counters = torch.tensor([self.steps, self.tokens_seen, self.fine_tuning_steps])
         return {**dict(self.named()), "counters": counters, "generator": self.generator.get_state()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -247,7 +266,7 @@ class Trainer:
             ValueError: The state is of another dictionary; the first tensor that does not fit is named.
         """
         own = self.state()
-        for name in own.keys() | state.keys():
+        for name in {**own, **state}:
             if name not in own or name not in state:
                 where = "the state" if name not in state else "this dictionary"
                 raise ValueError(f"state: {name} is missing in {where}; is it of another recipe?")
@@ -258,5 +277,5 @@ class Trainer:
                 )
         for name, tensor in self.named():
             tensor.copy_(state[name])
-        self.steps, self.tokens_seen = state["counters"].tolist()
+        self.steps, self.tokens_seen, self.fine_tuning_steps = state["counters"].tolist()
         self.generator.set_state(state["generator"].cpu())

@@ -47,6 +47,11 @@ class Moments:
         for moments in (self.encoder, self.decoder, self.encoder_bias):
             moments[layer].forget(features_u)
 
+    def clear(self) -> None:
+        """Go back to the state before the first step."""
+        for _, tensor in self.named():
+            tensor.zero_()
+
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor with its name."""
         groups = {"encoder": self.encoder, "decoder": self.decoder, "encoder_bias": self.encoder_bias}

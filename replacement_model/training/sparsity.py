@@ -125,10 +125,8 @@ class RunningQuantile:
             room = min(round(_LISTED * wanted), len(scores_n))
             at_room = -float(lowest_n.kthvalue(room).values)
             self.bound_l[layer] = max(min(at_room, float(self.tau_l[layer])), 0.0)
-            if self.exact:
-                active_n = (scores_n >= quantile) & (h_n > 0)
-            else:
-                active_n = h_n > self._threshold(layer, norms_f)[features]
+            at_threshold_n = h_n > self._threshold(layer, norms_f)[features]
+            active_n = (scores_n >= quantile) & (h_n > 0) if self.exact else at_threshold_n
         else:
             active_n = torch.zeros_like(h_n, dtype=torch.bool)
         return Listed(positions, features, h_n, active_n).part(active_n)

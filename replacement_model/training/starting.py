@@ -10,6 +10,8 @@ to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,12 +43,16 @@ def start(
             else:  # more features than data points: some points start several, and noise tells them apart
                 picked = torch.randint(n_tokens, (n_features,), generator=generator)
             picked = picked.to(inputs_lnd.device)
+
+            def written_at(written: int, picked: Tensor = picked) -> Tensor:
+                return outputs_lnd[written, picked]
+
             start_features(
                 parameters,
                 layer,
                 slice(None),
                 inputs_lnd[layer, picked],
-                lambda written, picked=picked: outputs_lnd[written, picked],
+                written_at,
                 settings.start_decoder_scale,
                 settings,
                 generator,
@@ -55,12 +61,12 @@ def start(
             _start_uniform(parameters, layer, settings, generator)
 
 
-def start_features(  # type: ignore[no-untyped-def]
+def start_features(
     parameters: Parameters,
     layer: int,
-    features,
+    features: Tensor | slice,
     points_ud: Tensor,
-    target_of,
+    target_of: Callable[[int], Tensor],
     scale: float,
     settings: TrainingSettings,
     generator: torch.Generator,
