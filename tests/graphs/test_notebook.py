@@ -37,7 +37,7 @@ def test_a_cell_is_its_text(string):
 
 
 def test_numbers_are_aligned_to_the_right():
-    assert 'text-align:right;vertical-align:top">0.1235</td>' in table("", ["x"], [[0.123456]])
+    assert 'text-align:right;vertical-align:top">0.123</td>' in table("", ["x"], [[0.123456]])
 
 
 def test_what_has_no_view_of_its_own_is_its_repr():

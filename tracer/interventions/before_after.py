@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crosstrace.graphs import FeatureCards, write_atomically
 from crosstrace.graphs.files import check_writable
+from crosstrace.graphs.numbers import plain
 from crosstrace.graphs.text import short
 from crosstrace.replacement_model import (
     Ablate,
@@ -263,14 +264,14 @@ def _found(intervention: Intervention, local: LocalReplacementModel, n_generated
     if not active:
         return f"{said}not active {at}"
     if len(places) == 1:
-        return f"{said}{active[0][1]:.3g} {at}"
+        return f"{said}{plain(active[0][1])} {at}"
     named = names.of({(layer, feature) for (layer, _, feature), _ in active[:SHOWN]}) if len(features) > 1 else {}
     asked = name_and_positions(where)[0] if isinstance(where, str) else getattr(where, "name", "")
     shown = []
     for (layer, position, feature), value in active[:SHOWN]:
         own = named.get((layer, feature), "")
         alike = not own or own == asked
-        shown.append(f"L{layer}/{feature}@{position}{'' if alike else f' ({short(own, 32)})'} {value:.3g}")
+        shown.append(f"L{layer}/{feature}@{position}{'' if alike else f' ({short(own, 32)})'} {plain(value)}")
     more = [f"and {len(active) - SHOWN} more"] if len(active) > SHOWN else []
     return f"{said}active {at}: {', '.join(shown + more)}"
 
