@@ -44,6 +44,21 @@ class Documents:
             if self.holds_out(text):
                 yield text
 
+    def some_held_out(self, tokens: int) -> list[str]:
+        """Return held-out documents that are long enough together for a number of tokens, in the corpus' order.
+
+        Args:
+            tokens: At most; a token is hardly ever longer than 16 characters.
+        """
+        found: list[str] = []
+        room = 16 * tokens
+        for text in self.held_out():
+            found.append(text)
+            room -= len(text)
+            if room <= 0:
+                break
+        return found
+
     def holds_out(self, text: str) -> bool:
         """Whether a document is held out."""
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

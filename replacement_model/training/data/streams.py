@@ -68,23 +68,19 @@ class ActivationStream:
             filled: Told how many positions of a fill are there.
 
         Raises:
-            ValueError: The layers or the window do not fit the model.
+            ValueError: The model lacks one of the layers.
         """
         n_layers, longest = base.description.n_layers, base.description.max_positions
         self.layers = list(range(n_layers)) if settings.layers is None else list(settings.layers)
         if self.layers[-1] >= n_layers:
             raise ValueError(f"layers: there is no layer {self.layers[-1]} in {base.name}; it has {n_layers}")
-        if settings.context_tokens > longest:
-            raise ValueError(
-                f"context_tokens = {settings.context_tokens}: {base.name} takes at most {longest:,} tokens"
-            )
         self.base, self._settings, self._filled, self._spill = base, settings, filled, spill
         self.sites = sites_of(settings)
         self.buffer_tokens = buffer_tokens or settings.buffer_tokens
         self._reader = WindowReader(
             documents,
             base.tokenizer,
-            settings.context_tokens,
+            min(settings.context_tokens, longest),
             base.description.excluded_first + 1,
             settings.seed,
             "activations",
