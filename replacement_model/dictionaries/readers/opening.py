@@ -15,7 +15,8 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
 
     Args:
         reference: A local folder, or `org/repo/sub/folder[@revision]` on the hub (fetched into its cache, which is
-            enough offline); `org/repo[@revision]` where the files lie at the repository's root. For Gemma Scope 2's per-layer files `…/transcoder_all/width_16k_l0_small_affine` names
+            enough offline); `org/repo[@revision]` where the files lie at the repository's root.
+            For Gemma Scope 2's per-layer files `…/transcoder_all/width_16k_l0_small_affine` names
             the family `layer_*_width_16k_l0_small_affine`; a folder that holds one family needs no more.
         check: Whether to read a sample of decoder rows and refuse weight towards earlier layers. Without it only
             headers are read, and only headers are fetched of files that are not on this machine: for plans, not for
