@@ -235,7 +235,9 @@ class RunningQuantile(Sparsity):
         weight_n = (s.frequency_coefficient / n_tokens * excess_f.square() * norms_f)[listed.features]
         return EntryGradients(by_value_n + weight_n, float((weight_n * listed.values).sum()))
 
-    def update(self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep) -> None:
+    def update(
+        self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep
+    ) -> None:
         raise AssertionError("a running quantile is not trained")
 
     def _begin(
