@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels.backward.row_updates import AdamStep
+from crosstrace.kernels import AdamStep
 from crosstrace.replacement_model.training.dead_features import (
     DeadGradients,
     auxiliary_group,

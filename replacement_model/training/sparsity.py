@@ -24,8 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import encode
-from crosstrace.kernels.backward.row_updates import AdamStep
+from crosstrace.kernels import AdamStep, encode
 from crosstrace.replacement_model.training.settings import TrainingSettings
 
 # How many more entries are listed than are wanted: room for a batch with smaller scores.
@@ -138,10 +137,11 @@ class Sparsity(ABC):
             strength: The share of the sparsity penalty's weight that counts by now.
         """
 
+    @abstractmethod
     def update(
         self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep
     ) -> None:
-        """Update what is trained of a layer's thresholds with its gradient (F,), and more of it where there is."""
+        """Update a layer's thresholds, where they are trained, with their gradient (F,) and more of it if there is."""
 
 
 def frequency_excess(listed: Listed, n_features: int, n_tokens: int, limit: float) -> Tensor:
@@ -235,7 +235,9 @@ class RunningQuantile(Sparsity):
         weight_n = (s.frequency_coefficient / n_tokens * excess_f.square() * norms_f)[listed.features]
         return EntryGradients(by_value_n + weight_n, float((weight_n * listed.values).sum()))
 
-    def update(self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep) -> None:
+    def update(
+        self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep
+    ) -> None:
         raise AssertionError("a running quantile is not trained")
 
     def _begin(

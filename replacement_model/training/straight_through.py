@@ -25,8 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import encode
-from crosstrace.kernels.backward.row_updates import AdamStep, RowGradients, RowMoments, adam_rows
+from crosstrace.kernels import AdamStep, RowGradients, RowMoments, adam_rows, encode
 from crosstrace.replacement_model.training.settings import TrainingSettings
 from crosstrace.replacement_model.training.sparsity import EntryGradients, Listed, Sparsity, frequency_excess
 

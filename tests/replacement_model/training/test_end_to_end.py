@@ -7,8 +7,7 @@ import torch
 from cases import load_case
 from dense_dictionary import Dense, small_settings, small_trainer
 
-from crosstrace.kernels.backward.decoder import decode_backward
-from crosstrace.kernels.backward.encoder import encode_backward
+from crosstrace.kernels import decode_backward, encode_backward
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites, Site
@@ -146,7 +145,8 @@ def test_the_model_is_left_as_it_was(sites):
         before = sites.text_model(input_ids=tokens, use_cache=False).last_hidden_state
     weight = sites.layers[0].value.weight.requires_grad_(True)
     fine_tune_step(trainer_for(sites, "clt"), sites, tokens, 0.0)
-    assert weight.requires_grad and weight.grad is None
+    assert weight.requires_grad
+    assert weight.grad is None
     weight.requires_grad_(False)
     with torch.no_grad():
         assert torch.equal(sites.text_model(input_ids=tokens, use_cache=False).last_hidden_state, before)
