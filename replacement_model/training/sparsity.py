@@ -90,6 +90,10 @@ class Sparsity(ABC):
         """Return the thresholds (L, F) of use, for decoder norms (L, F)."""
 
     @abstractmethod
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        """Begin with given thresholds (L, F), for decoder norms (L, F)."""
+
+    @abstractmethod
     def list(
         self,
         layer: int,
@@ -175,6 +179,9 @@ class RunningQuantile(Sparsity):
 
     def thresholds(self, norms_lf: Tensor) -> Tensor:
         return torch.stack([self._threshold(layer, norms_f) for layer, norms_f in enumerate(norms_lf)])
+
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        """Nothing: the first batch says where the quantile is."""
 
     def _threshold(self, layer: int, norms_f: Tensor) -> Tensor:
         return float(self.tau_l[layer].clamp_min(_LEAST_SCORE)) / norms_f.clamp_min(_LEAST_NORM)

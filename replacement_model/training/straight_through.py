@@ -60,6 +60,9 @@ class StraightThrough(Sparsity):
     def thresholds(self, norms_lf: Tensor) -> Tensor:
         return self.log_threshold_lf.exp()
 
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        self.log_threshold_lf.copy_(thresholds_lf.clamp_min(1e-6).log())
+
     def list(
         self,
         layer: int,
