@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels.backward.row_updates import AdamStep
+from crosstrace.kernels import AdamStep
 from crosstrace.replacement_model.training.dead_features import (
     DeadGradients,
     auxiliary_group,
@@ -30,7 +30,7 @@ from crosstrace.replacement_model.training.parameters import DictionaryShape, Mo
 from crosstrace.replacement_model.training.passes import Group, prefix_errors, prefix_gradients, split
 from crosstrace.replacement_model.training.settings import TrainingSettings
 from crosstrace.replacement_model.training.sparsity import Listed, RunningQuantile, Sparsity
-from crosstrace.replacement_model.training.starting import start
+from crosstrace.replacement_model.training.starting import start, start_from_transcoders
 from crosstrace.replacement_model.training.straight_through import StraightThrough
 from crosstrace.replacement_model.training.updates import Backward
 
@@ -100,7 +100,8 @@ class Trainer:
             device: Where it is trained.
 
         Raises:
-            ValueError: The sample has another shape, or cannot be scaled.
+            ValueError: The sample has another shape, or cannot be scaled; or transcoders to start from do not fit.
+            FileNotFoundError: There are no transcoders to start from.
         """
         self.settings, self.shape, self.device = settings, shape, torch.device(device)
         L, F = shape.n_layers, shape.n_features
@@ -122,13 +123,12 @@ class Trainer:
         inputs_lnd, outputs_lnd = (part.to(self.device, torch.float32) for part in sample)
         self._check(inputs_lnd, outputs_lnd)
         self.normalisation = Normalisation.of(inputs_lnd, outputs_lnd, settings.normalisation_exponent)
-        start(
-            self.parameters,
-            self.normalisation.inputs(inputs_lnd),
-            self.normalisation.outputs(outputs_lnd),
-            settings,
-            self.generator,
-        )
+        if settings.initialise_from is not None:
+            thresholds_lf = start_from_transcoders(self.parameters, self.normalisation, settings.initialise_from, shape)
+            self.sparsity.start_at(thresholds_lf, self.parameters.decoder_norms())
+            return
+        x_lnd, y_lnd = self.normalisation.inputs(inputs_lnd), self.normalisation.outputs(outputs_lnd)
+        start(self.parameters, x_lnd, y_lnd, settings, self.generator)
 
     def _check(self, inputs_lbd: Tensor, outputs_lbd: Tensor) -> None:
         shape = self.shape

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import SparseActivations
-from crosstrace.kernels.backward.row_updates import RowGradients
+from crosstrace.kernels import RowGradients, SparseActivations
 from crosstrace.replacement_model.training.parameters import Moments, Parameters
 from crosstrace.replacement_model.training.passes import Group, decode_into
 from crosstrace.replacement_model.training.settings import TrainingSettings

@@ -20,10 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crosstrace.kernels import SparseActivations
-from crosstrace.kernels.backward.decoder import decode_layer_backward
-from crosstrace.kernels.backward.encoder import encode_backward
-from crosstrace.kernels.decoding import decode_layer
+from crosstrace.kernels import SparseActivations, decode_layer, decode_layer_backward, encode_backward
 from crosstrace.replacement_model.architectures.hooks import Hook, hooked
 from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.training.core import Trainer

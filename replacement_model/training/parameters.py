@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crosstrace.kernels.backward.row_updates import AdamStep, RowGradients, RowMoments, adam_rows
+from crosstrace.kernels import AdamStep, RowGradients, RowMoments, adam_rows
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.training.settings import TrainingSettings
 

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import encode
-from crosstrace.kernels.backward.row_updates import AdamStep
+from crosstrace.kernels import AdamStep, encode
 from crosstrace.replacement_model.training.settings import TrainingSettings
 
 # How many more entries are listed than are wanted: room for a batch with smaller scores.
@@ -91,6 +90,10 @@ class Sparsity(ABC):
         """Return the thresholds (L, F) of use, for decoder norms (L, F)."""
 
     @abstractmethod
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        """Begin with given thresholds (L, F), for decoder norms (L, F)."""
+
+    @abstractmethod
     def list(
         self,
         layer: int,
@@ -138,10 +141,11 @@ class Sparsity(ABC):
             strength: The share of the sparsity penalty's weight that counts by now.
         """
 
+    @abstractmethod
     def update(
         self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep
     ) -> None:
-        """Update what is trained of a layer's thresholds with its gradient (F,), and more of it where there is."""
+        """Update a layer's thresholds, where they are trained, with their gradient (F,) and more of it if there is."""
 
 
 def frequency_excess(listed: Listed, n_features: int, n_tokens: int, limit: float) -> Tensor:
@@ -175,6 +179,9 @@ class RunningQuantile(Sparsity):
 
     def thresholds(self, norms_lf: Tensor) -> Tensor:
         return torch.stack([self._threshold(layer, norms_f) for layer, norms_f in enumerate(norms_lf)])
+
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        """Nothing: the first batch says where the quantile is."""
 
     def _threshold(self, layer: int, norms_f: Tensor) -> Tensor:
         return float(self.tau_l[layer].clamp_min(_LEAST_SCORE)) / norms_f.clamp_min(_LEAST_NORM)

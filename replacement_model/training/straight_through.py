@@ -25,8 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import encode
-from crosstrace.kernels.backward.row_updates import AdamStep, RowGradients, RowMoments, adam_rows
+from crosstrace.kernels import AdamStep, RowGradients, RowMoments, adam_rows, encode
 from crosstrace.replacement_model.training.settings import TrainingSettings
 from crosstrace.replacement_model.training.sparsity import EntryGradients, Listed, Sparsity, frequency_excess
 
@@ -60,6 +59,9 @@ class StraightThrough(Sparsity):
 
     def thresholds(self, norms_lf: Tensor) -> Tensor:
         return self.log_threshold_lf.exp()
+
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        self.log_threshold_lf.copy_(thresholds_lf.clamp_min(1e-6).log())
 
     def list(
         self,

@@ -16,10 +16,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import SparseActivations
-from crosstrace.kernels.backward.decoder import decode_backward_adam, decode_layer_backward
-from crosstrace.kernels.backward.encoder import encode_backward, encode_backward_adam
-from crosstrace.kernels.backward.row_updates import AdamStep, RowGradients, RowMoments, adam_rows
+from crosstrace.kernels import (
+    AdamStep,
+    RowGradients,
+    RowMoments,
+    SparseActivations,
+    adam_rows,
+    decode_backward_adam,
+    decode_layer_backward,
+    encode_backward,
+    encode_backward_adam,
+)
 from crosstrace.replacement_model.training.dead_features import DeadGradients
 from crosstrace.replacement_model.training.parameters import Moments, Parameters
 from crosstrace.replacement_model.training.passes import Group
