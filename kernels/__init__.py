@@ -12,6 +12,7 @@ path for the CPU. Its Triton kernels lie beside it.
 | `backward` | `decode_backward`, `encode_backward`: gradients for training, and Adam on the rows that were touched |
 | `dispatch` | the choice between Triton, torch and the reference |
 | `decoder_tiles` | decoder rows on their way into a matrix product on the CPU |
+| `compiled` | the CPU's loops over single entries, compiled by numba |
 | `triton_parts` | what the Triton kernels share |
 | `checks` | the checks of arguments, with their messages |
 """

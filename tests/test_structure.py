@@ -31,7 +31,7 @@ LEVELS = {
     "kernels": [
         ["activations"],
         ["checks", "dispatch", "decoder_tiles"],
-        ["triton_parts"],
+        ["triton_parts", "compiled"],
         ["decoding_triton", "encoding_triton", "scoring_triton"],
         ["decoding", "encoding", "scoring"],
         ["backward"],

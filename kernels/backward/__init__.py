@@ -3,8 +3,8 @@
 | module | what is in it |
 | --- | --- |
 | `row_updates` | `RowGradients`, `RowMoments`, `AdamStep`, `adam_rows`: gradients of some rows, and what they do to them |
-| `by_feature` | the entries of a layer grouped by feature |
-| `rows` | one layer's row gradients from its entries, shared by encoder and decoder |
+| `by_feature` | the entries of a layer, and their groups by feature |
+| `rows`, `rows_compiled`, `rows_triton` | one layer's backward pass, shared by encoder and decoder |
 | `decoder` | `decode_backward`, `decode_layer_backward`, `decode_backward_adam` |
 | `encoder` | `encode_backward`, `encode_backward_adam` |
 """

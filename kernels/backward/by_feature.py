@@ -1,6 +1,6 @@
-"""The entries of a layer grouped by feature, for work that goes row by row.
+"""The entries of one layer, and their groups by feature, for work that goes row by row.
 
-Letters: P positions, n entries of a layer, u touched rows.
+Letters: P positions, n entries of a layer, u touched rows, J layers a feature writes to, D d_model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,28 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerEntries:
+    """One layer's entries with their weights, and the sources that they are multiplied with.
+
+    Attributes:
+        positions: (n,) int64, ascending.
+        features: (n,) int64, the row of each entry.
+        weights: (n,) float32.
+        source: (J, P, D) float32, the last dimension contiguous.
+    """
+
+    positions: Tensor
+    features: Tensor
+    weights: Tensor
+    source: Tensor
+
+    def contiguous(self) -> LayerEntries:
+        """Return them with lists that are one run of memory each, as torch's and the compiled code want them."""
+        lists = (self.positions.contiguous(), self.features.contiguous(), self.weights.float().contiguous())
+        return LayerEntries(*lists, self.source)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels.activations import SparseActivations
-from crosstrace.kernels.backward.by_feature import EntriesByFeature
+from crosstrace.kernels.backward.by_feature import LayerEntries
 from crosstrace.kernels.backward.row_updates import AdamStep, RowGradients, RowMoments, adam_rows, check_moments
-from crosstrace.kernels.backward.rows import entry_products_torch, row_gradients_torch
+from crosstrace.kernels.backward.rows import layer_gradients, update_layer
 from crosstrace.kernels.checks import check_float, check_index, check_row_index, check_rows, check_shape
 from crosstrace.kernels.dispatch import choose_path
 
@@ -65,19 +65,15 @@ def decode_backward(
         (tensor([4.]), tensor([1]), tensor([[[2., 6.]]]))
     """
     check_training(activations, rows_ujd, gradient_lpd)
-    if choose_path("decode_backward", activations.device) == "reference":
+    path = choose_path("decode_backward", activations.device)
+    if path == "reference":
         return decode_backward_reference(activations, rows_ujd, gradient_lpd)
     value_gradients_n, touched = activations.values.new_empty(len(activations)), []
     for layer, rows in enumerate(rows_ujd):
-        entries = activations.layer(layer)
-        value_gradients_n[entries], layer_touched = _layer_backward(
-            activations.positions[entries],
-            activations.features[entries],
-            activations.values[entries],
-            rows,
-            gradient_lpd[layer : layer + rows.shape[1]],
-        )
-        touched.append(layer_touched)
+        entries = layer_entries(activations, layer, activations.values, gradient_lpd[layer : layer + rows.shape[1]])
+        products_n, gradients = layer_gradients(path, entries, len(rows), rows)
+        value_gradients_n[activations.layer(layer)] = products_n
+        touched.append(gradients)
     return value_gradients_n, touched
 
 
@@ -108,7 +104,9 @@ def decode_layer_backward(
     check_shape("rows_ujd", rows_ujd, ("U", gradient_jpd.shape[0], gradient_jpd.shape[2]))
     check_rowwise("rows_ujd", rows_ujd, device)
     check_row_index("features_n", features_n, n_entries, rows_ujd)
-    return _layer_backward(positions_n, features_n, values_n, rows_ujd, gradient_jpd)
+    path = choose_path("decode_layer_backward", device)
+    entries = LayerEntries(positions_n, features_n, values_n, gradient_jpd)
+    return layer_gradients("torch" if path == "reference" else path, entries, len(rows_ujd), rows_ujd)
 
 
 def decode_backward_adam(
@@ -137,32 +135,23 @@ def decode_backward_adam(
     """
     check_training(activations, rows_ujd, gradient_lpd)
     check_all_moments("moments", moments, rows_ujd)
-    if choose_path("decode_backward_adam", activations.device) == "reference":
+    path = choose_path("decode_backward_adam", activations.device)
+    if path == "reference":
         value_gradients_n, touched = decode_backward_reference(activations, rows_ujd, gradient_lpd)
         for rows, gradients, state in zip(rows_ujd, touched, moments, strict=True):
             adam_rows(rows, gradients, state, adam)
         return value_gradients_n
     value_gradients_n = activations.values.new_empty(len(activations))
     for layer, rows in enumerate(rows_ujd):
-        entries = activations.layer(layer)
-        value_gradients_n[entries], layer_touched = _layer_backward(
-            activations.positions[entries],
-            activations.features[entries],
-            activations.values[entries],
-            rows,
-            gradient_lpd[layer : layer + rows.shape[1]],
-        )
-        adam_rows(rows, layer_touched, moments[layer], adam)
+        entries = layer_entries(activations, layer, activations.values, gradient_lpd[layer : layer + rows.shape[1]])
+        value_gradients_n[activations.layer(layer)] = update_layer(path, entries, rows, moments[layer], adam)[0]
     return value_gradients_n
 
 
-def _layer_backward(
-    positions_n: Tensor, features_n: Tensor, values_n: Tensor, rows_ujd: Tensor, gradient_jpd: Tensor
-) -> tuple[Tensor, RowGradients]:
-    by_feature = EntriesByFeature.of(features_n)
-    gradients_ujd = row_gradients_torch(by_feature, positions_n, values_n, gradient_jpd)
-    products_n = entry_products_torch(positions_n, features_n, rows_ujd, gradient_jpd)
-    return products_n, RowGradients(by_feature.rows, gradients_ujd)
+def layer_entries(activations: SparseActivations, layer: int, weights_n: Tensor, source_jpd: Tensor) -> LayerEntries:
+    """Take one layer's entries with their weights and sources."""
+    own = activations.layer(layer)
+    return LayerEntries(activations.positions[own], activations.features[own], weights_n[own], source_jpd)
 
 
 def check_training(activations: SparseActivations, rows_ujd: Sequence[Tensor], gradient_lpd: Tensor) -> None:

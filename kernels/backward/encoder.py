@@ -17,9 +17,9 @@ from torch import Tensor
 
 from crosstrace.kernels.activations import SparseActivations
 from crosstrace.kernels.backward.by_feature import EntriesByFeature
-from crosstrace.kernels.backward.decoder import check_all_moments, check_rowwise
+from crosstrace.kernels.backward.decoder import check_all_moments, check_rowwise, layer_entries
 from crosstrace.kernels.backward.row_updates import AdamStep, RowGradients, RowMoments, adam_rows
-from crosstrace.kernels.backward.rows import row_gradients_torch
+from crosstrace.kernels.backward.rows import layer_gradients, sums_of_rows, update_layer
 from crosstrace.kernels.checks import check_float, check_row_index, check_shape
 from crosstrace.kernels.dispatch import choose_path
 
@@ -65,9 +65,19 @@ def encode_backward(
         (tensor([1]), tensor([[0.5000, 1.5000]]), tensor([0.5000]))
     """
     _check(inputs_lpd, entries, gradient_n)
-    if choose_path("encode_backward", entries.device) == "reference":
+    path = choose_path("encode_backward", entries.device)
+    if path == "reference":
         return encode_backward_reference(inputs_lpd, entries, gradient_n)
-    return [_layer_backward(inputs_lpd[layer], entries, gradient_n, layer) for layer in range(entries.n_layers)]
+    found = []
+    for layer in range(entries.n_layers):
+        own = entries.features[entries.layer(layer)]
+        n_rows = int(own.max()) + 1 if path == "compiled" and len(own) else 0
+        _, of_rows = layer_gradients(
+            path, layer_entries(entries, layer, gradient_n, inputs_lpd[layer][None]), n_rows, None
+        )
+        of_biases = sums_of_rows(gradient_n[entries.layer(layer)], EntriesByFeature.of(own))
+        found.append((RowGradients(of_rows.rows, of_rows.gradients[:, 0]), of_biases))
+    return found
 
 
 def encode_backward_adam(
@@ -110,25 +120,17 @@ def encode_backward_adam(
         check_row_index(f"entries.features of layer {layer}", own, len(own), rows)
     check_all_moments("moments", moments, rows_fd)
     check_all_moments("bias_moments", bias_moments, biases_f)
-    if choose_path("encode_backward_adam", entries.device) == "reference":
-        touched = encode_backward_reference(inputs_lpd, entries, gradient_n)
-    else:
-        touched = [_layer_backward(inputs_lpd[layer], entries, gradient_n, layer) for layer in range(entries.n_layers)]
-    for layer, (of_rows, of_biases) in enumerate(touched):
-        adam_rows(rows_fd[layer], of_rows, moments[layer], adam)
-        adam_rows(biases_f[layer], of_biases, bias_moments[layer], adam)
-
-
-def _layer_backward(
-    input_pd: Tensor, entries: SparseActivations, gradient_n: Tensor, layer: int
-) -> tuple[RowGradients, RowGradients]:
-    own = entries.layer(layer)
-    by_feature = EntriesByFeature.of(entries.features[own])
-    weights_ud = row_gradients_torch(by_feature, entries.positions[own], gradient_n[own], input_pd[None])[:, 0]
-    # a bias is the weight of an input that is 1 everywhere
-    ones_p1 = torch.ones(1, entries.n_positions, 1, device=entries.device)
-    biases_u = row_gradients_torch(by_feature, entries.positions[own], gradient_n[own], ones_p1)[:, 0, 0]
-    return RowGradients(by_feature.rows, weights_ud), RowGradients(by_feature.rows, biases_u)
+    path = choose_path("encode_backward_adam", entries.device)
+    if path == "reference":
+        for layer, (of_rows, of_biases) in enumerate(encode_backward_reference(inputs_lpd, entries, gradient_n)):
+            adam_rows(rows_fd[layer], of_rows, moments[layer], adam)
+            adam_rows(biases_f[layer], of_biases, bias_moments[layer], adam)
+        return
+    for layer, state in enumerate(moments):
+        of_one_target = RowMoments(state.first[:, None], state.second[:, None], state.steps)
+        layer_own = layer_entries(entries, layer, gradient_n, inputs_lpd[layer][None])
+        _, by_feature = update_layer(path, layer_own, rows_fd[layer][:, None], of_one_target, adam)
+        adam_rows(biases_f[layer], sums_of_rows(layer_own.weights, by_feature), bias_moments[layer], adam)
 
 
 def _check(inputs_lpd: Tensor, entries: SparseActivations, gradient_n: Tensor) -> None:

@@ -58,6 +58,18 @@ class RowMoments:
         first, second = (torch.zeros_like(weight, dtype=dtype) for _ in range(2))
         return RowMoments(first, second, torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device))
 
+    def step(self, rows: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
+        """Count a step of some rows, (u,) int64, and correct the bias of their moments.
+
+        Returns:
+            (u,) float32 learning rates, divided by what the first moment's bias is, and (u,) float32 factors of the second
+            moment's root.
+        """
+        self.steps[rows] += 1
+        steps_u = self.steps[rows].double()
+        sizes_u, roots_u = adam.learning_rate / (1 - adam.beta1**steps_u), (1 - adam.beta2**steps_u).rsqrt()
+        return sizes_u.float(), roots_u.float()
+
     def forget(self, rows: Tensor) -> None:
         """Set some rows back to the state before the first step, as for features that start anew; rows (n,) int64."""
         for state in (self.first, self.second, self.steps):
@@ -90,6 +102,10 @@ def check_moments(name: str, moments: RowMoments, weight: Tensor) -> None:
     for part, state in (("first", moments.first), ("second", moments.second)):
         check_shape(f"{name}.{part}", state, weight.shape)
         check_float(f"{name}.{part}", state, weight.device, MOMENT_DTYPES)
+    if moments.second.stride() != moments.first.stride() and moments.first.numel():
+        raise ValueError(
+            f"{name}.second has strides {moments.second.stride()}; expected {moments.first.stride()}, as {name}.first"
+        )
     check_shape(f"{name}.steps", moments.steps, weight.shape[:1])
     if moments.steps.dtype != torch.int32 or moments.steps.device != weight.device:
         raise ValueError(
@@ -124,13 +140,10 @@ def adam_rows(weight: Tensor, touched: RowGradients, moments: RowMoments, adam: 
     rows, gradients = touched.rows, touched.gradients
     if not len(rows):
         return
-    moments.steps[rows] += 1
-    steps_u = moments.steps[rows].double().view(-1, *[1] * (weight.ndim - 1))
+    sizes_u, roots_u = (of_u.view(-1, *[1] * (weight.ndim - 1)) for of_u in moments.step(rows, adam))
     first = moments.first[rows].float().lerp_(gradients, 1 - adam.beta1)
     second = moments.second[rows].float().mul_(adam.beta2).addcmul_(gradients, gradients, value=1 - adam.beta2)
-    size_u = (adam.learning_rate / (1 - adam.beta1**steps_u)).float()
-    root_u = (1 - adam.beta2**steps_u).rsqrt().float()
     # the moments are used as they are before they are rounded to their dtype
-    weight[rows] -= size_u * first / (second.sqrt() * root_u + adam.epsilon)
+    weight[rows] -= sizes_u * first / (second.sqrt() * roots_u + adam.epsilon)
     moments.first[rows] = first.to(moments.first.dtype)
     moments.second[rows] = second.to(moments.second.dtype)

@@ -18,18 +18,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import SparseActivations
-from crosstrace.kernels.backward.decoder import decode_backward_adam
-from crosstrace.kernels.backward.encoder import encode_backward_adam
-from crosstrace.kernels.backward.row_updates import AdamStep
+from crosstrace.kernels import AdamStep
+from crosstrace.replacement_model.training.dead_features import (
+    DeadGradients,
+    auxiliary_group,
+    pre_activation_gradients,
+    reset_dead,
+)
 from crosstrace.replacement_model.training.measures import Unexplained
-from crosstrace.replacement_model.training.moments import Moments
-from crosstrace.replacement_model.training.parameters import DictionaryShape, Normalisation, Parameters
-from crosstrace.replacement_model.training.passes import affine, decode_into, entries_of
-from crosstrace.replacement_model.training.resets import reset_dead
+from crosstrace.replacement_model.training.parameters import DictionaryShape, Moments, Normalisation, Parameters
+from crosstrace.replacement_model.training.passes import Group, prefix_errors, prefix_gradients, split
 from crosstrace.replacement_model.training.settings import TrainingSettings
-from crosstrace.replacement_model.training.sparsity import Listed, RunningQuantile
+from crosstrace.replacement_model.training.sparsity import Listed, RunningQuantile, Sparsity
 from crosstrace.replacement_model.training.starting import start
+from crosstrace.replacement_model.training.straight_through import StraightThrough
+from crosstrace.replacement_model.training.updates import Backward
 
 # Steps after which the norms of decoders, which scores count, are taken anew.
 _NORMS_EVERY = 4
@@ -40,7 +43,8 @@ class StepMetrics:
     """What a step saw.
 
     Attributes:
-        loss: The squared error of a token in normalised units, summed over layers and dimensions.
+        loss: The loss that the gradient is of. Its main part is the squared error of a token in normalised units, summed
+            over layers and dimensions.
         fvu_l: (L,) float32: the fraction of the outputs' variance that is unexplained, in the batch, in raw units.
         fvu_weighted_l: (L,) float32: the same with each dimension scaled as in training.
         l0_l: (L,) float32: active features of a token.
@@ -103,7 +107,11 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.parameters = Parameters.empty(shape, settings.skip, self.device)
         self.moments = Moments(self.parameters, getattr(torch, settings.moments))
-        self.sparsity = RunningQuantile(L, settings.quantile_rate, settings.activation == "batch-topk")
+        self.sparsity: Sparsity = (
+            StraightThrough(settings, L, self.device)
+            if settings.activation == "ste-jumprelu"
+            else RunningQuantile(settings, L)
+        )
         self.norms_lf = torch.zeros(L, F, device=self.device)
         self.last_active_lf = torch.zeros(L, F, dtype=torch.int64, device=self.device)
         self.steps = self.tokens_seen = self.fine_tuning_steps = 0
@@ -164,28 +172,69 @@ class Trainer:
         x_lbd = self.normalisation.inputs(inputs_lbd.to(self.device))
         y_lbd = self.normalisation.outputs(outputs_lbd.to(self.device))
         self.refresh_norms()
+        s, n_tokens = self.settings, x_lbd.shape[1]
         target, rate = self.l0_target(progress), self.learning_rate(progress)
         listed = self.list_active(x_lbd, target)
-        errors_lbd = affine(self.parameters, x_lbd)
-        entries = entries_of(listed, x_lbd.shape[1])
-        decode_into(errors_lbd, entries, self.parameters.decoder_jfd)
-        errors_lbd -= y_lbd
-        unexplained = Unexplained.of(errors_lbd, y_lbd)
-        self.remember_active(listed, x_lbd.shape[1])
+        groups = split(listed, n_tokens, self.shape.n_features, s.matryoshka)
+        errors = prefix_errors(self.parameters, x_lbd, y_lbd, groups)
+        unexplained = Unexplained.of(errors[-1], y_lbd)
+        losses = [unexplained.loss(), *(float(error.double().square().sum()) / n_tokens for error in errors[:-1])]
+        self.remember_active(listed, n_tokens)
         resets_due = self._resets_due(progress)
-        gradient_lbd = errors_lbd * (2 / x_lbd.shape[1]) if resets_due else errors_lbd.mul_(2 / x_lbd.shape[1])
-        self.apply(x_lbd, entries, gradient_lbd, rate)
+        dead_lf = self.dead()
+        auxiliary, auxiliary_loss = None, 0.0
+        if s.aux_coefficient:
+            auxiliary, auxiliary_loss = auxiliary_group(self.parameters, x_lbd, errors[-1], dead_lf, s)
+        errors_lbd = errors[-1].clone() if resets_due else errors[-1]
+        groups = prefix_gradients(errors, groups)
+        dead = [self._draw_dead(layer, x_bd, dead_lf[layer]) for layer, x_bd in enumerate(x_lbd)] if self._draws else []
+        strength = min(1.0, progress / s.l0_warmup_share) if s.l0_warmup_share else 1.0
+        backward = Backward(
+            self.parameters,
+            self.moments,
+            self.sparsity,
+            self.norms_lf,
+            x_lbd,
+            listed,
+            groups,
+            self.adam_step(rate),
+            target,
+            strength,
+            auxiliary,
+            dead,
+        )
+        penalty = backward.apply(
+            gathers=s.activation == "ste-jumprelu" and s.l0_loss == "tanh" and s.ste_reaches == "all"
+        )
         self.steps += 1
         resets = self._reset(x_lbd, errors_lbd) if resets_due else 0
         return StepMetrics(
-            loss=unexplained.loss(x_lbd.shape[1]),
+            loss=sum(losses) / len(losses)
+            + auxiliary_loss
+            + penalty
+            + sum(part.loss for part in dead if part is not None),
             fvu_l=unexplained.fvu(self.normalisation.scale_out_ld),
             fvu_weighted_l=unexplained.fvu(),
-            l0_l=entries.layer_offsets.diff() / x_lbd.shape[1],
+            l0_l=torch.tensor([float(part.active.sum()) / n_tokens for part in listed]),
             dead_l=self.dead().float().mean(1).cpu(),
             learning_rate=rate,
             l0_target=target,
             resets=resets,
+        )
+
+    def adam_step(self, rate: float) -> AdamStep:
+        """Return Adam's settings with a learning rate."""
+        return AdamStep(rate, self.settings.adam_beta1, self.settings.adam_beta2, self.settings.adam_epsilon)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether a loss draws dead features' pre-activations up to their thresholds."""
+        return self.settings.activation == "ste-jumprelu" and self.settings.pre_activation_coefficient > 0
+
+    def _draw_dead(self, layer: int, x_bd: Tensor, dead_f: Tensor) -> DeadGradients | None:
+        thresholds_lf = self.sparsity.thresholds(self.norms_lf)
+        return pre_activation_gradients(
+            self.parameters, layer, x_bd, dead_f, thresholds_lf[layer], self.norms_lf[layer], self.settings
         )
 
     def refresh_norms(self) -> None:
@@ -195,27 +244,29 @@ class Trainer:
 
     def list_active(self, x_lbd: Tensor, target: float) -> list[Listed]:
         """List every layer's active features for normalised inputs (L, B, D_in); running quantiles follow."""
-        rate = max(0.5, self.sparsity.rate) if self.steps < self.settings.warmup_steps else self.sparsity.rate
+        rate = self.settings.quantile_rate
+        rate = max(0.5, rate) if self.steps < self.settings.warmup_steps else rate
         return [self.list_layer(layer, x_bd, target, rate) for layer, x_bd in enumerate(x_lbd)]
 
-    def list_layer(self, layer: int, x_bd: Tensor, target: float, rate: float) -> Listed:
+    def list_layer(self, layer: int, x_bd: Tensor, target: float, rate: float, window: bool = True) -> Listed:
         """List one layer's active features for normalised inputs (B, D_in); its running quantile follows."""
         p = self.parameters
-        return self.sparsity.list(
-            layer, x_bd, p.encoder_fd[layer], p.encoder_bias_lf[layer], self.norms_lf[layer], target, rate
-        )
+        encoder_fd, bias_f, norms_f = p.encoder_fd[layer], p.encoder_bias_lf[layer], self.norms_lf[layer]
+        return self.sparsity.list(layer, x_bd, encoder_fd, bias_f, norms_f, target, rate, window)
 
-    def apply(self, x_lbd: Tensor, entries: SparseActivations, gradient_lbd: Tensor, rate: float) -> None:
-        """Update every weight with the gradient (L, B, D) of the normalised reconstructions."""
-        s, p, m = self.settings, self.parameters, self.moments
-        adam = AdamStep(rate, s.adam_beta1, s.adam_beta2, s.adam_epsilon)
-        m.decoder_bias.step(p.decoder_bias_ld, gradient_lbd.sum(1), adam)
-        if p.skip_ldd is not None and m.skip is not None:
-            m.skip.step(p.skip_ldd, torch.bmm(x_lbd.transpose(1, 2), gradient_lbd), adam)
-        values_n = decode_backward_adam(entries, p.rows_ujd(), gradient_lbd, m.decoder, adam)
-        encode_backward_adam(
-            x_lbd, entries, values_n, p.encoder_fd, list(p.encoder_bias_lf), m.encoder, m.encoder_bias, adam
-        )
+    def apply(self, x_lbd: Tensor, listed: list[Listed], group: Group, rate: float) -> None:
+        """Update every weight, with the gradient that a group of all entries has; no penalty counts."""
+        Backward(
+            self.parameters,
+            self.moments,
+            self.sparsity,
+            self.norms_lf,
+            x_lbd,
+            listed,
+            [group],
+            self.adam_step(rate),
+            self.settings.l0,
+        ).apply()
 
     def remember_active(self, listed: list[Listed], n_tokens: int) -> None:
         """Count tokens, and note which features were active in them."""

@@ -4,7 +4,7 @@ Training on activations of the unreplaced model leaves each layer to itself: in 
 have already got a little wrong. Here the whole is run, and the loss is the normalised squared error of the final hidden
 state, plus a share of the same of the residual stream after each layer. No logits are computed, so a step costs about three
 passes of the model without its MLPs. Gradients go through the frozen base model by autograd and through the dictionary by
-the sparse kernels: of it autograd sees one function per layer.
+the sparse kernels: of it autograd sees one function per layer. Thresholds that are trained stay as they are.
 
 Letters: L layers, W windows, P positions of a window, B = W * (P - excluded first) tokens, D d_model, J layers a feature
 writes to, n entries of a layer.
@@ -20,14 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crosstrace.kernels import SparseActivations
-from crosstrace.kernels.backward.decoder import decode_layer_backward
-from crosstrace.kernels.backward.encoder import encode_backward
-from crosstrace.kernels.decoding import decode_layer
+from crosstrace.kernels import SparseActivations, decode_layer, decode_layer_backward, encode_backward
 from crosstrace.replacement_model.architectures.hooks import Hook, hooked
 from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.training.core import Trainer
-from crosstrace.replacement_model.training.passes import decode_layer_into, entries_of
+from crosstrace.replacement_model.training.passes import Group, decode_layer_into, entries_of
 from crosstrace.replacement_model.training.sparsity import Listed
 
 
@@ -131,7 +128,7 @@ def _update(trainer: Trainer, states: ReplacedPass, progress: float) -> FineTuni
         norm = gradient_norm(trainer, states.x_lbd, entries, states.gradient_lbd)
         # Every gradient is linear in this one.
         states.gradient_lbd *= min(1.0, clip / max(norm, 1e-12))
-    trainer.apply(states.x_lbd, entries, states.gradient_lbd, rate)
+    trainer.apply(states.x_lbd, listed, Group(entries, None, states.gradient_lbd), rate)
     return FineTuningMetrics(
         loss=states.loss,
         final=float(states.errors[-1]),
@@ -227,7 +224,9 @@ class ReplacedPass:
         torch.sub(input_bd.float().to(trainer.device), scaling.mean_in_ld[layer], out=x_bd).mul_(
             scaling.scale_in_ld[layer]
         )
-        listed = self.listed[layer] = trainer.list_layer(layer, x_bd, self.target, trainer.sparsity.rate)
+        listed = self.listed[layer] = trainer.list_layer(
+            layer, x_bd, self.target, trainer.settings.quantile_rate, False
+        )
         entries = _entries_of_layer(listed, self.n_tokens)
         decoder_jfd = p.decoder_jfd[layer]
         decode_layer_into(self.out_lbd[layer : layer + len(decoder_jfd)], entries, 0, decoder_jfd)

@@ -44,9 +44,9 @@ class Unexplained:
             self.n_tokens + other.n_tokens,
         )
 
-    def loss(self, n_tokens: int) -> float:
+    def loss(self) -> float:
         """Return the squared error of a token, summed over layers and dimensions."""
-        return float(self.errors_ld.sum()) / n_tokens
+        return float(self.errors_ld.sum()) / self.n_tokens
 
     def fvu(self, scale_ld: Tensor | None = None) -> Tensor:
         """Return the fraction of variance unexplained (L,) float32 on the CPU.

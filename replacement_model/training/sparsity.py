@@ -17,13 +17,15 @@ Letters: L layers, B tokens of a batch, F features of a layer, D d_model, n list
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import encode
+from crosstrace.kernels import AdamStep, encode
+from crosstrace.replacement_model.training.settings import TrainingSettings
 
 # How many more entries are listed than are wanted: room for a batch with smaller scores.
 _LISTED = 1.3
@@ -59,41 +61,47 @@ class Listed:
         return self.pre_activations * self.active
 
 
-class RunningQuantile:
-    """One running quantile of scores per layer, quantile-controlled or as BatchTopK's threshold.
+@dataclass(frozen=True, eq=False)
+class EntryGradients:
+    """What a layer's entries hand to the weights.
 
     Attributes:
-        tau_l: (L,) float32 on the CPU: the quantile that thresholds follow; NaN before the first batch.
-        bound_l: (L,) float32 on the CPU: the score from which entries are listed.
+        by_pre_activation_n: (n,) gradients by pre-activations.
+        penalty: The penalties' part of the loss.
+        by_norm_f: (F,) gradients by the decoder's norms, or None.
+        by_threshold_f: (F,) gradients by thresholds, or None where they are not trained.
     """
 
-    def __init__(self, n_layers: int, rate: float, exact: bool) -> None:
-        """Begin without a quantile.
+    by_pre_activation_n: Tensor
+    penalty: float
+    by_norm_f: Tensor | None = None
+    by_threshold_f: Tensor | None = None
 
-        Args:
-            n_layers: L.
-            rate: How far the running quantile goes towards a batch's.
-            exact: Whether a batch's own quantile decides in training (BatchTopK), rather than the running one.
-        """
-        self.rate, self.exact = rate, exact
-        self.tau_l, self.bound_l = torch.full((n_layers,), torch.nan), torch.full((n_layers,), torch.nan)
 
+class Sparsity(ABC):
+    """An activation function in training."""
+
+    @abstractmethod
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor with its name."""
-        yield "tau_l", self.tau_l
-        yield "bound_l", self.bound_l
+        """Yield every tensor that is remembered, with its name."""
 
+    @abstractmethod
     def thresholds(self, norms_lf: Tensor) -> Tensor:
-        """Return the thresholds (L, F) for decoder norms (L, F)."""
-        return torch.stack([self._threshold(layer, norms_f) for layer, norms_f in enumerate(norms_lf)])
+        """Return the thresholds (L, F) of use, for decoder norms (L, F)."""
 
-    def _threshold(self, layer: int, norms_f: Tensor) -> Tensor:
-        return float(self.tau_l[layer].clamp_min(_LEAST_SCORE)) / norms_f.clamp_min(_LEAST_NORM)
-
+    @abstractmethod
     def list(
-        self, layer: int, x_bd: Tensor, encoder_fd: Tensor, bias_f: Tensor, norms_f: Tensor, target: float, rate: float
+        self,
+        layer: int,
+        x_bd: Tensor,
+        encoder_fd: Tensor,
+        bias_f: Tensor,
+        norms_f: Tensor,
+        target: float,
+        rate: float,
+        window: bool = True,
     ) -> Listed:
-        """List a layer's active features, and let the running quantile follow.
+        """List a layer's active features.
 
         Args:
             layer: The layer.
@@ -102,8 +110,86 @@ class RunningQuantile:
             bias_f: (F,).
             norms_f: (F,) decoder norms.
             target: How many features of a token shall be active.
-            rate: How far the running quantile goes towards this batch's.
+            rate: How far a running quantile goes towards this batch's.
+            window: Whether to list also what a threshold's gradient wants.
         """
+
+    @abstractmethod
+    def gradients(
+        self,
+        layer: int,
+        listed: Listed,
+        by_value_n: Tensor,
+        norms_f: Tensor,
+        n_tokens: int,
+        target: float,
+        strength: float,
+    ) -> EntryGradients:
+        """Return the gradients by pre-activations and thresholds, penalties included.
+
+        Args:
+            layer: The layer.
+            listed: Its n entries.
+            by_value_n: (n,) the reconstruction loss's gradient by activations, of entries that are not active too.
+            norms_f: (F,) decoder norms.
+            n_tokens: B.
+            target: How many features of a token shall be active.
+            strength: The share of the sparsity penalty's weight that counts by now.
+        """
+
+    @abstractmethod
+    def update(
+        self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep
+    ) -> None:
+        """Update a layer's thresholds, where they are trained, with their gradient (F,) and more of it if there is."""
+
+
+def frequency_excess(listed: Listed, n_features: int, n_tokens: int, limit: float) -> Tensor:
+    """Return by how much of the limit each feature (F,) is active more often than that, 0 where it is not."""
+    counts_f = torch.bincount(listed.features[listed.active], minlength=n_features)
+    return (counts_f / (n_tokens * max(limit, 1e-9)) - 1).clamp_min(0)
+
+
+class RunningQuantile(Sparsity):
+    """One running quantile of scores per layer, quantile-controlled or as BatchTopK's threshold.
+
+    Attributes:
+        tau_l: (L,) float32 on the CPU: the quantile that thresholds follow; NaN before the first batch.
+        bound_l: (L,) float32 on the CPU: the score from which entries are listed.
+    """
+
+    def __init__(self, settings: TrainingSettings, n_layers: int) -> None:
+        """Begin without a quantile.
+
+        Args:
+            settings: The activation function. With BatchTopK a batch's own quantile decides in training, rather than the
+                running one.
+            n_layers: L.
+        """
+        self.settings, self.exact = settings, settings.activation == "batch-topk"
+        self.tau_l, self.bound_l = torch.full((n_layers,), torch.nan), torch.full((n_layers,), torch.nan)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        yield "tau_l", self.tau_l
+        yield "bound_l", self.bound_l
+
+    def thresholds(self, norms_lf: Tensor) -> Tensor:
+        return torch.stack([self._threshold(layer, norms_f) for layer, norms_f in enumerate(norms_lf)])
+
+    def _threshold(self, layer: int, norms_f: Tensor) -> Tensor:
+        return float(self.tau_l[layer].clamp_min(_LEAST_SCORE)) / norms_f.clamp_min(_LEAST_NORM)
+
+    def list(
+        self,
+        layer: int,
+        x_bd: Tensor,
+        encoder_fd: Tensor,
+        bias_f: Tensor,
+        norms_f: Tensor,
+        target: float,
+        rate: float,
+        window: bool = True,
+    ) -> Listed:
         wanted = max(1, min(round(target * len(x_bd)), len(x_bd) * len(encoder_fd)))
         if self.bound_l[layer].isnan():
             self._begin(layer, x_bd, encoder_fd, bias_f, norms_f, target)
@@ -130,6 +216,29 @@ class RunningQuantile:
         else:
             active_n = torch.zeros_like(h_n, dtype=torch.bool)
         return Listed(positions, features, h_n, active_n).part(active_n)
+
+    def gradients(
+        self,
+        layer: int,
+        listed: Listed,
+        by_value_n: Tensor,
+        norms_f: Tensor,
+        n_tokens: int,
+        target: float,
+        strength: float,
+    ) -> EntryGradients:
+        s = self.settings
+        if not s.frequency_coefficient:
+            return EntryGradients(by_value_n, 0.0)
+        # No gradient goes through the quantile: scores of too frequent features are pulled down themselves.
+        excess_f = frequency_excess(listed, len(norms_f), n_tokens, s.frequency_limit)
+        weight_n = (s.frequency_coefficient / n_tokens * excess_f.square() * norms_f)[listed.features]
+        return EntryGradients(by_value_n + weight_n, float((weight_n * listed.values).sum()))
+
+    def update(
+        self, layer: int, listed: Listed, by_threshold_f: Tensor, extra_f: Tensor | None, adam: AdamStep
+    ) -> None:
+        raise AssertionError("a running quantile is not trained")
 
     def _begin(
         self, layer: int, x_bd: Tensor, encoder_fd: Tensor, bias_f: Tensor, norms_f: Tensor, target: float

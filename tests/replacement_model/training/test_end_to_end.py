@@ -7,8 +7,7 @@ import torch
 from cases import load_case
 from dense_dictionary import Dense, small_settings, small_trainer
 
-from crosstrace.kernels.backward.decoder import decode_backward
-from crosstrace.kernels.backward.encoder import encode_backward
+from crosstrace.kernels import decode_backward, encode_backward
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites, Site
