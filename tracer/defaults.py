@@ -21,5 +21,5 @@ CARDS_SAVE_SECONDS = 60.0
 CARDS_SAVE_SHARE = 0.05
 
 # Evaluation: tokens that count, and how many of them, the first, have single layers replaced.
-EVALUATION_TOKENS = 16_384
+EVALUATION_TOKENS = 10_000
 EVALUATION_LAYER_TOKENS = 1_024

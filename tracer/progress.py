@@ -108,7 +108,7 @@ def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]
 
 @contextmanager
 def token_progress(
-    what: str, tokens: int, cost: int, show: bool | None = None
+    what: str, tokens: int, cost: float, show: bool | None = None
 ) -> Iterator[Callable[[int, float], None]]:
     """Show progress for work on tokens, with rate and time left, and yield `advance(tokens, cost)`.
 
@@ -117,7 +117,7 @@ def token_progress(
     Args:
         what: What is done.
         tokens: The number of tokens, at most.
-        cost: The cost of all of them, in any unit.
+        cost: The cost of all of them, in any unit; it grows within a batch of tokens.
         show: Whether to show it; None: yes.
     """
     began, done, paid = time.monotonic(), 0, 0.0
@@ -136,7 +136,7 @@ def token_progress(
         def line(more: int, more_cost: float) -> None:
             nonlocal done, paid, last
             done, paid, now = done + more, paid + more_cost, time.monotonic()
-            if now - last >= _LINE_SECONDS:
+            if now - last >= _LINE_SECONDS and paid < cost:
                 last = now
                 left = (now - began) * max(cost - paid, 0) / paid
                 print(f"{what}: {said()}, about {left:,.0f} s left", file=sys.stderr, flush=True)

@@ -160,7 +160,7 @@ def entry_products_kernel(
     p_row = p_rows + tl.load(p_features + o_e, mask=m_e, other=0) * stride_ru
     p_entry = p_source + tl.load(p_positions + o_e, mask=m_e, other=0) * stride_sp
     b_sum = tl.zeros([BLOCK_E, BLOCK_D], dtype=tl.float32)
-    for i_j in range(0, n_written):
+    for _i_j in range(0, n_written):
         for d_start in range(0, width, BLOCK_D):
             o_d = d_start + tl.arange(0, BLOCK_D)
             m_d = m_e[:, None] & (o_d < width)[None, :]

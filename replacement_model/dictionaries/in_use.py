@@ -28,6 +28,8 @@ from crosstrace.replacement_model.memory import parse_bytes, usable_bytes
 
 _ENCODER_SHARE, _DECODER_SHARE = 0.25, 0.5
 _READ_BYTES = 64 * 2**20
+# Decoder rows of a layer that are widened to float32 together, in bytes of it.
+_WIDENED_BYTES = 512 * 2**20
 # Encoder columns gathered at a time, in bytes of float64.
 _COLUMN_BYTES = 64 * 2**20
 
@@ -198,6 +200,8 @@ class DictionaryInUse(ABC, Generic[Reader]):
         else:
             distinct, index_n = torch.unique(indices, return_inverse=True)
             rows_ujd = self.place(self.reader.decoder_rows(layer, distinct))
+            if self.device.type == "cpu" and rows_ujd.numel() * 4 <= _WIDENED_BYTES:
+                rows_ujd = rows_ujd.float()  # once for each row, not for each entry
         decode_layer(out_jpd, positions, values, rows_ujd, index_n)
 
     def decoder(self, layer: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,8 @@ from crosstrace.tracer.progress import token_progress
 
 # Tokens run at a time, padding included, where memory allows.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+# What progress counts for a token: a run of the model with its losses is 1, half of it the losses.
+_RUNS, _ALONE = 3.0, 0.75
 # The share of the memory that a batch may take.
 _BATCH_SHARE = 0.125
 
@@ -117,12 +119,11 @@ def evaluate(
     at_a_time = batch_tokens or min(usual, _affordable_tokens(used, model.description, length))
     run = _Evaluation(model, used)
     windows = _windows(model, texts, length, tokens, layer_tokens)
-    cost = 3 * tokens + len(used.layers) * min(layer_tokens, tokens)  # runs of a token, roughly
+    cost = _RUNS * tokens + _ALONE * len(used.layers) * min(layer_tokens, tokens)
     with token_progress("evaluating", tokens, cost, progress) as advance:
         try:
             for batch in _batches(windows, at_a_time):
-                counted, alone = run.add(batch)
-                advance(counted, 3 * counted + len(used.layers) * alone)
+                run.add(batch, advance)
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(
@@ -239,8 +240,8 @@ class _Evaluation:
         self._sums = [0.0] * 5
         self._deltas = dict.fromkeys(used.layers, (0.0, 0.0))  # sum and sum of squares
 
-    def add(self, batch: Sequence[_Window]) -> tuple[int, int]:
-        """Add some contexts; return how many tokens were counted, and in how many of them single layers were replaced."""
+    def add(self, batch: Sequence[_Window], advance: Callable[[int, float], None]) -> None:
+        """Add some contexts; `advance(tokens, cost)` is called for each part of the work."""
         width = max(len(window.tokens) for window in batch)
         tokens_bw = torch.zeros(len(batch), width, dtype=torch.int64)
         counted_bw = torch.zeros(len(batch), width, dtype=torch.bool)
@@ -255,19 +256,25 @@ class _Evaluation:
         def observe(layer: int, site_xd: Tensor, made_xd: Tensor, features: Features) -> None:
             self.statistics[layer].add(site_xd, made_xd, features[1])
 
+        counted, counted_alone = int(counted_bw.sum()), int(counted_bw[:alone].sum())
         runs = Batch(self.model.sites, self.used, tokens_bw, counted_bw)
-        outputs = [runs.model(observe, alone), runs.replaced(), runs.zeroed()]
+        outputs = [runs.model(observe, alone)]
+        advance(0, counted / 2)
+        for run in (runs.replaced, runs.zeroed):
+            outputs.append(run())
+            advance(0, counted / 2)
         normed = [output_bwd[predicted_bw.to(output_bwd.device)] for output_bwd in outputs]
         following_y = tokens_bw.roll(-1, 1)[predicted_bw]
         self._add_losses(normed, following_y)
+        advance(0, _RUNS / 2 * counted)
         if alone:
-            self._add_alone(runs, normed[0], following_y, predicted_bw[:alone])
-        counted = int(counted_bw.sum())
+            self._add_alone(
+                runs, normed[0], following_y, predicted_bw[:alone], lambda share: advance(0, share * counted_alone)
+            )
         self.tokens += counted
         self.predictions += len(following_y)
-        counted_alone = int(counted_bw[:alone].sum())
         self.layer_tokens += counted_alone
-        return counted, counted_alone
+        advance(counted, 0)
 
     def _add_losses(self, normed: Sequence[Tensor], following_y: Tensor) -> None:
         if not len(following_y):
@@ -277,12 +284,21 @@ class _Evaluation:
         found = [*losses.cross_entropy_rx.sum(1).tolist(), losses.kl_x.sum().item(), same]
         self._sums = [before + more for before, more in zip(self._sums, found, strict=True)]
 
-    def _add_alone(self, runs: Batch, model_yd: Tensor, following_y: Tensor, predicted_bw: Tensor) -> None:
+    def _add_alone(
+        self,
+        runs: Batch,
+        model_yd: Tensor,
+        following_y: Tensor,
+        predicted_bw: Tensor,
+        advance: Callable[[float], None],
+    ) -> None:
         n_predicted = int(predicted_bw.sum())
         normed = [model_yd[:n_predicted]]
         for layer in self.used.layers:
             output_bwd = runs.alone(layer)
             normed.append(output_bwd[predicted_bw.to(output_bwd.device)])
+            advance(_ALONE - 0.5)
+        advance(0.5 * len(self.used.layers))
         if not n_predicted:
             return
         losses_ry = next_token_losses(self.model.sites, normed, following_y[:n_predicted]).cross_entropy_rx

@@ -49,21 +49,20 @@ class _Softmax:
         self.top_x = torch.zeros(n_tokens, dtype=torch.int64, device=device)
 
     def add(self, logits_xv: Tensor, first: int, targets_x: Tensor, other_xv: Tensor | None = None) -> None:
-        """Add the logits of a block of the vocabulary that begins with the token `first`."""
+        """Add the logits of a block of the vocabulary that begins with the token `first`; they are overwritten."""
         block_largest_x, where_x = logits_xv.max(1)
-        higher_x = block_largest_x > self.largest_x
-        self.top_x = torch.where(higher_x, where_x + first, self.top_x)
-        largest_x = torch.maximum(self.largest_x, block_largest_x)
-        shrunk_x = (self.largest_x - largest_x).double().exp()
-        exponentials_xv = (logits_xv - largest_x[:, None]).exp_()
-        self.sum_x = self.sum_x * shrunk_x + exponentials_xv.sum(1, dtype=torch.float64)
-        if other_xv is not None:
-            weighted_x = exponentials_xv.mul_(logits_xv - other_xv).sum(1, dtype=torch.float64)
-            self.difference_x = self.difference_x * shrunk_x + weighted_x
-        self.largest_x = largest_x
+        self.top_x = torch.where(block_largest_x > self.largest_x, where_x + first, self.top_x)
         inside_x = (targets_x >= first) & (targets_x < first + logits_xv.shape[1])
         place_x = (targets_x - first).clamp(0, logits_xv.shape[1] - 1)
         self.wanted_x = torch.where(inside_x, logits_xv.gather(1, place_x[:, None])[:, 0], self.wanted_x)
+        largest_x = torch.maximum(self.largest_x, block_largest_x)
+        shrunk_x = (self.largest_x - largest_x).double().exp()
+        difference_xv = None if other_xv is None else logits_xv - other_xv
+        exponentials_xv = logits_xv.sub_(largest_x[:, None]).exp_()
+        self.sum_x = self.sum_x * shrunk_x + exponentials_xv.sum(1)
+        if difference_xv is not None:
+            self.difference_x = self.difference_x * shrunk_x + difference_xv.mul_(exponentials_xv).sum(1)
+        self.largest_x = largest_x
 
     @property
     def log_sum_x(self) -> Tensor:
@@ -75,7 +74,7 @@ def next_token_losses(sites: ModelSites, normed_rxd: Sequence[Tensor], targets_x
 
     Args:
         sites: The live modules of the model.
-        normed_rxd: R final-norm outputs (X, D) at the same tokens; the first two are compared with each other.
+        normed_rxd: R final-norm outputs (X, D) at the same tokens, two or more; the first two are compared.
         targets_x: (X,) int64 the tokens that follow.
 
     Returns:
@@ -90,12 +89,13 @@ def next_token_losses(sites: ModelSites, normed_rxd: Sequence[Tensor], targets_x
     with float32_arithmetic():
         for block_vd in unembedding_vd.split(max(_FEWEST_TOKENS, _LOGITS_AT_A_TIME // max(n_tokens, 1))):
             widened_vd = block_vd.float()
-            second_xv = F.linear(runs[1], widened_vd) if len(runs) > 1 else None
-            for number, (run_xd, softmax) in enumerate(zip(runs, softmaxes, strict=True)):
-                logits_xv = second_xv if number == 1 and second_xv is not None else F.linear(run_xd, widened_vd)
-                softmax.add(logits_xv, first, targets_x, second_xv if number == 0 else None)
+            second_xv = F.linear(runs[1], widened_vd)
+            softmaxes[0].add(F.linear(runs[0], widened_vd), first, targets_x, second_xv)
+            softmaxes[1].add(second_xv, first, targets_x)
+            for run_xd, softmax in zip(runs[2:], softmaxes[2:], strict=True):
+                softmax.add(F.linear(run_xd, widened_vd), first, targets_x)
             first += len(block_vd)
-    own, other = softmaxes[0], softmaxes[min(1, len(softmaxes) - 1)]
+    own, other = softmaxes[0], softmaxes[1]
     kl_x = own.difference_x / own.sum_x - own.log_sum_x + other.log_sum_x
     return Losses(
         torch.stack([softmax.log_sum_x - softmax.wanted_x for softmax in softmaxes]),

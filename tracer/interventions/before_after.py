@@ -137,6 +137,7 @@ def before_and_after(
     top: int = 10,
     max_new_tokens: int = 0,
     cards: FeatureCards | None = None,
+    excluded_first: int | None = None,
 ) -> BeforeAfter:
     """Run a prompt with and without interventions.
 
@@ -150,6 +151,7 @@ def before_and_after(
         top: How many of the top tokens to list before and after.
         max_new_tokens: How many tokens to generate before and after.
         cards: Feature cards, whose automatic labels name the features that are found active.
+        excluded_first: How many first positions carry no features; None for the model's own choice.
 
     Raises:
         ValueError: Prompt, interventions or settings cannot be used.
@@ -162,6 +164,8 @@ def before_and_after(
         if held.name == "direct":
             raise ValueError("direct effects are read with attention frozen; free it under constrained or iterative")
         held = replace(held, attention=False)
+    if excluded_first is not None:
+        model = model.excluding(excluded_first)
     local = model.local(prompt)
     localize = model.localizer()  # other prompts are run once, so that their activations can be reported too
     named = list(interventions)

@@ -23,11 +23,14 @@ def show_evaluation(report: EvaluationReport, console: Console | None = None) ->
         console: Where to print; None for standard output.
     """
     console = console or Console()
-    console.print(Group(_layers(report), _all(report)))
+    heading = Text.assemble(
+        (visible(report.dictionary_name), "bold"), f" in {visible(report.model_name)}, at {report.writes}"
+    )
+    console.print(Group(heading, _layers(report), _layers_note(report), _all(report), _all_note(report)))
 
 
 def _layers(report: EvaluationReport) -> Table:
-    table = plain_table(f"{visible(report.dictionary_name)} in {visible(report.model_name)}")
+    table = plain_table("")
     expected = any(layer.l0_config is not None for layer in report.layers)
     deltas = any(layer.ce_delta is not None for layer in report.layers)
     add_numbers(table, "layer", "FVU", "FVU\nweighted", "L0", *(["L0 in\nconfig"] if expected else []))
@@ -39,11 +42,14 @@ def _layers(report: EvaluationReport) -> Table:
         table.add_row(
             Text("mean", style="bold"), *(Text(cell, style="bold") for cell in _means(report, expected, deltas))
         )
-    named = f"{report.writes}; {count(report.tokens, 'token')}"
-    if deltas:
-        named += f"; ΔCE: this layer alone replaced, {count(report.layer_predictions, 'token')}"
-    table.caption, table.caption_justify = Text(named, style="dim"), "left"
     return table
+
+
+def _layers_note(report: EvaluationReport) -> Text:
+    said = f"{count(report.tokens, 'token')}, in contexts of {report.context_length}"
+    if report.layer_predictions:
+        said += f"; ΔCE in nats, that layer alone replaced, over {count(report.layer_predictions, 'token')}"
+    return Text(f"{said}.\n", style="dim")
 
 
 def _cells(layer: LayerQuality, expected: bool, deltas: bool) -> list[str]:
@@ -81,9 +87,13 @@ def _all(report: EvaluationReport) -> Table:
     add_numbers(table, "loss\n(nats)", "more than\nthe model")
     for name, loss in (("the model", found.ce_model), ("replaced", found.ce_replaced), ("zeroed", found.ce_zero)):
         add_row(table, name, plain(loss), "" if name == "the model" else signed(loss - found.ce_model))
+    return table
+
+
+def _all_note(report: EvaluationReport) -> Text:
+    found = report.all
     said = (
         f"{share(found.ce_score)} of the loss recovered; KL divergence {plain(found.kl)} nats; same top token at "
         f"{share(found.top1)} of {count(report.predictions, 'token')}"
     )
-    table.caption, table.caption_justify = Text(said, style="dim"), "left"
-    return table
+    return Text(f"{said}.", style="dim")
