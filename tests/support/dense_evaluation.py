@@ -5,6 +5,7 @@ Nothing of the code under test is used. Letters: P positions, V vocabulary, F fe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,9 +65,10 @@ class DenseEvaluation:
             site: `mlp` for transcoders; `resid_post`, `mlp_out` or `attn_out` for SAEs.
             excluded: First positions that keep what the model has and are not counted.
         """
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float64, attn_implementation="eager"
-        ).eval()
+        stored = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="auto", attn_implementation="eager")
+        # A token's vector is what the embedding module returns in the stored dtype, its rounding included.
+        self.embedding = copy.deepcopy(stored.model.embed_tokens)
+        self.model = stored.eval().double()
         self.layers, self.site, self.excluded = layers, site, excluded
 
     def report(self, contexts: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -193,4 +195,4 @@ class DenseEvaluation:
                             lambda _module, _args, out, does=does, layer=layer: does(layer, out)
                         )
                     stack.callback(handle.remove)
-            return self.model(ids, use_cache=False).logits[0]
+            return self.model(inputs_embeds=self.embedding(ids).double(), use_cache=False).logits[0]
