@@ -107,39 +107,36 @@ def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]
 
 
 @contextmanager
-def token_progress(
-    what: str, tokens: int, cost: float, show: bool | None = None
-) -> Iterator[Callable[[int, float], None]]:
-    """Show progress for work on tokens, with rate and time left, and yield `advance(tokens, cost)`.
+def token_progress(what: str, tokens: int, cost: float, show: bool | None = None) -> Iterator[Callable[[float], None]]:
+    """Show progress for work on tokens, with rate and time left, and yield `advance(cost)`.
 
     On a terminal it is a bar, which disappears when the block ends; elsewhere a line every few seconds.
 
     Args:
         what: What is done.
         tokens: The number of tokens, at most.
-        cost: The cost of all of them, in any unit; it grows within a batch of tokens.
+        cost: The cost of all of them, in any unit.
         show: Whether to show it; None: yes.
     """
-    began, done, paid = time.monotonic(), 0, 0.0
-
-    def said() -> str:
-        seconds = time.monotonic() - began
-        rate = f", {done / seconds:,.0f} tokens/s" if done else ""
-        return f"{done:,} of {tokens:,} tokens{rate}"
-
     if show is False:
-        yield lambda more, more_cost: None
+        yield lambda more: None
         return
+    began, paid = time.monotonic(), 0.0
+
+    def rate() -> str:
+        """Tokens per second, had all that is paid for been spent on whole tokens."""
+        return f"{tokens * paid / cost / max(time.monotonic() - began, 1e-9):,.0f} tokens/s"
+
     if not sys.stderr.isatty():
         last = began
 
-        def line(more: int, more_cost: float) -> None:
-            nonlocal done, paid, last
-            done, paid, now = done + more, paid + more_cost, time.monotonic()
+        def line(more: float) -> None:
+            nonlocal paid, last
+            paid, now = paid + more, time.monotonic()
             if now - last >= _LINE_SECONDS and paid < cost:
-                last = now
-                left = (now - began) * max(cost - paid, 0) / paid
-                print(f"{what}: {said()}, about {left:,.0f} s left", file=sys.stderr, flush=True)
+                last, left = now, (now - began) * (cost - paid) / paid
+                said = f"{what}: {paid / cost:.0%} of {tokens:,} tokens, {rate()}, about {left:,.0f} s left"
+                print(said, file=sys.stderr, flush=True)
 
         yield line
         return
@@ -156,9 +153,9 @@ def token_progress(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=max(cost, 1), said="")
 
-        def advance(more: int, more_cost: float) -> None:
-            nonlocal done
-            done += more
-            bar.update(task, advance=more_cost, said=said())
+        def advance(more: float) -> None:
+            nonlocal paid
+            paid += more
+            bar.update(task, completed=paid, said=f"of {tokens:,} tokens, {rate()}")
 
         yield advance

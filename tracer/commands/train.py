@@ -185,6 +185,7 @@ def train(
         import torch
 
         from crosstrace.replacement_model import BaseModel, Corpus
+        from crosstrace.replacement_model.training.data.capture import to_fast_dtype
         from crosstrace.replacement_model.training.runs.run import recorded_threads
         from crosstrace.replacement_model.training.runs.run import train as run_training
         from crosstrace.tracer.cards.run import asked_to_stop
@@ -197,6 +198,8 @@ def train(
         if (number := threads or (recorded_threads(output) if resume else None)) is not None:
             torch.set_num_threads(number)
         base = BaseModel.from_pretrained(model or "demo", device, parse_dtype(dtype), exclude_first)
+        if dtype is None:
+            to_fast_dtype(base)
         with asked_to_stop() as asked, training_progress(asked, False if quiet else None) as watcher:
             record = run_training(
                 base,

@@ -240,8 +240,8 @@ class _Evaluation:
         self._sums = [0.0] * 5
         self._deltas = dict.fromkeys(used.layers, (0.0, 0.0))  # sum and sum of squares
 
-    def add(self, batch: Sequence[_Window], advance: Callable[[int, float], None]) -> None:
-        """Add some contexts; `advance(tokens, cost)` is called for each part of the work."""
+    def add(self, batch: Sequence[_Window], advance: Callable[[float], None]) -> None:
+        """Add some contexts; `advance(cost)` is called for each part of the work."""
         width = max(len(window.tokens) for window in batch)
         tokens_bw = torch.zeros(len(batch), width, dtype=torch.int64)
         counted_bw = torch.zeros(len(batch), width, dtype=torch.bool)
@@ -259,22 +259,21 @@ class _Evaluation:
         counted, counted_alone = int(counted_bw.sum()), int(counted_bw[:alone].sum())
         runs = Batch(self.model.sites, self.used, tokens_bw, counted_bw)
         outputs = [runs.model(observe, alone)]
-        advance(0, counted / 2)
+        advance(counted / 2)
         for run in (runs.replaced, runs.zeroed):
             outputs.append(run())
-            advance(0, counted / 2)
+            advance(counted / 2)
         normed = [output_bwd[predicted_bw.to(output_bwd.device)] for output_bwd in outputs]
         following_y = tokens_bw.roll(-1, 1)[predicted_bw]
         self._add_losses(normed, following_y)
-        advance(0, _RUNS / 2 * counted)
+        advance(_RUNS / 2 * counted)
         if alone:
             self._add_alone(
-                runs, normed[0], following_y, predicted_bw[:alone], lambda share: advance(0, share * counted_alone)
+                runs, normed[0], following_y, predicted_bw[:alone], lambda share: advance(share * counted_alone)
             )
         self.tokens += counted
         self.predictions += len(following_y)
         self.layer_tokens += counted_alone
-        advance(counted, 0)
 
     def _add_losses(self, normed: Sequence[Tensor], following_y: Tensor) -> None:
         if not len(following_y):

@@ -40,7 +40,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return json.loads(content["where"]), content["state"]
-    except (RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as problem:
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as problem:
         raise ValueError(f"{path} is damaged ({' '.join(str(problem).split())[:80]}); delete {folder}") from None
 
 
