@@ -10,8 +10,10 @@ import networkx as nx
 import pydot
 import pytest
 import torch
+from hard_texts import HARD_TEXTS
 
 from crosstrace.graphs import AttributionGraph, prune, write_graph
+from crosstrace.replacement_model.architectures import tokenizer_files
 from crosstrace.tracer import trace
 
 pytestmark = pytest.mark.real
@@ -85,3 +87,20 @@ def test_every_format_survives_them(traced, tmp_path):
     if shutil.which("dot"):
         assert drawn.create(format="svg")
     assert "</html>" in paths["html"].read_text("utf-8")
+
+
+def test_the_tokenizer_from_its_file_is_the_automatic_one(folder, tokenizer, monkeypatch):
+    def refuse(name):
+        raise AssertionError(f"AutoTokenizer for {name}")
+
+    monkeypatch.setattr(tokenizer_files, "_auto", refuse)
+    own = tokenizer_files.read_tokenizer(str(folder))
+    for text in [*HARD_TEXTS, *PROMPTS.values()]:
+        for special in (False, True):
+            ids = own(text, add_special_tokens=special)["input_ids"]
+            assert ids == tokenizer(text, add_special_tokens=special)["input_ids"], text
+            assert own.decode(ids) == tokenizer.decode(ids)
+    assert own.all_special_ids == tokenizer.all_special_ids
+    assert own.added_tokens_decoder == tokenizer.added_tokens_decoder
+    assert own.get_vocab() == tokenizer.get_vocab()
+    assert (own.padding_side, own.chat_template) == (tokenizer.padding_side, tokenizer.chat_template)
