@@ -48,7 +48,7 @@ step() { # step SECONDS TITLE COMMAND...
   $title ($status)"; fi
 }
 
-step 60 "machine" "$PYTHON" -c "
+step 20 "machine" "$PYTHON" -c "
 import torch, triton
 print('torch', torch.__version__, 'triton', triton.__version__)
 if torch.cuda.is_available():
@@ -60,25 +60,25 @@ if [ "$small" ]; then
     step 300 "tests, a few in the interpreter" env TRITON_INTERPRET=1 "$PYTHON" -m pytest -q -p no:cacheprovider \
         -k "triton and (L3P5 or L1P1) and not bfloat16 and not float16" \
         tests/kernels/test_decoding.py tests/kernels/backward
-    step 120 "kernels" "$PYTHON" benchmarks/kernels.py --size tiny --repeats 1 --name "gpu-$name" --results "$results"
+    step 120 "kernels" "$PYTHON" benchmarks/kernels.py --size tiny --repeats 1 --threads 1 --name "gpu-$name" --results "$results"
     step 60 "model, tiny" "$PYTHON" benchmarks/make_model.py "$work/tiny" --shape tiny --features 128 --active 8
     step 120 "trace, tiny" "$PYTHON" benchmarks/trace.py "$work/tiny" --tokens 8 --nodes 64 --repeats 1
-    step 120 "training steps" "$PYTHON" benchmarks/training_step.py --small --repeats 1 --moments bfloat16 \
+    step 120 "training steps" "$PYTHON" benchmarks/training_step.py --small --threads 1 --repeats 1 --moments bfloat16 \
         --out "$results/training-step-gpu-$name.csv"
 else
     step 150 "tests" "$PYTHON" -m pytest -q -p no:cacheprovider tests/kernels
     step 100 "training steps" "$PYTHON" benchmarks/training_step.py --size block-270m block-1b 270m 1b --repeats 5 \
         --moments bfloat16 --out "$results/training-step-gpu-$name.csv"
-    step 40 "model, 270m" "$PYTHON" benchmarks/make_model.py "$work/270m" --shape 270m --features 2048 --active 35
-    step 60 "trace, 270m" "$PYTHON" benchmarks/trace.py "$work/270m" --tokens 16 64 --nodes 512 --repeats 2 \
+    step 30 "model, 270m" "$PYTHON" benchmarks/make_model.py "$work/270m" --shape 270m --features 2048 --active 35
+    step 50 "trace, 270m" "$PYTHON" benchmarks/trace.py "$work/270m" --tokens 16 64 --nodes 512 --repeats 2 \
         --csv "trace-gpu-$name-270m.csv"
     rm -rf "$work/270m"
-    step 80 "model, 1b" "$PYTHON" benchmarks/make_model.py "$work/1b" --shape 1b --features 10080 --active 100 --distinct 64
-    step 80 "trace, 1b" "$PYTHON" benchmarks/trace.py "$work/1b" --tokens 64 --nodes 512 --repeats 1 \
+    step 60 "model, 1b" "$PYTHON" benchmarks/make_model.py "$work/1b" --shape 1b --features 10080 --active 100 --distinct 64
+    step 60 "trace, 1b" "$PYTHON" benchmarks/trace.py "$work/1b" --tokens 64 --nodes 512 --repeats 1 \
         --csv "trace-gpu-$name-1b.csv"
     rm -rf "$work/1b"
     # last, as the longest: what came before is written by now
-    step 150 "kernels" "$PYTHON" benchmarks/kernels.py --size 1b --repeats 3 --name "gpu-$name" --results "$results"
+    step 120 "kernels" "$PYTHON" benchmarks/kernels.py --size 1b --repeats 3 --name "gpu-$name" --results "$results"
 fi
 if [ "$failed" ]; then
     echo "failed:$failed" | tee -a "$log"

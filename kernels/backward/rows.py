@@ -37,9 +37,7 @@ def layer_gradients(
     return entries.weights[:0] if rows_ujd is None else products_torch(entries, rows_ujd), gradients
 
 
-def update_layer(
-    path: str, entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep
-) -> Tensor:
+def update_layer(path: str, entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep) -> Tensor:
     """Update the touched rows with Adam, in place; return the entries' products with the rows as they were before."""
     entries = entries.contiguous()
     if path == "triton":

@@ -195,9 +195,7 @@ def layer_gradients_triton(entries: LayerEntries, rows_ujd: Tensor | None) -> tu
     return products_n, RowGradients(by_feature.rows, out_ujd)
 
 
-def update_layer_triton(
-    entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep
-) -> Tensor:
+def update_layer_triton(entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep) -> Tensor:
     """Compute as `crosstrace.kernels.backward.rows.update_layer` does."""
     by_feature = EntriesByFeature.of(entries.features)
     products_n = products_triton(entries, rows_ujd)
