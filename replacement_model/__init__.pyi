@@ -8,6 +8,7 @@ from .architectures.registry import SUPPORTED_ARCHITECTURES as SUPPORTED_ARCHITE
 from .architectures.registry import register_architecture as register_architecture
 from .architectures.sites import ModelSites as ModelSites
 from .architectures.sites import Site as Site
+from .base_model import BaseModel as BaseModel
 from .dictionaries.base import Activation as Activation
 from .dictionaries.base import ActivationKind as ActivationKind
 from .dictionaries.base import Encoder as Encoder
@@ -15,8 +16,10 @@ from .dictionaries.base import SparseDictionary as SparseDictionary
 from .dictionaries.base import TranscoderReader as TranscoderReader
 from .dictionaries.readers.base import FileFormat as FileFormat
 from .dictionaries.readers.card_places import cards_path as cards_path
+from .dictionaries.readers.opening import open_sae as open_sae
 from .dictionaries.readers.opening import open_transcoders as open_transcoders
 from .dictionaries.readers.registry import register_reader as register_reader
+from .dictionaries.saes import Saes as Saes
 from .dictionaries.transcoders import Transcoders as Transcoders
 from .fingerprints import weight_fingerprints as weight_fingerprints
 from .interventions.freeze import Errors as Errors

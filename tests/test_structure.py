@@ -42,7 +42,7 @@ LEVELS = {
         ["dictionaries"],
         ["local"],
         ["interventions"],
-        ["model"],
+        ["base_model", "model"],
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
@@ -59,7 +59,7 @@ LEVELS = {
     ],
     "tracer": [
         ["defaults", "progress", "weights"],
-        ["attribution", "cards"],
+        ["attribution", "cards", "evaluation"],
         ["interventions", "validation"],
         ["terminal"],
         ["commands"],

@@ -86,11 +86,11 @@ class TrainingSettings:
         end_to_end_share: The last share of `minutes` in which the features are fine-tuned end to end.
         end_to_end_tokens: Tokens of that stage where the tokens decide.
         end_to_end_windows: Windows of a step of it.
-        end_to_end_window_tokens: Tokens of such a window.
+        end_to_end_window_tokens: Tokens of such a window; fewer where the model takes fewer.
         end_to_end_learning_rate: Its learning rate.
         end_to_end_clip: Its greatest norm of a step's gradient; 0 does not clip.
         end_to_end_residual_weight: Weight of the residual stream's errors beside the final hidden state's.
-        context_tokens: Tokens of a window that the base model reads, `<bos>` included.
+        context_tokens: Tokens of a window that the base model reads, `<bos>` included; fewer where it takes fewer.
         statistics_tokens: Tokens from which means and scales are taken, and data points of the start.
         held_out_share: The share of documents that are not trained on.
         checkpoint_minutes: Minutes between checkpoints.
@@ -385,7 +385,7 @@ def _check_together(settings: TrainingSettings) -> None:
         )
     if s.chunk_positions >= s.context_tokens:
         raise ValueError(
-            f"chunk_positions = {s.chunk_positions} contradicts context_tokens = {s.context_tokens}: a chunk is part of a window"
+            f"chunk_positions = {s.chunk_positions} contradicts context_tokens = {s.context_tokens}: too long for a window"
         )
     if s.layers is not None:
         if s.kind == "clt":
