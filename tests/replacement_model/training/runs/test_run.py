@@ -240,9 +240,7 @@ def test_the_clock_decides_where_minutes_are_given(base, corpus, tmp_path):
     record = train(base, corpus, tmp_path / "clt", settings)
     assert record.run["seconds"] >= 3
     assert time.monotonic() - began >= 3
-    points = record.curves.points
-    assert {point["stage"] for point in points} == set(STAGES)
-    assert sum(p["resets"] for p in points) >= 0
+    assert {point["stage"] for point in record.curves.points} == set(STAGES)
 
 
 @pytest.mark.parametrize("kind", ["transcoders", "sae"])
