@@ -12,10 +12,10 @@ Letters: P positions, n entries of a layer, U stored rows, u touched rows, J lay
 
 # mypy: disable-error-code="no-untyped-def"
 
-import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -354,7 +354,7 @@ def flat(tensor: Tensor) -> np.ndarray:
 
 def in_parts(function: Callable[..., None], arguments: Sequence[Any], bounds: Sequence[int]) -> None:
     """Call `function(*arguments, start, stop)` for the ranges between the bounds, each in a thread."""
-    parts = list(itertools.pairwise(bounds))
+    parts = list(pairwise(bounds))
     others = [_threads().submit(function, *arguments, *part) for part in parts[1:]]
     for part in parts[:1]:
         function(*arguments, *part)

@@ -1,8 +1,8 @@
 """One layer's backward pass on a GPU: a program per (touched row, target layer, slice of D).
 
-A program owns its slice of one row: it sums the weighted sources of the row's entries in their order, then writes the gradient or
-updates slice and moments with Adam, so that each row is read and written once and nothing is added atomically. The products of
-entries and rows need whole rows; a second kernel takes a few entries at a time, before the update.
+A program owns its slice of one row: it sums the weighted sources of the row's entries in their order, then writes the
+gradient or updates slice and moments with Adam, so that each row is read and written once and nothing is added atomically.
+The products of entries and rows need whole rows; a second kernel takes a few entries at a time, before the update.
 
 Letters: P positions, n entries of a layer, U stored rows, u touched rows, J layers a feature writes to, D d_model.
 """
@@ -160,7 +160,7 @@ def entry_products_kernel(
     p_row = p_rows + tl.load(p_features + o_e, mask=m_e, other=0) * stride_ru
     p_entry = p_source + tl.load(p_positions + o_e, mask=m_e, other=0) * stride_sp
     b_sum = tl.zeros([BLOCK_E, BLOCK_D], dtype=tl.float32)
-    for _i_j in range(0, n_written):
+    for _ in range(0, n_written):
         for d_start in range(0, width, BLOCK_D):
             o_d = d_start + tl.arange(0, BLOCK_D)
             m_d = m_e[:, None] & (o_d < width)[None, :]

@@ -21,9 +21,6 @@ from types import ModuleType
 from typing import Any
 
 _COMPILER = "torch._dynamo"
-# Decides about sizes that are symbols; parameters without storage ask it about sizes that are numbers.
-_SYMBOLS = "torch.fx.experimental.symbolic_shapes"
-_DECISIONS = ("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious", "statically_known_true")
 
 DEFERRED = (
     "accelerate",
@@ -33,7 +30,6 @@ DEFERRED = (
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
-    _SYMBOLS,
     "transformers.distributed.expert_parallel",
     "transformers.distributed.tensor_parallel",
 )
@@ -86,8 +82,6 @@ class _Finder(MetaPathFinder, Loader):
         stand_in = self._stand_ins[spec.name] = _StandIn(spec.name, self)
         if spec.name == _COMPILER:
             vars(stand_in).update(self.marks.decorators())
-        elif spec.name == _SYMBOLS:
-            vars(stand_in).update({name: _decision(stand_in, name) for name in _DECISIONS})
         return stand_in
 
     def exec_module(self, module: ModuleType) -> None:
@@ -145,13 +139,16 @@ class _StandIn(ModuleType):
 
 
 class _Deferred:
-    """A class or function of a module that is not loaded."""
+    """A class, function or submodule of a module that is not loaded."""
 
     def __init__(self, module: _StandIn, name: str) -> None:
         self._module, self._name = module, name
 
     def _real(self) -> Any:
-        return getattr(self._module.real(), self._name)
+        module = self._module.real()
+        if not hasattr(module, self._name):
+            return importlib.import_module(f"{module.__name__}.{self._name}")
+        return getattr(module, self._name)
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         return self._real()(*args, **settings)
@@ -177,15 +174,6 @@ class _Deferred:
 
     def __repr__(self) -> str:
         return f"<{self._module.__name__}.{self._name}, not loaded>"
-
-
-def _decision(module: _StandIn, name: str) -> Callable[..., bool]:
-    """What decides about a condition: one that is no symbol is what it is."""
-
-    def decide(condition: Any, *args: Any, **settings: Any) -> bool:
-        return condition if type(condition) is bool else getattr(module.real(), name)(condition, *args, **settings)
-
-    return decide
 
 
 class _Marks(MetaPathFinder):
@@ -255,26 +243,3 @@ def _marking_later(marks: _Marks) -> Iterator[None]:
     finally:
         vars(torch.compiler).update(own)
         sys.meta_path.insert(0, marks)
-
-
-@contextmanager
-def meta_parameters_left_alone() -> Iterator[None]:
-    """Have no numbers drawn for parameters without storage, which are replaced by those of a file.
-
-    On the meta device a draw is traced in Python, through much of torch's compiler and sympy, to no effect.
-    """
-    from torch import nn
-
-    kinds = (nn.Linear, nn.Embedding)
-    own = {kind: kind.reset_parameters for kind in kinds}
-
-    def unless_meta(reset: Callable[[Any], None]) -> Callable[[Any], None]:
-        return lambda module: None if module.weight.is_meta else reset(module)
-
-    for kind, reset in own.items():
-        kind.reset_parameters = unless_meta(reset)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for kind, reset in own.items():
-            kind.reset_parameters = reset  # type: ignore[method-assign]

@@ -24,13 +24,16 @@ _FILES = (
 )
 # Files that `transformers` mixes into what tokenizer_config.json says, by rules that are not repeated here.
 _MIXED_IN = ("special_tokens_map.json", "added_tokens.json", "additional_chat_templates")
+# The post-processor of tokenizer.json says whether `<bos>` and `<eos>` are added, not these.
+_SWITCHES = ("add_bos_token", "add_eos_token")
 # What tokenizer_config.json may hold. Of a key that is not listed nobody knows here what it does.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KEYS = frozenset(
     (
         *_NAMED,
         *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
-        *("add_bos_token", "add_eos_token", "backend", "chat_template", "clean_up_tokenization_spaces", "is_local"),
+        *_SWITCHES,
+        *("backend", "chat_template", "clean_up_tokenization_spaces", "is_local"),
         *("legacy", "local_files_only", "model_max_length", "name_or_path", "padding_side", "processor_class"),
         *("sp_model_kwargs", "spaces_between_special_tokens", "tokenizer_class", "truncation_side"),
         *("use_default_system_prompt", "boi_token", "eoi_token", "image_token"),
@@ -83,7 +86,9 @@ def _from_its_file(folder: Path) -> Any:
     if (config := _plain_config(folder)) is None:
         return None
     backend = tokenizers.Tokenizer.from_file(str(folder / _FILES[0]))
-    return None if _class_of(config) == _GEMMA and not _is_gemma(backend) else _wrapped(backend, config, folder)
+    if not _is_complete(backend, config) or (_class_of(config) == _GEMMA and not _is_gemma(backend)):
+        return None
+    return _wrapped(backend, config, folder)
 
 
 def _auto(name: str) -> Any:
@@ -108,6 +113,26 @@ def _plain_config(folder: Path) -> dict[str, Any] | None:
 
 def _class_of(config: dict[str, Any]) -> str:
     return str(config.get("tokenizer_class")).removesuffix("Fast")
+
+
+def _is_complete(backend: Any, config: dict[str, Any]) -> bool:
+    """Whether a tokenizer has all tokens that its config adds, as the config wants them."""
+    from tokenizers import AddedToken
+
+    own = backend.get_added_tokens_decoder()
+    if "added_tokens_decoder" in config:
+        given = {int(number): AddedToken(**token) for number, token in config["added_tokens_decoder"].items()}
+        if given != own:
+            return False
+    extra = [config.get(key) or [] for key in ("additional_special_tokens", "extra_special_tokens")]
+    more = [token for some in extra for token in (some.values() if isinstance(some, dict) else some)]
+    more += [value for key, value in config.items() if key.endswith("_token") and key not in (*_NAMED, *_SWITCHES)]
+    special = {token.content for token in own.values() if token.special}
+    return all(_text(token) in special for token in more)
+
+
+def _text(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
 
 
 def _is_gemma(backend: Any) -> bool:
@@ -145,9 +170,7 @@ def _wrapped(backend: Any, config: dict[str, Any], folder: Path) -> Any:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    # The post-processor of tokenizer.json says whether `<bos>` and `<eos>` are added, not these.
-    left_out = ("tokenizer_class", "add_bos_token", "add_eos_token")
-    settings = {key: _token(value) for key, value in config.items() if key not in left_out}
+    settings = {key: _token(value) for key, value in config.items() if key not in ("tokenizer_class", *_SWITCHES)}
     settings = {**_DEFAULTS[_class_of(config)], **settings}
     if (template := folder / "chat_template.jinja").is_file():
         settings["chat_template"] = template.read_text(encoding="utf-8")

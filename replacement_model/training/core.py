@@ -30,7 +30,7 @@ from crosstrace.replacement_model.training.parameters import DictionaryShape, Mo
 from crosstrace.replacement_model.training.passes import Group, prefix_errors, prefix_gradients, split
 from crosstrace.replacement_model.training.settings import TrainingSettings
 from crosstrace.replacement_model.training.sparsity import Listed, RunningQuantile, Sparsity
-from crosstrace.replacement_model.training.starting import start
+from crosstrace.replacement_model.training.starting import start, start_from_transcoders
 from crosstrace.replacement_model.training.straight_through import StraightThrough
 from crosstrace.replacement_model.training.updates import Backward
 
@@ -100,7 +100,8 @@ class Trainer:
             device: Where it is trained.
 
         Raises:
-            ValueError: The sample has another shape, or cannot be scaled.
+            ValueError: The sample has another shape, or cannot be scaled; or transcoders to start from do not fit.
+            FileNotFoundError: There are no transcoders to start from.
         """
         self.settings, self.shape, self.device = settings, shape, torch.device(device)
         L, F = shape.n_layers, shape.n_features
@@ -122,13 +123,12 @@ class Trainer:
         inputs_lnd, outputs_lnd = (part.to(self.device, torch.float32) for part in sample)
         self._check(inputs_lnd, outputs_lnd)
         self.normalisation = Normalisation.of(inputs_lnd, outputs_lnd, settings.normalisation_exponent)
-        start(
-            self.parameters,
-            self.normalisation.inputs(inputs_lnd),
-            self.normalisation.outputs(outputs_lnd),
-            settings,
-            self.generator,
-        )
+        if settings.initialise_from is not None:
+            thresholds_lf = start_from_transcoders(self.parameters, self.normalisation, settings.initialise_from, shape)
+            self.sparsity.start_at(thresholds_lf, self.parameters.decoder_norms())
+            return
+        x_lnd, y_lnd = self.normalisation.inputs(inputs_lnd), self.normalisation.outputs(outputs_lnd)
+        start(self.parameters, x_lnd, y_lnd, settings, self.generator)
 
     def _check(self, inputs_lbd: Tensor, outputs_lbd: Tensor) -> None:
         shape = self.shape
@@ -248,11 +248,11 @@ class Trainer:
         rate = max(0.5, rate) if self.steps < self.settings.warmup_steps else rate
         return [self.list_layer(layer, x_bd, target, rate) for layer, x_bd in enumerate(x_lbd)]
 
-    def list_layer(self, layer: int, x_bd: Tensor, target: float, rate: float, window: bool = True) -> Listed:
+    def list_layer(self, layer: int, x_bd: Tensor, target: float, rate: float) -> Listed:
         """List one layer's active features for normalised inputs (B, D_in); its running quantile follows."""
         p = self.parameters
         encoder_fd, bias_f, norms_f = p.encoder_fd[layer], p.encoder_bias_lf[layer], self.norms_lf[layer]
-        return self.sparsity.list(layer, x_bd, encoder_fd, bias_f, norms_f, target, rate, window)
+        return self.sparsity.list(layer, x_bd, encoder_fd, bias_f, norms_f, target, rate)
 
     def apply(self, x_lbd: Tensor, listed: list[Listed], group: Group, rate: float) -> None:
         """Update every weight, with the gradient that a group of all entries has; no penalty counts."""

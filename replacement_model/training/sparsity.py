@@ -90,6 +90,10 @@ class Sparsity(ABC):
         """Return the thresholds (L, F) of use, for decoder norms (L, F)."""
 
     @abstractmethod
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        """Begin with given thresholds (L, F), for decoder norms (L, F)."""
+
+    @abstractmethod
     def list(
         self,
         layer: int,
@@ -99,9 +103,8 @@ class Sparsity(ABC):
         norms_f: Tensor,
         target: float,
         rate: float,
-        window: bool = True,
     ) -> Listed:
-        """List a layer's active features.
+        """List a layer's active features, and what a threshold's gradient wants besides; running quantiles follow.
 
         Args:
             layer: The layer.
@@ -111,8 +114,14 @@ class Sparsity(ABC):
             norms_f: (F,) decoder norms.
             target: How many features of a token shall be active.
             rate: How far a running quantile goes towards this batch's.
-            window: Whether to list also what a threshold's gradient wants.
         """
+
+    def list_by_thresholds(
+        self, layer: int, x_bd: Tensor, encoder_fd: Tensor, bias_f: Tensor, norms_lf: Tensor
+    ) -> Listed:
+        """List a layer's active features as in use, by thresholds that stay as they are."""
+        positions, features, h_n = encode(x_bd, encoder_fd.T, bias_f, self.thresholds(norms_lf)[layer])
+        return Listed(positions, features, h_n, torch.ones_like(h_n, dtype=torch.bool))
 
     @abstractmethod
     def gradients(
@@ -176,6 +185,9 @@ class RunningQuantile(Sparsity):
     def thresholds(self, norms_lf: Tensor) -> Tensor:
         return torch.stack([self._threshold(layer, norms_f) for layer, norms_f in enumerate(norms_lf)])
 
+    def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
+        """Nothing: the first batch says where the quantile is."""
+
     def _threshold(self, layer: int, norms_f: Tensor) -> Tensor:
         return float(self.tau_l[layer].clamp_min(_LEAST_SCORE)) / norms_f.clamp_min(_LEAST_NORM)
 
@@ -188,7 +200,6 @@ class RunningQuantile(Sparsity):
         norms_f: Tensor,
         target: float,
         rate: float,
-        window: bool = True,
     ) -> Listed:
         wanted = max(1, min(round(target * len(x_bd)), len(x_bd) * len(encoder_fd)))
         if self.bound_l[layer].isnan():
