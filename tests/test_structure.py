@@ -31,9 +31,10 @@ LEVELS = {
     "kernels": [
         ["activations"],
         ["checks", "dispatch", "decoder_tiles"],
-        ["triton_parts"],
+        ["triton_parts", "compiled"],
         ["decoding_triton", "encoding_triton", "scoring_triton"],
         ["decoding", "encoding", "scoring"],
+        ["backward"],
     ],
     "replacement_model": [
         ["memory", "prompts", "texts", "hub", "demo"],

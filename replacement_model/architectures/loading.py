@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.empty_weights import EmptyWeights
 from crosstrace.replacement_model.architectures.gguf import dequantised, is_gguf
+from crosstrace.replacement_model.architectures.imports import deferred_imports
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
 from crosstrace.replacement_model.architectures.text_part import TextPart, text_part
+from crosstrace.replacement_model.architectures.tokenizer_files import read_tokenizer
 from crosstrace.replacement_model.architectures.weight_files import WeightFiles, check_whole, not_finite, read_json
 from crosstrace.replacement_model.hub import errors_in_one_line
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 
 
 def load_model(
@@ -58,8 +51,9 @@ def load_model(
         if importlib.util.find_spec("accelerate") is None:
             raise ValueError("a device map needs accelerate, which is not installed; pip install accelerate")
         placement["device_map"] = device_map
-    with _quiet_transformers(), _named(source, name):
-        config, tokenizer, description = _described(source, name)
+    deferring = deferred_imports() if device_map is None else nullcontext()
+    with deferring, EmptyWeights(), _quiet_transformers(), _named(source, name):
+        config, description = _described(source, name)
         files = WeightFiles.in_folder(Path(name)) if Path(name).is_dir() else None
         part = text_part(config, architecture_of(config, source))
         try:
@@ -77,6 +71,8 @@ def load_model(
             files = files or WeightFiles.in_folder(_snapshot(name))  # which names a damaged one
         _check_report(report, part, files)
         _check_finite(model, files)
+        tokenizer = read_tokenizer(name)
+        description = _with_chat_header(config, source, description, tokenizer)
     model = model.eval().requires_grad_(False)
     return model if placement else model.to(device), tokenizer, description
 
@@ -146,12 +142,12 @@ def load_config(source: str) -> tuple[Any, ModelDescription]:
     """
     name = _folder_or_name(source)
     with _named(source, name):
-        config, _, description = _described(source, name)
-    return config, description
+        config, description = _described(source, name)
+        return config, _with_chat_header(config, source, description, load_tokenizer(name))
 
 
-def _described(source: str, name: str) -> tuple[Any, Any, ModelDescription]:
-    """The config, the tokenizer and the description of a model."""
+def _described(source: str, name: str) -> tuple[Any, ModelDescription]:
+    """The config and the description of a model, without what depends on its tokenizer."""
     import transformers
 
     folder = Path(name)
@@ -170,9 +166,15 @@ def _described(source: str, name: str) -> tuple[Any, Any, ModelDescription]:
                 f"its weights are quantised ({getattr(method, 'value', method) or 'quantization_config'}); "
                 "only unquantised ones can be traced: use the checkpoint that it was made from"
             )
-    tokenizer = load_tokenizer(name)
-    description = describe(config, source, chat=bool(getattr(tokenizer, "chat_template", None)))
-    return config, tokenizer, dataclasses.replace(description, chat_header_ids=_header_ids(description, tokenizer))
+    return config, describe(config, source)
+
+
+def _with_chat_header(config: Any, source: str, description: ModelDescription, tokenizer: Any) -> ModelDescription:
+    """The description with the header of the tokenizer's chat template, if it has one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return description
+    description = describe(config, source, chat=True)
+    return dataclasses.replace(description, chat_header_ids=_header_ids(description, tokenizer))
 
 
 def _header_ids(description: ModelDescription, tokenizer: Any) -> tuple[int, ...]:
@@ -204,21 +206,7 @@ def load_tokenizer(name: str) -> Any:
         OSError: The tokenizer cannot be read.
         ValueError: One of its files is damaged; it is named.
     """
-    import transformers
-
-    folder = Path(_folder_or_name(name) if is_gguf(name) else name).expanduser()
-    if not folder.exists():
-        return transformers.AutoTokenizer.from_pretrained(name)
-    if not any((folder / file).exists() for file in _TOKENIZER_FILES[:2]):
-        return None
-    check_whole(folder / file for file in _TOKENIZER_FILES)
-    try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder))
-    except Exception as error:  # tokenizers raises nothing narrower
-        file = next(folder / file for file in _TOKENIZER_FILES if (folder / file).exists())
-        raise ValueError(
-            f"{file}: the tokenizer cannot be read (damaged? fetch it again): {_first_line(error)}"
-        ) from error
+    return read_tokenizer(_folder_or_name(name) if is_gguf(name) else name)
 
 
 def _folder_or_name(source: str) -> str:

@@ -71,6 +71,7 @@ class LayerSites:
     post_feedforward_norm: nn.Module
     value: nn.Module
     output: nn.Module
+    mlp: nn.Module | None
 
     @staticmethod
     def of(layer: nn.Module, modules: ModulePaths) -> LayerSites:
@@ -85,6 +86,7 @@ class LayerSites:
             layer.get_submodule(modules.post_feedforward_norm),
             attention.get_submodule(modules.value),
             attention.get_submodule(modules.output),
+            None if modules.mlp is None else layer.get_submodule(modules.mlp),
         )
 
     def module(self, site: Site) -> nn.Module:

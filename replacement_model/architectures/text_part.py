@@ -32,7 +32,8 @@ def text_part(config: Any, architecture: str) -> TextPart:
     import transformers
 
     if architecture != "Gemma3ForConditionalGeneration":
-        loader = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+        # The class itself: the automatic one imports a good deal more.
+        loader = getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
         return TextPart(loader, config)
     text = config.text_config
     text.tie_word_embeddings = config.tie_word_embeddings

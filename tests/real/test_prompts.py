@@ -10,8 +10,11 @@ import networkx as nx
 import pydot
 import pytest
 import torch
+from hard_texts import HARD_TEXTS
 
 from crosstrace.graphs import AttributionGraph, prune, write_graph
+from crosstrace.graphs.text import _look, distinct, visible
+from crosstrace.replacement_model.architectures import tokenizer_files
 from crosstrace.tracer import trace
 
 pytestmark = pytest.mark.real
@@ -85,3 +88,32 @@ def test_every_format_survives_them(traced, tmp_path):
     if shutil.which("dot"):
         assert drawn.create(format="svg")
     assert "</html>" in paths["html"].read_text("utf-8")
+
+
+def test_all_tokens_of_the_vocabulary_are_told_apart(model):
+    """As tables show them, as JSON has them, and as a reader sees them."""
+    ids = list(range(model.description.vocab_size))
+    assert len(ids) == 262_144
+    texts = model.token_strings(torch.tensor(ids))
+    assert len({text.strip() for text in texts}) < len(ids) - 40_000  # they are not without their blanks
+    shown = distinct(texts, ids)
+    assert len({_look(form) for form in shown}) == len(ids)
+    assert all(form == visible(form) and form.strip() == form for form in shown)
+    assert len(set(texts)) == len(ids)  # so that `distinct` of raw texts is the texts
+
+
+def test_the_tokenizer_from_its_file_is_the_automatic_one(folder, tokenizer, monkeypatch):
+    def refuse(name):
+        raise AssertionError(f"AutoTokenizer for {name}")
+
+    monkeypatch.setattr(tokenizer_files, "_auto", refuse)
+    own = tokenizer_files.read_tokenizer(str(folder))
+    for text in [*HARD_TEXTS, *PROMPTS.values()]:
+        for special in (False, True):
+            ids = own(text, add_special_tokens=special)["input_ids"]
+            assert ids == tokenizer(text, add_special_tokens=special)["input_ids"], text
+            assert own.decode(ids) == tokenizer.decode(ids)
+    assert own.all_special_ids == tokenizer.all_special_ids
+    assert own.added_tokens_decoder == tokenizer.added_tokens_decoder
+    assert own.get_vocab() == tokenizer.get_vocab()
+    assert (own.padding_side, own.chat_template) == (tokenizer.padding_side, tokenizer.chat_template)

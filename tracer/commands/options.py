@@ -32,7 +32,7 @@ TranscodersOption = Annotated[
         "-t",
         "--transcoders",
         metavar="NAME",
-        help="Its transcoders: a folder, or org/repo/sub/folder\\[@revision] on the hub.",
+        help="Its transcoders: a folder, or org/repo\\[/sub/folder]\\[@revision] on the hub.",
         rich_help_panel=_MACHINE,
     ),
 ]

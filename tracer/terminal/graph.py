@@ -16,6 +16,7 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
+from crosstrace.graphs.analysis.scores import untraced
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.cards.labels import GUESS_MARK
 from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
@@ -141,10 +142,16 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     assert pruned.edge_mask_sparse is not None
     kept = int(pruned.node_mask[pruned.layout.features].sum())
     active, rows = len(graph.active_features), len(graph.selected_features)
+    left_out = untraced(graph)
+    of_what = (
+        f": at least, as\n{count(left_out, 'feature')} without a row count as errors"
+        if left_out
+        else " of the whole graph"
+    )
     lines = [
         "replacement and completeness score –: no features and no errors, so nothing is explained"
         if math.isnan(replacement)
-        else f"replacement score {probability(replacement)}, completeness score {probability(completeness)} of the whole graph",
+        else f"replacement score {probability(replacement)}, completeness score {probability(completeness)}{of_what}",
         f"completeness error {error(graph.completeness_error())}",
         f"{count(active, 'active feature')}, {count(rows)} traced, {count(kept)} kept by pruning",
         f"{count(int(pruned.node_mask.sum()))} of {count(graph.n)} nodes, "

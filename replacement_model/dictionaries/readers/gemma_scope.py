@@ -200,6 +200,10 @@ def _open_layer(folder: Path, name: str, check: bool) -> SparseDictionary:
     return open_saes({layer: folder}, {layer: (path, config)}, folder, name, check)
 
 
+def _cross_layer_patterns(inner: str) -> list[str]:
+    return [f"{inner}/*"] if inner else ["config.json", "params_layer_*.safetensors"]
+
+
 def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> Site:
     """The common input site of the given layers' hooks; the layer in each hook's name must be the file's own."""
     found: dict[str, set[Site]] = {}
@@ -220,6 +224,7 @@ CROSS_LAYER = FileFormat(
     "params_layer_0.safetensors",
     lambda path: any(path.glob("params_layer_*.safetensors")),
     _open_cross_layer,
+    _cross_layer_patterns,
 )
 PER_LAYER = FileFormat(
     "Gemma Scope 2, per layer",

@@ -46,6 +46,8 @@ def named_family(path: Path) -> list[Path]:
 
 def family_patterns(inner: str) -> list[str]:
     """Return which files of a hub repository a folder or a family's short name stands for."""
+    if not inner:
+        return ["layer_*/config.json", "layer_*/params.safetensors"]
     parent, _, last = inner.rpartition("/")
     return [f"{inner}/*", f"{parent}/layer_*_{last}/*" if parent else f"layer_*_{last}/*"]
 

@@ -1,4 +1,4 @@
-"""From what the user writes (a folder or `org/repo/sub/folder[@revision]`) to a reader."""
+"""From what the user writes (a folder or `org/repo[/sub/folder][@revision]`) to a reader."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crosstrace.replacement_model import hub
 from crosstrace.replacement_model.dictionaries.base import SparseDictionary, TranscoderReader
+from crosstrace.replacement_model.dictionaries.readers.circuit_tracer_config import CONFIG, Settings, read_settings
 from crosstrace.replacement_model.dictionaries.readers.joined_saes import JoinedSaes
 from crosstrace.replacement_model.dictionaries.readers.registry import format_of, known_formats
 
@@ -16,7 +17,8 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
 
     Args:
         reference: A local folder, or `org/repo/sub/folder[@revision]` on the hub (fetched into its cache, which is
-            enough offline). For Gemma Scope 2's per-layer files `…/transcoder_all/width_16k_l0_small_affine` names
+            enough offline); `org/repo[@revision]` where the files lie at the repository's root. For Gemma
+            Scope 2's per-layer files `…/transcoder_all/width_16k_l0_small_affine` names
             the family `layer_*_width_16k_l0_small_affine`; a folder that holds one family needs no more.
         check: Whether to read a sample of decoder rows and refuse weight towards earlier layers. Without it only
             headers are read, and only headers are fetched of files that are not on this machine: for plans, not for
@@ -85,24 +87,45 @@ def _open(reference: str | Path, check: bool, kind: str = "transcoder") -> Spars
     if path is not None:
         return _open_folder(path, text, check, kind)
     repo, inner, revision = _on_hub(reference, kind)
+    patterns = _patterns(inner)
+    if not inner and (config := _config(reference)):  # `sub/folder/*` has everything that a config there may list
+        patterns += config.files_beside()
     if check:
-        return _open_folder(hub.fetch(repo, revision, _patterns(inner), text) / inner, text, check, kind)
-    folder, temporary = hub.fetch_headers(repo, revision, _patterns(inner), text)
+        return _open_folder(hub.fetch(repo, revision, patterns, text) / inner, text, check, kind)
+    folder, temporary = hub.fetch_headers(repo, revision, patterns, text)
     reader = _open_folder(folder / inner, text, check, kind)
     hub.keep_with(temporary, reader)
     return reader
 
 
 def download_bytes(reference: str | Path) -> int:
-    """Return how many bytes `open_transcoders` would download; 0 for a folder, and if the hub cannot be asked.
+    """Return how many bytes `open_transcoders` would download; 0 if the hub cannot be asked.
+
+    Files that a `config.yaml` lists under `transcoders:` count too, wherever the config itself is.
 
     Raises:
         FileNotFoundError: The reference is neither a folder nor written as a hub reference.
+        ValueError: The config is damaged.
     """
-    if _local(reference) is not None:
-        return 0
-    repo, inner, revision = _on_hub(reference)
-    return hub.missing_bytes(repo, revision, _patterns(inner))
+    config = _config(reference)
+    places = config.files_on_hub() if config else {}
+    if _local(reference) is None:
+        repo, inner, revision = _on_hub(reference)
+        beside = config.files_beside() if config else []
+        places.setdefault((repo, revision), []).extend([*_patterns(inner), *beside])
+    return sum(hub.missing_bytes(repo, revision, files) for (repo, revision), files in places.items())
+
+
+def _config(reference: str | Path) -> Settings | None:
+    """What the `config.yaml` of a reference says, fetched alone; None where there is none, or it is out of reach."""
+    folder = _local(reference)
+    if folder is None:
+        repo, inner, revision = _on_hub(reference)
+        try:
+            folder = hub.fetch(repo, revision, [f"{inner}/{CONFIG}" if inner else CONFIG], str(reference)) / inner
+        except OSError:
+            return None
+    return read_settings(folder, str(reference)) if (folder / CONFIG).is_file() else None
 
 
 def local_place(reference: str | Path) -> Path:
@@ -131,9 +154,9 @@ def _on_hub(reference: str | Path, kind: str = "transcoder") -> tuple[str, str, 
     """The repository, the path in it and the revision of a reference that is not a folder here."""
     text = str(reference)
     # A revision may have slashes of its own: refs/pr/1.
-    if isinstance(reference, Path) or text.startswith(("/", ".", "~")) or text.partition("@")[0].count("/") < 2:
+    if isinstance(reference, Path) or text.startswith(("/", ".", "~")) or text.partition("@")[0].count("/") < 1:
         raise FileNotFoundError(
-            f"{kind} folder {text} does not exist (a hub reference is written org/repo/sub/folder[@revision])"
+            f"{kind} folder {text} does not exist (a hub reference is written org/repo[/sub/folder][@revision])"
         )
     return hub.split_reference(text)
 
