@@ -90,7 +90,7 @@ class Pipeline:
             self.console.print(f"{self.cards} is there", markup=False)
             return
         chosen = self._some_documents()
-        begun = ["--resume"] if any(self.work.glob(f"*{self.cards.name}?*")) else []
+        begun = ["--resume"] if Path(f"{self.cards}.partial").is_dir() else []
         self._crosstrace("features", *self._in_model(), "--corpus", chosen, "-o", self.cards, *begun)
 
     def _some_documents(self) -> Path:
