@@ -51,3 +51,8 @@ from .readouts.direct_logits import DirectLogits as DirectLogits
 from .readouts.direct_logits import direct_logits as direct_logits
 from .texts import Corpus as Corpus
 from .texts import Texts as Texts
+from .training.runs.record import TrainingRecord as TrainingRecord
+from .training.runs.run import train as train
+from .training.runs.watching import Watcher as Watcher
+from .training.settings import TrainingSettings as TrainingSettings
+from .training.settings import load_recipe as load_recipe

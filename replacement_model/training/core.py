@@ -248,11 +248,11 @@ class Trainer:
         rate = max(0.5, rate) if self.steps < self.settings.warmup_steps else rate
         return [self.list_layer(layer, x_bd, target, rate) for layer, x_bd in enumerate(x_lbd)]
 
-    def list_layer(self, layer: int, x_bd: Tensor, target: float, rate: float, window: bool = True) -> Listed:
+    def list_layer(self, layer: int, x_bd: Tensor, target: float, rate: float) -> Listed:
         """List one layer's active features for normalised inputs (B, D_in); its running quantile follows."""
         p = self.parameters
         encoder_fd, bias_f, norms_f = p.encoder_fd[layer], p.encoder_bias_lf[layer], self.norms_lf[layer]
-        return self.sparsity.list(layer, x_bd, encoder_fd, bias_f, norms_f, target, rate, window)
+        return self.sparsity.list(layer, x_bd, encoder_fd, bias_f, norms_f, target, rate)
 
     def apply(self, x_lbd: Tensor, listed: list[Listed], group: Group, rate: float) -> None:
         """Update every weight, with the gradient that a group of all entries has; no penalty counts."""

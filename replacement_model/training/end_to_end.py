@@ -4,7 +4,10 @@ Training on activations of the unreplaced model leaves each layer to itself: in 
 have already got a little wrong. Here the whole is run, and the loss is the normalised squared error of the final hidden
 state, plus a share of the same of the residual stream after each layer. No logits are computed, so a step costs about three
 passes of the model without its MLPs. Gradients go through the frozen base model by autograd and through the dictionary by
-the sparse kernels: of it autograd sees one function per layer. Thresholds that are trained stay as they are.
+the sparse kernels: of it autograd sees one function per layer.
+
+Running quantiles go on following the unreplaced model's activations, where L0 is measured: what replaced layers read is
+poorer, and fewer features are active there. Thresholds that are trained stay as they are.
 
 Letters: L layers, W windows, P positions of a window, B = W * (P - excluded first) tokens, D d_model, J layers a feature
 writes to, n entries of a layer.
@@ -105,9 +108,9 @@ def run_replaced(trainer: Trainer, sites: ModelSites, tokens_wp: Tensor) -> Repl
     if tokens_wp.shape[1] <= first:
         raise ValueError(f"windows of {tokens_wp.shape[1]} tokens; expected more than the {first} excluded first ones")
     tokens_wp = tokens_wp.to(sites.embedding.get_parameter("weight").device)
-    states = ReplacedPass(trainer, tokens_wp.shape[0] * (tokens_wp.shape[1] - first), trainer.l0_target(1.0))
+    states = ReplacedPass(trainer, tokens_wp.shape[0] * (tokens_wp.shape[1] - first))
     with frozen(sites.text_model):
-        with torch.no_grad():
+        with torch.no_grad(), hooked(_followers(trainer, sites)):
             wanted = _hidden_states(sites, tokens_wp)
         with torch.enable_grad(), _replaced(sites, states):
             got = _hidden_states(sites, tokens_wp)
@@ -172,6 +175,23 @@ def _normalised_error(new_wpd: Tensor, old_wpd: Tensor) -> Tensor:
     return (new_wpd.float() - old_wpd).square().sum() / spread
 
 
+def _followers(trainer: Trainer, sites: ModelSites) -> list[tuple[nn.Module, Hook]]:
+    """Hooks by which running quantiles follow what passes the model's MLPs."""
+    first, scaling, settings = sites.description.excluded_first, trainer.normalisation, trainer.settings
+
+    def follower(layer: int) -> Hook:
+        def follow(args: Any, kwargs: Any, output: Tensor) -> None:
+            input_bd = Site.MLP_INPUT_NORMED.value_in(args, output)[:, first:].flatten(0, 1).float().to(trainer.device)
+            x_bd = (input_bd - scaling.mean_in_ld[layer]) * scaling.scale_in_ld[layer]
+            trainer.list_layer(layer, x_bd, settings.l0, settings.quantile_rate)
+
+        return follow
+
+    if settings.activation == "ste-jumprelu":
+        return []
+    return [(layer.module(Site.MLP_INPUT_NORMED), follower(i)) for i, layer in enumerate(sites.layers)]
+
+
 def _hidden_states(sites: ModelSites, tokens_wp: Tensor) -> list[Tensor]:
     """Run the model: the residual stream (W, P, D) after each layer, and the final hidden state."""
     found: list[Tensor] = []
@@ -191,7 +211,6 @@ class ReplacedPass:
     Attributes:
         trainer: The dictionary.
         n_tokens: B.
-        target: The target of active features.
         out_lbd: (L, B, D) what features have written so far, normalised.
         gradient_lbd: (L, B, D) the loss's gradient by the normalised reconstructions, from the last layer down.
         x_lbd: (L, B, D_in) normalised inputs.
@@ -202,7 +221,6 @@ class ReplacedPass:
 
     trainer: Trainer
     n_tokens: int
-    target: float
     out_lbd: Tensor = field(init=False)
     gradient_lbd: Tensor = field(init=False)
     x_lbd: Tensor = field(init=False)
@@ -224,8 +242,8 @@ class ReplacedPass:
         torch.sub(input_bd.float().to(trainer.device), scaling.mean_in_ld[layer], out=x_bd).mul_(
             scaling.scale_in_ld[layer]
         )
-        listed = self.listed[layer] = trainer.list_layer(
-            layer, x_bd, self.target, trainer.settings.quantile_rate, False
+        listed = self.listed[layer] = trainer.sparsity.list_by_thresholds(
+            layer, x_bd, p.encoder_fd[layer], p.encoder_bias_lf[layer], trainer.norms_lf
         )
         entries = _entries_of_layer(listed, self.n_tokens)
         decoder_jfd = p.decoder_jfd[layer]

@@ -83,7 +83,8 @@ class TrainingSettings:
         reset_until_share: The share after which none is reset.
         reset_decoder_scale: As `start_decoder_scale`, of a batch's error, after a reset.
         initialise_from: A folder of per-layer transcoders from which a CLT starts, or None.
-        end_to_end_share: The last share of `minutes` in which the features are fine-tuned end to end.
+        end_to_end_share: The last share of `minutes` in which features are fine-tuned end to end; there is no such stage for
+            SAEs, nor for transcoders of some layers alone.
         end_to_end_tokens: Tokens of that stage where the tokens decide.
         end_to_end_windows: Windows of a step of it.
         end_to_end_window_tokens: Tokens of such a window; fewer where the model takes fewer.
@@ -179,7 +180,9 @@ class TrainingSettings:
 
     @property
     def end_to_end(self) -> bool:
-        """Whether there is a stage that fine-tunes end to end."""
+        """Whether there is a stage that fine-tunes end to end: not for SAEs, nor for transcoders of some layers alone."""
+        if self.kind == "sae" or self.layers is not None:
+            return False
         return self.end_to_end_tokens > 0 if self.minutes is None else self.end_to_end_share > 0
 
     def changed(self, **changes: Any) -> Self:
@@ -392,13 +395,8 @@ def _check_together(settings: TrainingSettings) -> None:
             raise ValueError("layers contradicts kind = 'clt': a cross-layer transcoder has all layers")
         if not s.layers or list(s.layers) != sorted(set(s.layers)) or s.layers[0] < 0:
             raise ValueError(f"layers = {list(s.layers)}: expected ascending layer numbers")
-        if s.kind == "transcoders" and s.end_to_end:
-            raise ValueError("layers contradicts end_to_end_*: fine-tuning end to end replaces every layer")
-    if s.kind == "sae":
-        if s.skip:
-            raise ValueError("skip = true contradicts kind = 'sae': only transcoders have a skip connection")
-        if s.end_to_end:
-            raise ValueError("end_to_end_* contradicts kind = 'sae': only transcoders are fine-tuned end to end")
+    if s.kind == "sae" and s.skip:
+        raise ValueError("skip = true contradicts kind = 'sae': only transcoders have a skip connection")
     if s.initialise_from is not None and s.kind != "clt":
         raise ValueError(f"initialise_from contradicts kind = {s.kind!r}: a CLT starts from per-layer transcoders")
     if s.activation == "ste-jumprelu" and s.l0_loss == "none":

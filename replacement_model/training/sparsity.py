@@ -103,9 +103,8 @@ class Sparsity(ABC):
         norms_f: Tensor,
         target: float,
         rate: float,
-        window: bool = True,
     ) -> Listed:
-        """List a layer's active features.
+        """List a layer's active features, and what a threshold's gradient wants besides; running quantiles follow.
 
         Args:
             layer: The layer.
@@ -115,8 +114,14 @@ class Sparsity(ABC):
             norms_f: (F,) decoder norms.
             target: How many features of a token shall be active.
             rate: How far a running quantile goes towards this batch's.
-            window: Whether to list also what a threshold's gradient wants.
         """
+
+    def list_by_thresholds(
+        self, layer: int, x_bd: Tensor, encoder_fd: Tensor, bias_f: Tensor, norms_lf: Tensor
+    ) -> Listed:
+        """List a layer's active features as in use, by thresholds that stay as they are."""
+        positions, features, h_n = encode(x_bd, encoder_fd.T, bias_f, self.thresholds(norms_lf)[layer])
+        return Listed(positions, features, h_n, torch.ones_like(h_n, dtype=torch.bool))
 
     @abstractmethod
     def gradients(
@@ -195,7 +200,6 @@ class RunningQuantile(Sparsity):
         norms_f: Tensor,
         target: float,
         rate: float,
-        window: bool = True,
     ) -> Listed:
         wanted = max(1, min(round(target * len(x_bd)), len(x_bd) * len(encoder_fd)))
         if self.bound_l[layer].isnan():

@@ -72,11 +72,9 @@ class StraightThrough(Sparsity):
         norms_f: Tensor,
         target: float,
         rate: float,
-        window: bool = True,
     ) -> Listed:
         threshold_f = self.log_threshold_lf[layer].exp()
-        lowest_f = threshold_f - self.settings.bandwidth / 2 if window else threshold_f
-        positions, features, h_n = encode(x_bd, encoder_fd.T, bias_f, lowest_f)
+        positions, features, h_n = encode(x_bd, encoder_fd.T, bias_f, threshold_f - self.settings.bandwidth / 2)
         return Listed(positions, features, h_n, h_n > threshold_f[features])
 
     def gradients(

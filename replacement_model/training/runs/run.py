@@ -46,7 +46,7 @@ _WORK_SHARE = 0.2
 
 
 class DivergedError(ValueError):
-    """The loss is no number any more."""
+    """The loss is not a number any more."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def train(
 
     Raises:
         ValueError: A setting does not fit the model, the corpus has nothing to train on, the folder holds another run, or
-            the loss is no number any more; the last good checkpoint is kept.
+            the loss is not a number any more; the last good checkpoint is kept.
         OSError: Something cannot be read or written; the last checkpoint is kept.
         MemoryError: The budget is too small.
         TrainingInterrupted: The watcher asked for it; the state is kept.
@@ -271,9 +271,10 @@ class _Run:
 
     def _train_on_activations(self, trainer: Trainer, stream: ActivationStream) -> None:
         s = self.settings
-        seconds = None if s.minutes is None else 60 * s.minutes * (1 - s.end_to_end_share)
-        while (share := self._share(stream.tokens, s.tokens, seconds)) < 1:
-            seen = trainer.step(*stream.next_batch(), share)
+        seconds = None if s.minutes is None else 60 * s.minutes * (1 - (s.end_to_end_share if s.end_to_end else 0))
+        # At least a step: a short run's clock may be up once the first activations are there.
+        while (share := self._share(stream.tokens, s.tokens, seconds)) < 1 or not self.where["steps"]:
+            seen = trainer.step(*stream.next_batch(), min(share, 1.0))
             self.where |= {"tokens": stream.tokens, "steps": self.where["steps"] + 1}
             self._after_step(
                 trainer,
@@ -300,9 +301,9 @@ class _Run:
         s = self.settings
         tokens = s.end_to_end_tokens if s.minutes is None else None
         seconds = None if s.minutes is None else max(60 * s.minutes - self.where["stage_began"], 1.0)
-        while (share := self._share(self.where["tokens"], tokens, seconds)) < 1:
+        while (share := self._share(self.where["tokens"], tokens, seconds)) < 1 or not self.where["steps"]:
             tokens_wp = rows.next()
-            seen = fine_tune_step(trainer, self.base.sites, tokens_wp, share)
+            seen = fine_tune_step(trainer, self.base.sites, tokens_wp, min(share, 1.0))
             self.where |= {"tokens": self.where["tokens"] + tokens_wp.numel(), "steps": self.where["steps"] + 1}
             self._after_step(
                 trainer,

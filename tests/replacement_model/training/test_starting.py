@@ -87,8 +87,9 @@ def test_transcoders_that_do_not_fit_are_refused(tmp_path):
         begin("nowhere")
 
 
-@pytest.mark.parametrize("activation", ["quantile-jumprelu", "batch-topk", "ste-jumprelu"])
-def test_a_planted_dictionary_is_found_again(activation):
+# Trained thresholds leave two pairs of the sixteen vectors mixed, at an error of nearly 0.
+@pytest.mark.parametrize(("activation", "least"), [("quantile-jumprelu", 16), ("batch-topk", 16), ("ste-jumprelu", 14)])
+def test_a_planted_dictionary_is_found_again(activation, least):
     """Sparse sums of unit vectors; each planted vector is some feature's decoder row, up to its size."""
     generator = torch.Generator().manual_seed(0)
     planted = torch.randn(16, 32, generator=generator)
@@ -123,5 +124,5 @@ def test_a_planted_dictionary_is_found_again(activation):
     rows = trainer.parameters.decoder_jfd[0][0] / trainer.normalisation.scale_out_ld[0]
     rows /= rows.norm(dim=1, keepdim=True).clamp_min(1e-8)
     found = (planted @ rows.T).max(1).values
-    assert found.min() > 0.95, found
-    assert seen.fvu_l[0] < 0.1
+    assert (found > 0.99).sum() >= least, found
+    assert seen.fvu_l[0] < 0.05

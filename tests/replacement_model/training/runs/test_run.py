@@ -1,7 +1,6 @@
 """Runs: killed and resumed to the same bits, refused by name, stopped whole."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -168,18 +167,13 @@ def test_a_finished_run_is_left_as_it_is(base, corpus, whole):
     [
         ({"features": 48}, r"cannot be resumed with features = 48: it was started with 32"),
         ({"learning_rate": 0.5}, r"cannot be resumed with learning_rate = 0\.5: it was started with 0\.0015"),
-        ({"layers": None, "minutes": 1.0}, r"cannot be resumed with tokens = none: it was started with 1500"),
+        ({"tokens": None, "minutes": 1.0}, r"cannot be resumed with tokens = none: it was started with 1500"),
     ],
 )
 def test_changed_settings_are_refused_by_name(base, corpus, whole, changes, said):
+    settings = load_recipe("laptop", **SMALL).changed(**changes)
     with pytest.raises(ValueError, match=said):
-        train(
-            base,
-            corpus,
-            whole,
-            load_recipe("laptop", **SMALL).changed(**({"tokens": None} if "minutes" in changes else {}), **changes),
-            resume=True,
-        )
+        train(base, corpus, whole, settings, resume=True)
 
 
 def test_another_corpus_is_refused_by_name(base, corpus, whole, tmp_path):
@@ -246,17 +240,14 @@ def test_the_clock_decides_where_minutes_are_given(base, corpus, tmp_path):
     record = train(base, corpus, tmp_path / "clt", settings)
     assert record.run["seconds"] >= 3
     assert time.monotonic() - began >= 3
-    points = record.curves.points
-    assert {point["stage"] for point in points} == set(STAGES)
-    assert sum(p["resets"] for p in points) >= 0
+    assert {point["stage"] for point in record.curves.points} == set(STAGES)
 
 
 @pytest.mark.parametrize("kind", ["transcoders", "sae"])
 def test_every_kind_runs(base, corpus, tmp_path, kind):
-    changes = {"end_to_end_tokens": 0} if kind == "sae" else {}
-    settings = load_recipe("laptop", kind=kind, **(SMALL | changes), **({"layers": [1, 4]} if kind == "sae" else {}))
+    settings = load_recipe("laptop", kind=kind, **SMALL, **({"layers": [1, 4]} if kind == "sae" else {}))
     record = train(base, corpus, tmp_path / kind, settings)
     assert record.finished
     assert len(list((tmp_path / kind).glob("layer_*"))) == (2 if kind == "sae" else 6)
     assert json.loads((tmp_path / kind / "training.json").read_text())["settings"]["kind"] == kind
-    assert os.listdir(tmp_path / kind)
+    assert ("end to end" in record.run) == (kind != "sae")
