@@ -257,7 +257,7 @@ def _evaluate(
     base: BaseModel, texts: Corpus, settings: TrainingSettings, folder: Path, tokens: int, quiet: bool
 ) -> None:
     """Measure what was trained on the held-out documents, and write `report.json`."""
-    from crosstrace.replacement_model import Saes, Texts, Transcoders, open_sae, open_transcoders
+    from crosstrace.replacement_model import Texts, open_sae, open_transcoders
     from crosstrace.replacement_model.training.data.documents import Documents
     from crosstrace.tracer.evaluation.evaluate import evaluate
     from crosstrace.tracer.terminal.evaluation import show_evaluation
@@ -266,10 +266,8 @@ def _evaluate(
     if not held_out:
         note("no document is held out, so nothing is evaluated; held_out_share in the recipe sets the share")
         return
-    sae = settings.kind == "sae"
-    reader = open_sae(folder) if sae else open_transcoders(folder)
-    used = (Saes if sae else Transcoders)(reader, base.device)
-    report = evaluate(base, used, Texts(held_out, "held-out documents"), tokens, progress=False if quiet else None)
+    reader = open_sae(folder) if settings.kind == "sae" else open_transcoders(folder)
+    report = evaluate(base, reader, Texts(held_out, "held-out documents"), tokens, progress=False if quiet else None)
     report.write(folder / "report.json")
     if not quiet:
         show_evaluation(report)
