@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_samples import DEVICE, PATHS, SIZES, Sizes, assert_close, path, sample, strict  # noqa: F401
+from kernel_samples import DEVICE, PATHS, Sizes, assert_close, path, sample, strict  # noqa: F401
 
 from crosstrace.kernels import (
     AdamStep,
@@ -23,6 +23,16 @@ from crosstrace.kernels import (
 )
 from crosstrace.kernels.dispatch import VARIABLE
 
+# Few features: a program of the interpreter updates one row of one layer.
+SIZES = [
+    Sizes(positions=9, features=7),
+    Sizes(1, 1, 1, 1, 1.0),
+    Sizes(4, 3, 33, 6),
+    Sizes(2, 17, 300, 3, 0.6),
+    Sizes(3, 4, 8, 6, 1.0),
+    Sizes(3, 4, 8, 6, 0.0),
+    Sizes(4, 6, 16, 5, cross_layer=False),
+]
 ADAM = AdamStep(1e-2, 0.9, 0.99, 1e-8)
 
 
@@ -199,7 +209,7 @@ def test_untouched_rows_and_forgotten_ones(path):  # noqa: F811
 
 
 def test_repeatable_to_the_bit(path):  # noqa: F811
-    drawn, gradient = sample(Sizes(2, 20, 33, 20, 0.3)), upstream(Sizes(2, 20, 33))
+    drawn, gradient = sample(Sizes(2, 20, 33, 8, 0.3)), upstream(Sizes(2, 20, 33))
     first, second = (decode_backward(drawn.activations, drawn.decoders_fjd, gradient) for _ in range(2))
     assert torch.equal(first[0], second[0])
     for a, b in zip(first[1], second[1], strict=True):
