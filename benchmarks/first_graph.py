@@ -5,8 +5,8 @@
     python benchmarks/first_graph.py --before OTHER/bin/python --csv first-graph.csv     # … beside an older installation
 
 `crosstrace trace` is run as a user runs it, each time in a process of its own, the two states in turns. Before anything is
-reported the graphs have to be equal: the same nodes, and activations and edges that differ by rounding at most. Phases are taken in further
-runs, in which a script does what the command does.
+reported the graphs have to be equal: the same nodes, and activations and edges that differ by rounding at most. Phases are
+taken in further runs, in which a script does what the command does.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Letters: L layers, P tokens of a batch, D d_model, F features of a layer, J laye
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,8 @@ class Training:
     device: torch.device
     moments_dtype: torch.dtype = torch.float32
     encodes: bool = True
-    adam: AdamStep = AdamStep(1e-7)  # so small that what is active stays so while steps are timed
+    # so small a step that what is active stays so while steps are timed
+    adam: AdamStep = field(default_factory=lambda: AdamStep(1e-7))
 
     def __post_init__(self) -> None:
         L, P, D, n = self.n_layers, self.n_tokens, self.d_model, self.n_features

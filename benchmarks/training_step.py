@@ -1,4 +1,4 @@
-"""One training step of a cross-layer transcoder: ours against dense and ``embedding_bag``, checked first, then timed in one run.
+"""One training step of a cross-layer transcoder: ours, dense and ``embedding_bag``, checked first, then timed in one run.
 
     python benchmarks/training_step.py [--size 270m block-1b ...] [--threads 1] [--repeats 5] [--out FILE.csv]
 
@@ -182,6 +182,7 @@ def main() -> None:
         training = drawn(size, device)
         rows += measure(label, size, training, ways, arguments.repeats, error)
         if arguments.moments == "bfloat16":
+            print("with bfloat16 moments:")
             narrow = {"sparse": sparse_step}
             training.moments = drawn_moments(training)
             training.moments_dtype = torch.bfloat16

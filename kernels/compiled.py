@@ -31,6 +31,7 @@ _OPTIONS: Any = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
 _compiled = numba.njit(cache=True, **_OPTIONS)
+_inlined = numba.njit(forceinline=True, **_OPTIONS)  # a call would count references to its arrays, atomically
 # Below this many multiplications a second thread costs more than it gains.
 _LEAST_WORK = 1 << 20
 
@@ -56,19 +57,19 @@ def group_by_feature(features_n, n_rows, order_n, rows_u, offsets_u):
     return n_touched
 
 
-@_compiled
+@_inlined
 def _add_1(out, w0, s0):
     for d in range(len(out)):
         out[d] += w0 * s0[d]
 
 
-@_compiled
+@_inlined
 def _add_4(out, w0, s0, w1, s1, w2, s2, w3, s3):
     for d in range(len(out)):
         out[d] += (w0 * s0[d] + w1 * s1[d]) + (w2 * s2[d] + w3 * s3[d])
 
 
-@_compiled
+@_inlined
 def _dot(row, s0):
     product = np.float32(0)
     for d in range(len(row)):
@@ -76,7 +77,7 @@ def _dot(row, s0):
     return product
 
 
-@_compiled
+@_inlined
 def _add_and_dot_1(out, row, w0, s0):
     product = np.float32(0)
     for d in range(len(out)):
@@ -86,7 +87,7 @@ def _add_and_dot_1(out, row, w0, s0):
     return product
 
 
-@_compiled
+@_inlined
 def _add_and_dot_4(out, row, w0, s0, w1, s1, w2, s2, w3, s3):
     product0 = product1 = product2 = product3 = np.float32(0)
     for d in range(len(out)):
@@ -156,7 +157,7 @@ def products_range(
             products_n[i] += _dot(rows[at : at + width], source[other : other + width])
 
 
-@_compiled
+@_inlined
 def _row_gradient(gradient, row, products_n, source, stride_sp, shift, positions_n, weights_n, order_n, first, last):
     """Sum the weighted sources of a row's entries; add the products of the row and its sources to `products_n`."""
     width = len(gradient)

@@ -32,7 +32,7 @@ COMPILED = (
 )
 
 # Multiplications from which on an operation outside training uses compiled loops: a prompt's would not win back numba's import.
-LEAST_COMPILED_WORK = 1 << 25
+LEAST_COMPILED_WORK = 1 << 22
 
 # Above this share of active (position, row) pairs, decoding all pairs in one matrix product is faster; for (float32,
 # narrower) weights. CPU: measured (docs/kernels.md). GPU: computed from bandwidth and tensor-core rate, not measured.

@@ -144,7 +144,7 @@ def decode_backward_adam(
     value_gradients_n = activations.values.new_empty(len(activations))
     for layer, rows in enumerate(rows_ujd):
         entries = layer_entries(activations, layer, activations.values, gradient_lpd[layer : layer + rows.shape[1]])
-        value_gradients_n[activations.layer(layer)] = update_layer(path, entries, rows, moments[layer], adam)[0]
+        value_gradients_n[activations.layer(layer)] = update_layer(path, entries, rows, moments[layer], adam)
     return value_gradients_n
 
 

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels.activations import SparseActivations
-from crosstrace.kernels.backward.by_feature import EntriesByFeature
 from crosstrace.kernels.backward.decoder import check_all_moments, check_rowwise, layer_entries
 from crosstrace.kernels.backward.row_updates import AdamStep, RowGradients, RowMoments, adam_rows
-from crosstrace.kernels.backward.rows import layer_gradients, sums_of_rows, update_layer
+from crosstrace.kernels.backward.rows import layer_gradients, update_layer
 from crosstrace.kernels.checks import check_float, check_row_index, check_shape
 from crosstrace.kernels.dispatch import choose_path
 
@@ -72,11 +71,16 @@ def encode_backward(
     for layer in range(entries.n_layers):
         own = entries.features[entries.layer(layer)]
         n_rows = int(own.max()) + 1 if path == "compiled" and len(own) else 0
-        _, of_rows = layer_gradients(
-            path, layer_entries(entries, layer, gradient_n, inputs_lpd[layer][None]), n_rows, None
+        of_rows, of_biases = (
+            layer_gradients(path, layer_entries(entries, layer, gradient_n, source_1pd), n_rows, None)[1]
+            for source_1pd in (inputs_lpd[layer][None], _ones(entries))
         )
-        of_biases = sums_of_rows(gradient_n[entries.layer(layer)], EntriesByFeature.of(own))
-        found.append((RowGradients(of_rows.rows, of_rows.gradients[:, 0]), of_biases))
+        found.append(
+            (
+                RowGradients(of_rows.rows, of_rows.gradients[:, 0]),
+                RowGradients(of_biases.rows, of_biases.gradients[:, 0, 0]),
+            )
+        )
     return found
 
 
@@ -126,11 +130,20 @@ def encode_backward_adam(
             adam_rows(rows_fd[layer], of_rows, moments[layer], adam)
             adam_rows(biases_f[layer], of_biases, bias_moments[layer], adam)
         return
-    for layer, state in enumerate(moments):
-        of_one_target = RowMoments(state.first[:, None], state.second[:, None], state.steps)
-        layer_own = layer_entries(entries, layer, gradient_n, inputs_lpd[layer][None])
-        _, by_feature = update_layer(path, layer_own, rows_fd[layer][:, None], of_one_target, adam)
-        adam_rows(biases_f[layer], sums_of_rows(layer_own.weights, by_feature), bias_moments[layer], adam)
+    for layer in range(entries.n_layers):
+        for source_1pd, weight, state in (
+            (inputs_lpd[layer][None], rows_fd[layer], moments[layer]),
+            (_ones(entries), biases_f[layer][:, None], bias_moments[layer]),
+        ):
+            shape = (len(weight), 1, source_1pd.shape[2])
+            of_one_target = RowMoments(state.first.view(shape), state.second.view(shape), state.steps)
+            with_sources = layer_entries(entries, layer, gradient_n, source_1pd)
+            update_layer(path, with_sources, weight[:, None], of_one_target, adam)
+
+
+def _ones(entries: SparseActivations) -> Tensor:
+    """Make the sources of a bias, which is the weight of an input that is 1 everywhere."""
+    return torch.ones(1, entries.n_positions, 1, device=entries.device)
 
 
 def _check(inputs_lpd: Tensor, entries: SparseActivations, gradient_n: Tensor) -> None:

@@ -37,9 +37,7 @@ def layer_gradients(
     return entries.weights[:0] if rows_ujd is None else products_torch(entries, rows_ujd), gradients
 
 
-def update_layer(
-    path: str, entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep
-) -> tuple[Tensor, EntriesByFeature]:
+def update_layer(path: str, entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep) -> Tensor:
     """Update the touched rows with Adam, in place; return the entries' products with the rows as they were before."""
     entries = entries.contiguous()
     if path == "triton":
@@ -56,7 +54,7 @@ def update_layer(
     gradients = RowGradients(by_feature.rows, row_gradients_torch(entries, by_feature))
     products_n = products_torch(entries, rows_ujd)
     adam_rows(rows_ujd, gradients, moments, adam)
-    return products_n, by_feature
+    return products_n
 
 
 def row_gradients_torch(entries: LayerEntries, by_feature: EntriesByFeature) -> Tensor:
@@ -80,12 +78,3 @@ def products_torch(entries: LayerEntries, rows_ujd: Tensor) -> Tensor:
             entries.source[j], rows_ujd[:, j], entries.features, entries.positions, entries.positions, 0
         )
     return out_n
-
-
-def sums_of_rows(weights_n: Tensor, by_feature: EntriesByFeature) -> RowGradients:
-    """Sum the weights of each touched row's entries, (u,), in their order: the gradients of a bias."""
-    if not len(by_feature.rows):
-        return RowGradients(by_feature.rows, weights_n.new_empty(0))
-    sorted_n1 = weights_n[by_feature.order][:, None]
-    every_n = torch.arange(len(weights_n), device=weights_n.device)
-    return RowGradients(by_feature.rows, F.embedding_bag(every_n, sorted_n1, by_feature.offsets[:-1], mode="sum")[:, 0])

@@ -44,9 +44,7 @@ def layer_gradients_compiled(
     return products_n[:0] if rows_ujd is None else products_n, RowGradients(by_feature.rows, gradients_ujd)
 
 
-def update_layer_compiled(
-    entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep
-) -> tuple[Tensor, EntriesByFeature]:
+def update_layer_compiled(entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep) -> Tensor:
     """Compute as `crosstrace.kernels.backward.rows.update_layer` does."""
     by_feature = group_compiled(entries.features, len(rows_ujd))
     products_n = torch.zeros_like(entries.weights)
@@ -67,7 +65,7 @@ def update_layer_compiled(
         adam.epsilon,
     )
     compiled.in_parts(compiled.adam_range, arguments, _bounds(entries, by_feature))
-    return products_n, by_feature
+    return products_n
 
 
 def _sources(entries: LayerEntries) -> tuple[np.ndarray, int, int, int, int]:

@@ -195,15 +195,13 @@ def layer_gradients_triton(entries: LayerEntries, rows_ujd: Tensor | None) -> tu
     return products_n, RowGradients(by_feature.rows, out_ujd)
 
 
-def update_layer_triton(
-    entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep
-) -> tuple[Tensor, EntriesByFeature]:
+def update_layer_triton(entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep) -> Tensor:
     """Compute as `crosstrace.kernels.backward.rows.update_layer` does."""
     by_feature = EntriesByFeature.of(entries.features)
     products_n = products_triton(entries, rows_ujd)
     n_written, _, width = entries.source.shape
     if not len(by_feature.rows) or not width:
-        return products_n, by_feature
+        return products_n
     sizes_u, roots_u = moments.step(by_feature.rows, adam)
     first, second = moments.first, moments.second
     in_bits = first.dtype == torch.bfloat16 and triton_interpreted()
@@ -233,7 +231,7 @@ def update_layer_triton(
         BLOCK_D=block_d,
         num_warps=WARPS,
     )
-    return products_n, by_feature
+    return products_n
 
 
 def products_triton(entries: LayerEntries, rows_ujd: Tensor) -> Tensor:

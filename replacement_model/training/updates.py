@@ -113,10 +113,9 @@ class Backward:
 
     def _gathered(self) -> float:
         p, m, penalty = self.parameters, self.moments, 0.0
-        n_features, entries = p.encoder_bias_lf.shape[1], self._entries()
+        entries = self._entries()
         auxiliary_n: list[Tensor] = []
         by_value_n = torch.zeros(len(entries), device=self.x_lbd.device)
-        sums: list[_RowSum] = []
         by_h: list[Tensor] = []
         for layer, decoder_jfd in enumerate(p.decoder_jfd):
             rows_fjd = decoder_jfd.transpose(0, 1)
@@ -139,23 +138,29 @@ class Backward:
             if part.by_threshold_f is not None:
                 extra_f = None if dead is None else dead.by_threshold_f
                 self.sparsity.update(layer, self.listed[layer], part.by_threshold_f, extra_f, self.adam)
-            sums.append(_RowSum(torch.zeros(n_features, self.x_lbd.shape[2] + 1, device=self.x_lbd.device)))
-        found = [encode_backward(self.x_lbd, entries, torch.cat(by_h))]
+        self._gathered_encoders(entries, torch.cat(by_h), auxiliary_n)
+        return penalty
+
+    def _gathered_encoders(self, entries: SparseActivations, by_h_n: Tensor, auxiliary_n: list[Tensor]) -> None:
+        p, m = self.parameters, self.moments
+        found: list[Sequence[tuple[RowGradients, RowGradients] | None]] = [encode_backward(self.x_lbd, entries, by_h_n)]
         if self.auxiliary is not None:
             found.append(encode_backward(self.x_lbd, self.auxiliary.entries, torch.cat(auxiliary_n)))
         if self.dead:
             found.append([None if part is None else (part.encoder, part.bias) for part in self.dead])
-        for layer, into in enumerate(sums):
+        for layer, encoder_fd in enumerate(p.encoder_fd):
+            # Rows and their biases side by side: they have the same entries.
+            into = _RowSum(encoder_fd.new_zeros(len(encoder_fd), encoder_fd.shape[1] + 1))
             for source in found:
-                if source[layer] is not None:
-                    weights, biases = source[layer]
+                of_layer = source[layer]
+                if of_layer is not None:
+                    weights, biases = of_layer
                     into.add(RowGradients(weights.rows, torch.cat([weights.gradients, biases.gradients[:, None]], 1)))
             touched = into.touched()
             weights = RowGradients(touched.rows, touched.gradients[:, :-1].contiguous())
-            adam_rows(p.encoder_fd[layer], weights, m.encoder[layer], self.adam)
+            adam_rows(encoder_fd, weights, m.encoder[layer], self.adam)
             biases = RowGradients(touched.rows, touched.gradients[:, -1].contiguous())
             adam_rows(p.encoder_bias_lf[layer], biases, m.encoder_bias[layer], self.adam)
-        return penalty
 
 
 class _RowSum:

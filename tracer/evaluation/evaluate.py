@@ -139,22 +139,30 @@ def evaluate(
     return run.report(texts.names, length)
 
 
-def in_use(dictionary: SparseDictionary | DictionaryInUse, model: Model) -> DictionaryInUse:
+def in_use(
+    dictionary: SparseDictionary | DictionaryInUse,
+    model: Model,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | str | None = None,
+) -> DictionaryInUse:
     """Return a dictionary in use on a model's device.
 
     Args:
         dictionary: Transcoders or SAEs; what is in use already stays as it is.
         model: The model.
+        dtype: The dtype of encoders and decoders; None: as stored.
+        memory_budget: Bytes for weights and rows, or text such as `"8GB"`; None: 80 % of what is free on the device.
 
     Raises:
-        ValueError: Dictionary and model do not fit, or nothing can be spliced in where the dictionary writes.
+        ValueError: Dictionary and model do not fit, nothing can be spliced in where the dictionary writes, or the budget is
+            not a size.
     """
     if isinstance(dictionary, DictionaryInUse):
         used: DictionaryInUse = dictionary
     elif isinstance(dictionary, TranscoderReader):
-        used = Transcoders(dictionary, model.device)
+        used = Transcoders(dictionary, model.device, dtype, memory_budget)
     else:
-        used = Saes(dictionary, model.device)
+        used = Saes(dictionary, model.device, dtype, memory_budget)
     used.check_fits(model.description, model.name)
     if used.writes.is_branch:
         raise ValueError(
@@ -265,8 +273,7 @@ class _Evaluation:
             advance(counted / 2)
         normed = [output_bwd[predicted_bw.to(output_bwd.device)] for output_bwd in outputs]
         following_y = tokens_bw.roll(-1, 1)[predicted_bw]
-        self._add_losses(normed, following_y)
-        advance(_RUNS / 2 * counted)
+        self._add_losses(normed, following_y, lambda share: advance(share * _RUNS / 2 * counted))
         if alone:
             self._add_alone(
                 runs, normed[0], following_y, predicted_bw[:alone], lambda share: advance(share * counted_alone)
@@ -275,10 +282,10 @@ class _Evaluation:
         self.predictions += len(following_y)
         self.layer_tokens += counted_alone
 
-    def _add_losses(self, normed: Sequence[Tensor], following_y: Tensor) -> None:
+    def _add_losses(self, normed: Sequence[Tensor], following_y: Tensor, done: Callable[[float], None]) -> None:
         if not len(following_y):
             return
-        losses = next_token_losses(self.model.sites, normed, following_y)
+        losses = next_token_losses(self.model.sites, normed, following_y, done)
         same = (losses.top_rx[0] == losses.top_rx[1]).sum().item()
         found = [*losses.cross_entropy_rx.sum(1).tolist(), losses.kl_x.sum().item(), same]
         self._sums = [before + more for before, more in zip(self._sums, found, strict=True)]
@@ -297,10 +304,14 @@ class _Evaluation:
             output_bwd = runs.alone(layer)
             normed.append(output_bwd[predicted_bw.to(output_bwd.device)])
             advance(_ALONE - 0.5)
-        advance(0.5 * len(self.used.layers))
         if not n_predicted:
             return
-        losses_ry = next_token_losses(self.model.sites, normed, following_y[:n_predicted]).cross_entropy_rx
+        losses_ry = next_token_losses(
+            self.model.sites,
+            normed,
+            following_y[:n_predicted],
+            lambda share: advance(share * 0.5 * len(self.used.layers)),
+        ).cross_entropy_rx
         for layer, delta_y in zip(self.used.layers, losses_ry[1:] - losses_ry[0], strict=True):
             total, squares = self._deltas[layer]
             self._deltas[layer] = total + delta_y.sum().item(), squares + delta_y.square().sum().item()

@@ -8,7 +8,7 @@ Letters: R runs, X tokens, D d_model, V vocabulary, v tokens of a block of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +69,19 @@ class _Softmax:
         return self.largest_x.double() + self.sum_x.log()
 
 
-def next_token_losses(sites: ModelSites, normed_rxd: Sequence[Tensor], targets_x: Tensor) -> Losses:
+def next_token_losses(
+    sites: ModelSites,
+    normed_rxd: Sequence[Tensor],
+    targets_x: Tensor,
+    done: Callable[[float], None] = lambda share: None,
+) -> Losses:
     """Compute the losses of several runs.
 
     Args:
         sites: The live modules of the model.
         normed_rxd: R final-norm outputs (X, D) at the same tokens, two or more; the first two are compared.
         targets_x: (X,) int64 the tokens that follow.
+        done: Called after each block with the share of the vocabulary that it is.
 
     Returns:
         The losses, on the device of the unembedding.
@@ -95,6 +101,7 @@ def next_token_losses(sites: ModelSites, normed_rxd: Sequence[Tensor], targets_x
             for run_xd, softmax in zip(runs[2:], softmaxes[2:], strict=True):
                 softmax.add(F.linear(run_xd, widened_vd), first, targets_x)
             first += len(block_vd)
+            done(len(block_vd) / len(unembedding_vd))
     own, other = softmaxes[0], softmaxes[1]
     kl_x = own.difference_x / own.sum_x - own.log_sum_x + other.log_sum_x
     return Losses(

@@ -91,7 +91,7 @@ def show_graph(
     """
     pruned = graph if graph.node_mask is not None else prune(graph)
     console = console or Console()
-    parts: list[RenderableType] = [_heading(graph), _targets(graph, console), _scores(graph, pruned)]
+    parts: list[RenderableType] = [_heading(graph, console.width), _targets(graph, console), _scores(graph, pruned)]
     assert pruned.node_mask is not None
     kept = pruned.node_mask[pruned.layout.features].nonzero().flatten().tolist()
     listed = left_out.listed(pruned, kept, cards)
@@ -103,13 +103,15 @@ def show_graph(
     console.print(Group(*parts))
 
 
-def _heading(graph: AttributionGraph) -> Panel:
-    names = "  ·  ".join(_tail(visible(name)) for name in (graph.model_name, graph.transcoders_name))
-    details = f"{names}  ·  {len(graph.tokens)} tokens, {graph.n_layers} layers"
+def _heading(graph: AttributionGraph, width: int) -> Panel:
+    sizes = f"{count(len(graph.tokens), 'token')}, {count(graph.n_layers, 'layer')}"
+    room = max(8, min(32, (width - len(sizes) - 16) // 2))  # for each name, beside the frame and two points
+    names = (_tail(visible(name), room) for name in (graph.model_name, graph.transcoders_name))
+    details = "  ·  ".join([*names, sizes])
     return Panel(Text(visible(graph.prompt), style="bold"), subtitle=Text(details, style="dim"), box=box.ROUNDED)
 
 
-def _tail(name: str, length: int = 32) -> str:
+def _tail(name: str, length: int) -> str:
     """Shorten a long path to its end, which tells more than its beginning."""
     return name if len(name) <= length else "…" + name[1 - length :]
 

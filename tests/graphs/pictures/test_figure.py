@@ -102,3 +102,20 @@ def test_tooltips_have_the_numbers_of_tables():
         assert (", activation " in about) == (node.kind == "feature")
     for edge in drawing.edges:
         assert edge.about.endswith(f": {signed(edge.weight)}")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("→ Philadelphia, Detroit", ["→ Philadelphia,", "Detroit"]),
+        ("→ implicated, admitted, seen", ["→ implicated,", "admitted, seen"]),
+        ("Kansas, California and Nebraska", ["Kansas,", "California…"]),
+        ("Mississippians, Californians", ["Mississippian", "s, Californi…"]),
+        ("Texas", ["Texas"]),
+    ],
+)
+def test_labels_take_two_lines_and_lose_no_first_word(label, expected):
+    graph = random_graph(0)
+    graph = random_graph(0, feature_labels=[label] * graph.layout.n_features)
+    node = next(node for node in drawing_of(graph, Figure()).nodes if node.kind == "feature")
+    assert [line.text for line in node.lines if not line.small] == expected

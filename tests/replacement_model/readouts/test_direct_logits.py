@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from cases import Case
 
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.readouts.direct_logits import direct_logits
+
+module = importlib.import_module("crosstrace.replacement_model.readouts.direct_logits")
 
 
 def dense(model: ReplacementModel, layer: int) -> torch.Tensor:
@@ -42,3 +46,32 @@ def test_some_features_in_any_blocks(model: ReplacementModel) -> None:
     assert torch.equal(whole.promoted, one_by_one.promoted)
     torch.testing.assert_close(whole.raised, one_by_one.raised)
     assert direct_logits(model, 1, some[:0], 4).promoted.shape == (0, 4)
+
+
+@pytest.mark.parametrize("count", [1, 10, 60, 820])
+def test_groups_of_tokens_lose_none(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOKENS_AT_A_TIME", 256)  # several blocks, the last one of them short
+    monkeypatch.setattr(module, "_NUMBERS_AT_A_TIME", 1 << 16)
+    model = ReplacementModel.demo("cpu")
+    expected = dense(model, 4)
+    found = direct_logits(model, 4, torch.arange(len(expected)), count)
+    torch.testing.assert_close(found.raised.double(), expected.topk(count).values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.lowered.double(), (-expected).topk(count).values.neg(), rtol=1e-4, atol=1e-5)
+    for tokens in (found.promoted, found.suppressed):
+        assert all(len(set(row)) == count for row in tokens.tolist())
+
+
+def test_kurtosis_says_how_concentrated_the_effect_is() -> None:
+    model = ReplacementModel.demo("cpu")
+    expected = dense(model, 5)
+    found = direct_logits(model, 5, torch.arange(len(expected)), 1).kurtosis
+    plain = expected.pow(4).mean(1) / expected.square().mean(1).square()
+    torch.testing.assert_close(found.double(), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_that_writes_nothing_is_not_concentrated() -> None:
+    model = ReplacementModel.demo("cpu")
+    written_nd = torch.zeros(1, model.description.d_model)
+    ends = module._Ends(model, written_nd, lowest=True)
+    assert (float(ends.spread_n), float(ends.kurtosis_n)) == (0.0, 0.0)
+    assert ends.strongest(3)[1].tolist() == [[0.0, 0.0, 0.0]]

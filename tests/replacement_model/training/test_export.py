@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from dense_dictionary import small_data, small_trainer
 from safetensors.torch import load_file
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.replacement_model.dictionaries.readers import open_transcoders
+from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.dictionaries.readers import open_sae, open_transcoders
+from crosstrace.replacement_model.dictionaries.saes import Saes
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.training.evaluation import reconstruct
 from crosstrace.replacement_model.training.export import export
@@ -45,23 +45,6 @@ def test_transcoders_read_again_are_the_trainer_s(trained, tmp_path):
     assert (read.skip(0) is not None) == trained.settings.skip
 
 
-@pytest.mark.parametrize("trained", ["sae"], indirect=True)
-def test_an_sae_s_files_give_its_reconstruction(trained, tmp_path):
-    export(trained, tmp_path / "out", "tiny", dtype=torch.float32)
-    inputs, _ = small_data(trained.shape, 300, seed=99)
-    _, expected = reconstruct(trained, inputs)
-    for i, layer in enumerate(trained.shape.layers):
-        folder = tmp_path / "out" / f"layer_{layer}_width_12_l0_3"
-        config = json.loads((folder / "config.json").read_text())
-        assert (
-            config["hf_hook_point_in"] == config["hf_hook_point_out"] == f"model.layers.{layer}.self_attn.o_proj.input"
-        )
-        stored = load_file(folder / "params.safetensors")
-        h = inputs[i] @ stored["w_enc"] + stored["b_enc"]
-        got = (h * (h > stored["threshold"])) @ stored["w_dec"] + stored["b_dec"]
-        assert torch.allclose(got, expected[i], rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("trained", ["skip_clt"], indirect=True)
 def test_bfloat16_files_are_the_weights_rounded_and_keep_the_mean(trained, tmp_path):
     export(trained, tmp_path / "out", "tiny")
@@ -76,3 +59,20 @@ def test_bfloat16_files_are_the_weights_rounded_and_keep_the_mean(trained, tmp_p
     at_mean = scaling.mean_in_ld[1] @ stored["w_enc"].float() + stored["b_enc"]
     assert torch.allclose(at_mean, p.encoder_bias_lf[1], atol=1e-3)
     assert not list((tmp_path / "out").glob("*.partial"))
+
+
+@pytest.mark.parametrize("trained", ["sae"], indirect=True)
+def test_saes_read_again_are_the_trainer_s(trained, tmp_path):
+    export(trained, tmp_path / "out", "tiny", dtype=torch.float32)
+    inputs, _ = small_data(trained.shape, 300, seed=99)
+    active, expected = reconstruct(trained, inputs)
+    read = Saes(open_sae(tmp_path / "out"), torch.device("cpu"))
+    assert read.reads is read.writes is Site.ATTENTION_HEADS
+    assert read.layers == list(trained.shape.layers)
+    assert read.reader.l0_by_layer == dict.fromkeys(read.layers, trained.settings.l0)
+    for i, layer in enumerate(read.layers):
+        found = read.encode(layer, inputs[i], 0)
+        assert torch.equal(found[1], active.features[active.layer(i)])
+        made = read.affine(layer, inputs[i]).clone()
+        read.add_decoded(layer, found, made[None])
+        assert torch.allclose(made, expected[i], rtol=1e-4, atol=1e-4)

@@ -165,3 +165,11 @@ def test_a_feature_that_pruning_dropped_has_its_name_and_those_of_its_neighbours
     strongest = [source for source in np.argsort(-row, kind="stable")[:4].tolist() if row[source]]
     for source in strongest:
         assert pruned.describe(source) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_heading_says_the_size_whatever_the_names(graph, width):
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    show_graph(dataclasses.replace(graph, model_name="/a/long/way/" * 5, transcoders_name="/another/way/" * 5), console)
+    heading = console.file.getvalue()
+    assert f"{len(graph.tokens)} tokens, {graph.n_layers} layers" in heading
