@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from crosstrace.kernels import decoding_triton, encoding_triton, scoring_triton
+from crosstrace.kernels.backward import rows_triton
 from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_settings
 
 POINTER_NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -89,6 +90,23 @@ def cases(dtype: torch.dtype) -> list[Case]:
         options = {"num_warps": scoring_triton.WARPS, "num_stages": scoring_triton.STAGES}
         found.append(Case(scoring_triton.scores_kernel, level, types, constants, options))
     torch.set_float32_matmul_precision("highest")
+    return found + backward_cases(dtype)
+
+
+def backward_cases(dtype: torch.dtype) -> list[Case]:
+    """Those of training, whose rows are float32; a narrow dtype stands for the moments."""
+    moments = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+    kinds = dict.fromkeys(("out", "source", "rows", "weights", "sizes", "roots"), "*fp32/16")
+    kinds |= dict.fromkeys(("positions", "offsets", "features", "touched"), "*i64/16")
+    kinds |= {"first": f"{moments}/16", "second": f"{moments}/16"}
+    scalars = {"n_entries": "i32", "n_written": "i32", "beta1": "fp32", "beta2": "fp32", "epsilon": "fp32"}
+    constants = {"BLOCK_E": rows_triton.BLOCK_E, "BLOCK_D": rows_triton.BLOCK_D}
+    found = []
+    for kernel in (rows_triton.row_gradients_kernel, rows_triton.adam_rows_kernel, rows_triton.entry_products_kernel):
+        names = [name for name in kernel.arg_names if name not in (*constants, "IN_BITS")]
+        types = {name: kinds[name[2:]] if name.startswith("p_") else scalars.get(name, "i32/16") for name in names}
+        own = constants | ({"IN_BITS": False} if "IN_BITS" in kernel.arg_names else {})
+        found.append(Case(kernel, "", types, own, {"num_warps": rows_triton.WARPS}))
     return found
 
 

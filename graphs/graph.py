@@ -18,7 +18,7 @@ import torch
 
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
-from crosstrace.graphs.numbers import probability
+from crosstrace.graphs.numbers import count, probability
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
 from crosstrace.graphs.text import distinct, short
@@ -359,6 +359,19 @@ class AttributionGraph:
             return cls(**values)
         except (ValueError, TypeError, KeyError) as problem:
             raise ValueError(f"{path}: {' '.join(str(problem).split())}") from None
+
+    def __repr__(self) -> str:
+        """One line: prompt, targets, and how much there is of everything."""
+        targets = ", ".join(self.names()[1][:3]) + (", …" if len(self.logit_strings) > 3 else "")
+        sizes = f"{count(len(self.active_features), 'active feature')}, {count(len(self.selected_features))} traced"
+        parts = [
+            f"{short(self.prompt, 60)!r} → {targets}",
+            sizes,
+            f"{count(self.n, 'node')}, {count(self.edges.nnz, 'edge')}",
+        ]
+        if self.node_mask is not None:
+            parts.append(f"pruned to {count(int(self.node_mask.sum()), 'node')}")
+        return f"<AttributionGraph {'; '.join(parts)}>"
 
     def _repr_html_(self) -> str:
         """The interactive page in a frame, for notebooks."""

@@ -11,6 +11,7 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from crosstrace.graphs.numbers import plain
 from crosstrace.graphs.text import visible
 
 _makers: dict[str, Callable[[Any], str]] = {}
@@ -67,5 +68,5 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def _cell(value: object) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    shown = plain(value) if isinstance(value, float) else str(value)
     return f'<td style="{_CELL.format("right" if is_number else "left")}">{text(shown)}</td>'

@@ -58,7 +58,11 @@ def decode(
     """
     d_model, dtype = check_rows(activations, rows_ujd, row_indices)
     n_layers, n_positions = activations.n_layers, activations.n_positions
-    path = choose_path("decode", activations.device)
+    n_products = sum(
+        count * rows.shape[1] * d_model
+        for count, rows in zip(activations.layer_offsets.diff().tolist(), rows_ujd, strict=True)
+    )
+    path = choose_path("decode", activations.device, n_products)
     if path == "reference":
         return decode_reference(activations, rows_ujd, row_indices)
     n_rows = sum(rows.shape[0] for rows in rows_ujd)
@@ -77,6 +81,7 @@ def decode(
             activations.values[entries],
             rows,
             None if row_indices is None else row_indices[layer],
+            compiled=path == "compiled",
         )
     return out_lpd
 
@@ -109,7 +114,7 @@ def decode_layer(
         check_row_index("row_index_n", row_index_n, n_entries, rows_ujd)
     if not n_entries:
         return
-    path = choose_path("decode_layer", device)
+    path = choose_path("decode_layer", device, n_entries * n_written * d_model)
     if path == "reference":
         for i, row_jd in enumerate((rows_ujd if row_index_n is None else rows_ujd[row_index_n]).float()):
             out_jpd[:, positions_n[i]] += values_n[i].float() * row_jd
@@ -120,15 +125,23 @@ def decode_layer(
         with launching_on(device):
             decode_layer_triton(out_jpd, positions_n, values_n, rows_ujd, row_index_n)
     else:
-        decode_layer_torch(out_jpd, positions_n, values_n, rows_ujd, row_index_n)
+        decode_layer_torch(out_jpd, positions_n, values_n, rows_ujd, row_index_n, compiled=path == "compiled")
 
 
 def decode_layer_torch(
-    out_jpd: Tensor, positions_n: Tensor, values_n: Tensor, rows_ujd: Tensor, row_index_n: Tensor | None
+    out_jpd: Tensor,
+    positions_n: Tensor,
+    values_n: Tensor,
+    rows_ujd: Tensor,
+    row_index_n: Tensor | None,
+    compiled: bool = False,
 ) -> None:
-    """Decode sparsely or densely, whichever is faster at this density."""
+    """Decode sparsely or densely, whichever is faster at this density; by compiled loops where rows are float32."""
+    runs = all(tensor.stride(-1) == 1 or tensor.shape[-1] == 1 for tensor in (out_jpd, rows_ujd))
     if decode_densely(out_jpd.device, rows_ujd.dtype, len(positions_n), out_jpd.shape[1], rows_ujd.shape[0]):
         decode_layer_dense(out_jpd, positions_n, values_n, rows_ujd, row_index_n)
+    elif compiled and runs and rows_ujd.dtype == torch.float32:
+        decode_layer_compiled(out_jpd, positions_n, values_n, rows_ujd, row_index_n)
     else:
         decode_layer_sparse(out_jpd, positions_n, values_n, rows_ujd, row_index_n)
 
@@ -154,6 +167,31 @@ def decode_layer_sparse(
         for first, last, block_nx in rows.tiles(start, stop):
             out_jpd[:, position] += (values_n[first:last] @ block_nx).view(n_written, d_model)
         start = stop
+
+
+def decode_layer_compiled(
+    out_jpd: Tensor, positions_n: Tensor, values_n: Tensor, rows_ujd: Tensor, row_index_n: Tensor | None
+) -> None:
+    """Decode one target layer after the other, whose rows stay in the cache, by loops that numba compiled."""
+    from crosstrace.kernels import compiled
+
+    n_written, n_positions, d_model = out_jpd.shape
+    index_n = torch.arange(len(positions_n)) if row_index_n is None else row_index_n.contiguous()
+    offsets_p = torch.searchsorted(positions_n.contiguous(), torch.arange(n_positions + 1)).numpy()
+    arguments = (
+        compiled.flat(out_jpd),
+        *out_jpd.stride()[:2],
+        compiled.flat(rows_ujd),
+        *rows_ujd.stride()[:2],
+        n_written,
+        d_model,
+        offsets_p,
+        index_n.numpy(),
+        values_n.detach().float().contiguous().numpy(),
+    )
+    compiled.in_parts(
+        compiled.decode_range, arguments, compiled.even_bounds(offsets_p, n_positions, n_written * d_model)
+    )
 
 
 def decode_layer_dense(

@@ -2,8 +2,9 @@
 
 The environment variable `CROSSTRACE_KERNELS` overrides the choice:
 
-- `auto` (default): Triton on a GPU, torch elsewhere;
+- `auto` (default): Triton on a GPU, elsewhere torch, and compiled loops in training if numba is installed;
 - `torch`: the fast torch path, on any device;
+- `compiled`: loops compiled by numba, on the CPU, for the operations that have them; torch for the others;
 - `triton`: the Triton kernels, on a GPU, or for tests on the CPU in Triton's interpreter (`TRITON_INTERPRET=1`);
 - `reference`: the plain definitions, which are slow.
 """
@@ -16,7 +17,22 @@ import os
 import torch
 
 VARIABLE = "CROSSTRACE_KERNELS"
-PATHS = ("auto", "torch", "triton", "reference")
+PATHS = ("auto", "torch", "compiled", "triton", "reference")
+
+# Those of training and of large batches, which are worth the import of numba and the compilation.
+COMPILED = (
+    "decode",
+    "decode_layer",
+    "decode_backward",
+    "decode_layer_backward",
+    "decode_backward_adam",
+    "encode_backward",
+    "encode_backward_adam",
+    "entry_values",
+)
+
+# Multiplications from which on an operation outside training uses compiled loops: a prompt's would not win back numba's import.
+LEAST_COMPILED_WORK = 1 << 22
 
 # Above this share of active (position, row) pairs, decoding all pairs in one matrix product is faster; for (float32,
 # narrower) weights. CPU: measured (docs/kernels.md). GPU: computed from bandwidth and tensor-core rate, not measured.
@@ -25,15 +41,16 @@ DENSE_DECODE_DENSITY = {"cpu": (0.15, 0.08), "cuda": (0.05, 0.02)}
 DENSE_DECODE_POSITIONS = 16
 
 
-def choose_path(operation: str, device: torch.device) -> str:
+def choose_path(operation: str, device: torch.device, work: int = LEAST_COMPILED_WORK) -> str:
     """Choose the path of an operation.
 
     Args:
-        operation: Its name, for the message.
+        operation: Its name.
         device: The device of its tensors.
+        work: Multiplications, where an operation is used for small tasks too.
 
     Returns:
-        `"torch"`, `"triton"` or `"reference"`.
+        `"torch"`, `"compiled"`, `"triton"` or `"reference"`.
 
     Raises:
         ValueError: `CROSSTRACE_KERNELS` is not a known path, or asks for Triton where it cannot run.
@@ -42,7 +59,17 @@ def choose_path(operation: str, device: torch.device) -> str:
     if wanted not in PATHS:
         raise ValueError(f"{VARIABLE} is {wanted!r}; expected one of {', '.join(PATHS)}")
     if wanted == "auto":
-        return "triton" if device.type == "cuda" and triton_installed() else "torch"
+        if device.type == "cuda" and triton_installed():
+            return "triton"
+        worth_it = operation in COMPILED and work >= LEAST_COMPILED_WORK
+        return "compiled" if device.type == "cpu" and worth_it and numba_installed() else "torch"
+    if wanted == "compiled":
+        if not numba_installed():
+            raise ValueError(
+                f"{VARIABLE}=compiled, but numba is not installed; expected auto or torch for {operation}, "
+                "or: pip install 'crosstrace[train]'"
+            )
+        return "compiled" if device.type == "cpu" and operation in COMPILED else "torch"
     if wanted == "triton":
         if not triton_installed():
             raise ValueError(f"{VARIABLE}=triton, but triton is not installed; expected auto or torch for {operation}")
@@ -84,6 +111,11 @@ def triton_interpreted() -> bool:
 
 def _set(variable: str) -> bool:
     return os.environ.get(variable, "0").lower() in ("1", "true", "yes", "on")
+
+
+def numba_installed() -> bool:
+    """Say whether numba can be imported."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def triton_installed() -> bool:

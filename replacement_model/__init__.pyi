@@ -8,6 +8,7 @@ from .architectures.registry import SUPPORTED_ARCHITECTURES as SUPPORTED_ARCHITE
 from .architectures.registry import register_architecture as register_architecture
 from .architectures.sites import ModelSites as ModelSites
 from .architectures.sites import Site as Site
+from .base_model import BaseModel as BaseModel
 from .dictionaries.base import Activation as Activation
 from .dictionaries.base import ActivationKind as ActivationKind
 from .dictionaries.base import Encoder as Encoder
@@ -15,8 +16,10 @@ from .dictionaries.base import SparseDictionary as SparseDictionary
 from .dictionaries.base import TranscoderReader as TranscoderReader
 from .dictionaries.readers.base import FileFormat as FileFormat
 from .dictionaries.readers.card_places import cards_path as cards_path
+from .dictionaries.readers.opening import open_sae as open_sae
 from .dictionaries.readers.opening import open_transcoders as open_transcoders
 from .dictionaries.readers.registry import register_reader as register_reader
+from .dictionaries.saes import Saes as Saes
 from .dictionaries.transcoders import Transcoders as Transcoders
 from .fingerprints import weight_fingerprints as weight_fingerprints
 from .interventions.freeze import Errors as Errors
@@ -48,3 +51,8 @@ from .readouts.direct_logits import DirectLogits as DirectLogits
 from .readouts.direct_logits import direct_logits as direct_logits
 from .texts import Corpus as Corpus
 from .texts import Texts as Texts
+from .training.runs.record import TrainingRecord as TrainingRecord
+from .training.runs.run import train as train
+from .training.runs.watching import Watcher as Watcher
+from .training.settings import TrainingSettings as TrainingSettings
+from .training.settings import load_recipe as load_recipe

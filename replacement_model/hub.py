@@ -179,7 +179,8 @@ def _say_what_there_is(repo: str, revision: str | None, reference: str) -> None:
     files = huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
     folders = sorted({str(PurePosixPath(file).parent) for file in files if file.endswith((".safetensors", ".yaml"))})
     shown = ", ".join(folders[:10]) + (", …" if len(folders) > 10 else "")
-    raise FileNotFoundError(f"{reference}: {repo} has no such folder; folders there with weights: {shown or 'none'}")
+    lacks = "such folder" if split_reference(reference)[1] else "transcoders at its root"
+    raise FileNotFoundError(f"{reference}: {repo} has no {lacks}; folders there with weights: {shown or 'none'}")
 
 
 def _check_disk(need: int, repo: str, reference: str) -> None:
@@ -273,7 +274,9 @@ def errors_in_one_line(reference: str, repo: str, revision: str | None = None) -
                 f"{reference}: {repo} is not on the hub, or is private and needs a login (hf auth login)"
             ) from error
         if invalid := caused_by(errors.HFValidationError):
-            raise ValueError(f"{reference}: not a hub reference (org/repo/sub/folder[@revision]): {invalid}") from error
+            raise ValueError(
+                f"{reference}: not a hub reference (org/repo[/sub/folder][@revision]): {invalid}"
+            ) from error
         absent = caused_by(errors.RemoteEntryNotFoundError)  # one file of a repository that is there
         if not absent and caused_by(errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled):
             raise OSError(

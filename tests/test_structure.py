@@ -31,9 +31,10 @@ LEVELS = {
     "kernels": [
         ["activations"],
         ["checks", "dispatch", "decoder_tiles"],
-        ["triton_parts"],
+        ["triton_parts", "compiled"],
         ["decoding_triton", "encoding_triton", "scoring_triton"],
         ["decoding", "encoding", "scoring"],
+        ["backward"],
     ],
     "replacement_model": [
         ["memory", "prompts", "texts", "hub", "demo"],
@@ -41,7 +42,7 @@ LEVELS = {
         ["dictionaries"],
         ["local"],
         ["interventions"],
-        ["model"],
+        ["base_model", "model"],
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
@@ -58,7 +59,7 @@ LEVELS = {
     ],
     "tracer": [
         ["defaults", "progress", "weights"],
-        ["attribution", "cards"],
+        ["attribution", "cards", "evaluation"],
         ["interventions", "validation"],
         ["terminal"],
         ["commands"],

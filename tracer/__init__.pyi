@@ -14,10 +14,13 @@ from .cards.lookup import cards_of as cards_of
 from .cards.lookup import find_cards as find_cards
 from .cards.naming import guesses as guesses
 from .cards.naming import with_guesses as with_guesses
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.report import EvaluationReport as EvaluationReport
 from .interventions.before_after import BeforeAfter as BeforeAfter
 from .interventions.before_after import before_and_after as before_and_after
 from .interventions.before_after import parse_intervention as parse_intervention
 from .interventions.named_features import by_name as by_name
+from .terminal.evaluation import show_evaluation as show_evaluation
 from .terminal.graph import show_graph as show_graph
 from .terminal.interventions import show_before_after as show_before_after
 from .terminal.plan import show_plan as show_plan

@@ -19,3 +19,7 @@ CARD_LOGITS = 10
 # The state of a run over a corpus is saved this often, unless saving would take more than this share of the time.
 CARDS_SAVE_SECONDS = 60.0
 CARDS_SAVE_SHARE = 0.05
+
+# Evaluation: tokens that count, and how many of them, the first, have single layers replaced.
+EVALUATION_TOKENS = 10_000
+EVALUATION_LAYER_TOKENS = 1_024

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 # Shorter work is finished before a bar could be read.
 _WORTH_SHOWING = 64
-LINE_EVERY = 15.0
-"""Seconds between two lines where there is no terminal; what takes less is silent there."""
+# Where there is no terminal, a line is written this often; what takes less is silent there.
+_LINE_SECONDS = 10.0
 
 
 @contextmanager
@@ -90,7 +90,7 @@ class _CorpusLines(CorpusBar):
     def _due(self) -> float:
         """Seconds since this part began, if it is time for a line; otherwise 0."""
         now = time.monotonic()
-        if now - self._said < LINE_EVERY:
+        if now - self._said < _LINE_SECONDS:
             return 0.0
         self._said = now
         return now - self._began
@@ -153,3 +153,58 @@ def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]
                 bar.advance(self.logits, done)
 
         yield Shown()
+
+
+@contextmanager
+def token_progress(what: str, tokens: int, cost: float, show: bool | None = None) -> Iterator[Callable[[float], None]]:
+    """Show progress for work on tokens, with rate and time left, and yield `advance(cost)`.
+
+    On a terminal it is a bar, which disappears when the block ends; elsewhere a line every few seconds.
+
+    Args:
+        what: What is done.
+        tokens: The number of tokens, at most.
+        cost: The cost of all of them, in any unit.
+        show: Whether to show it; None: yes.
+    """
+    if show is False:
+        yield lambda more: None
+        return
+    began, paid = time.monotonic(), 0.0
+
+    def rate() -> str:
+        """Tokens per second, had all that is paid for been spent on whole tokens."""
+        return f"{tokens * paid / cost / max(time.monotonic() - began, 1e-9):,.0f} tokens/s"
+
+    if not sys.stderr.isatty():
+        last = began
+
+        def line(more: float) -> None:
+            nonlocal paid, last
+            paid, now = paid + more, time.monotonic()
+            if now - last >= _LINE_SECONDS and paid < cost:
+                last, left = now, (now - began) * (cost - paid) / paid
+                said = f"{what}: {paid / cost:.0%} of {tokens:,} tokens, {rate()}, about {left:,.0f} s left"
+                print(said, file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=max(cost, 1), said="")
+
+        def advance(more: float) -> None:
+            nonlocal paid
+            paid += more
+            bar.update(task, completed=paid, said=f"of {tokens:,} tokens, {rate()}")
+
+        yield advance

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from crosstrace.graphs.analysis.alignment import aligned_positions, feature_counterparts
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
+from crosstrace.graphs.analysis.pruning import prune
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.graph import AttributionGraph
@@ -39,6 +40,8 @@ class ComparedFeature:
     label: str
     token: str
     """The text of the token at its position, in A where it is there."""
+    place: str
+    """What to show for that token: no two tokens of a prompt are shown alike."""
     a: InGraph | None
     """What it is in the first graph; None where it is not active at that place."""
     b: InGraph | None
@@ -88,6 +91,8 @@ class GraphComparison:
     """Of A and B."""
     targets: tuple[list[tuple[str, float | None]], list[tuple[str, float | None]]]
     """Of A and B: (text, probability) of each target; None where it is not a token and so has no probability."""
+    target_names: tuple[list[str], list[str]]
+    """Of A and B: what to show for each target; no two of a graph are shown alike."""
 
     @property
     def summary(self) -> str:
@@ -116,6 +121,9 @@ class GraphComparison:
             | {"aligned_positions": self.aligned}
         )
 
+    def __repr__(self) -> str:
+        return f"<GraphComparison {self.summary}>"
+
     def _repr_html_(self) -> str:
         """Tables of the largest changes, for notebooks."""
         columns = ("label", "feature", "at", "influence in A", "in B", "change")
@@ -123,7 +131,7 @@ class GraphComparison:
         for title, name in zip(TITLES, LISTS, strict=True):
             items = getattr(self, name)
             rows = [
-                (item.label, f"L{item.layer}/{item.feature}", item.token, *numbers_of(item)) for item in items[:_SHOWN]
+                (item.label, f"L{item.layer}/{item.feature}", item.place, *numbers_of(item)) for item in items[:_SHOWN]
             ]
             if rows:
                 parts.append(table(f"{title} ({len(rows)} of {len(items)})", columns, rows))
@@ -143,7 +151,8 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
     """Compare two graphs of the same model: two prompts, or one prompt before and after an intervention.
 
     Features are matched by layer, index and token, as `crosstrace.graphs.analysis.alignment` says. Only features that
-    pruning kept in at least one of the graphs are listed; influence is the same in a raw and a pruned graph.
+    pruning kept in at least one of the graphs are listed; influence is the same in a raw and a pruned graph. Graphs that
+    were pruned with different thresholds are pruned alike first; see `pruned_alike`.
 
     Args:
         a: A raw or pruned graph.
@@ -158,6 +167,7 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
         [('say Sacramento', 0.083), ('California', 0.061), ('Oakland', 0.02)]
     """
     check_comparable(a, b)
+    a, b = pruned_alike(a, b)
     lists: dict[str, list[ComparedFeature]] = {name: [] for name in LISTS}
     sides_a, sides_b = _sides(a), _sides(b)
     in_b, in_a = feature_counterparts(a, b)
@@ -176,8 +186,34 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
     for items in lists.values():
         items.sort(key=lambda item: -item._size)
     return GraphComparison(
-        **lists, aligned=aligned_positions(a, b), prompts=(a.prompt, b.prompt), targets=(_targets(a), _targets(b))
+        **lists,
+        aligned=aligned_positions(a, b),
+        prompts=(a.prompt, b.prompt),
+        targets=(_targets(a), _targets(b)),
+        target_names=(a.names()[1], b.names()[1]),
     )
+
+
+def pruned_alike(a: AttributionGraph, b: AttributionGraph) -> tuple[AttributionGraph, AttributionGraph]:
+    """Return both graphs pruned with one pair of thresholds: those of the first, or of the second where the first is raw.
+
+    Otherwise a feature could be missing in one of them because less was kept there. Two raw graphs stay raw, and masks
+    that thresholds did not make stay as they are.
+
+    Example:
+        >>> a, b = pruned_alike(prune(dallas, 0.8, 0.98), prune(oakland, 0.5, 0.9))
+        >>> b.settings["pruning"]
+        {'node_threshold': 0.8, 'edge_threshold': 0.98}
+    """
+    known = [graph.settings.get("pruning") if graph.node_mask is not None else None for graph in (a, b)]
+    chosen = known[0] or known[1]
+    if not chosen:
+        return a, b
+    a, b = (
+        graph if own == chosen or (graph.node_mask is not None and not own) else prune(graph, **chosen)
+        for graph, own in zip((a, b), known, strict=True)
+    )
+    return a, b
 
 
 def _compared(
@@ -191,7 +227,8 @@ def _compared(
     layer, position, feature = graph.feature_of(node)
     # Names are given to what pruning kept, which it may have done in the other graph alone.
     label = graph.name_of(node) or other_label
-    return ComparedFeature(layer, feature, label, graph.token_strings[position], a, b, elsewhere)
+    token, place = graph.token_strings[position], graph.token_name(position)
+    return ComparedFeature(layer, feature, label, token, place, a, b, elsewhere)
 
 
 def _untraced(graph: AttributionGraph, row: int | None) -> InGraph | None:

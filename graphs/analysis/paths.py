@@ -20,6 +20,7 @@ from crosstrace.graphs.analysis.influence import row_scale
 from crosstrace.graphs.analysis.subgraphs import restricted
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.notebook import table
+from crosstrace.graphs.numbers import share
 
 
 class Path(NamedTuple):
@@ -47,7 +48,7 @@ class Paths(list[Path]):
     def _repr_html_(self) -> str:
         """A table of the paths, for notebooks."""
         rows = [
-            (f"{path.strength:.2%}", "+" if path.sign > 0 else "−", " → ".join(map(self.graph.describe, path.nodes)))
+            (share(path.strength), "+" if path.sign > 0 else "−", " → ".join(map(self.graph.describe, path.nodes)))
             for path in self
         ]
         return table("", ("strength", "sign", "path"), rows)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.notebook import table
+from crosstrace.graphs.numbers import count, probability
 from crosstrace.graphs.sparse_rows import keep, row_sums
 
 
@@ -38,8 +39,30 @@ class GraphScores(NamedTuple):
         )
 
 
-def _shown(score: float) -> float | str:
-    return "–" if math.isnan(score) else score
+def _shown(score: float) -> str:
+    return "–" if math.isnan(score) else probability(score)
+
+
+def untraced(graph: AttributionGraph) -> int:
+    """Return how many active features got no row: a cap left them out, and the scores count them as errors.
+
+    With them, both scores would be as high or higher: what flows through such a feature would end in tokens in part.
+    """
+    return len(graph.active_features) - len(graph.selected_features)
+
+
+def what_scores_count(graph: AttributionGraph) -> str:
+    """Say in words what `graph_scores` of a graph is computed on.
+
+    Example:
+        >>> what_scores_count(prune(graph))
+        'what pruning kept; 2,256 of 2,768 active features were not traced and count as errors'
+    """
+    of = "the whole graph" if graph.node_mask is None else "what pruning kept"
+    if not (left_out := untraced(graph)):
+        return of
+    verb = "was not traced and counts as an error" if left_out == 1 else "were not traced and count as errors"
+    return f"{of}; {left_out:,} of {count(len(graph.active_features), 'active feature')} {verb}"
 
 
 def graph_scores(graph: AttributionGraph) -> GraphScores:

@@ -41,8 +41,9 @@ from numpy.typing import NDArray
 from crosstrace.graphs.cards.labels import PROMOTED_IN_LABELS, automatic_label, stands_out_at
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.notebook import note, table, text
+from crosstrace.graphs.numbers import count, plain, share, signed
 from crosstrace.graphs.tensor_file import map_tensors
-from crosstrace.graphs.text import short
+from crosstrace.graphs.text import distinct
 
 if TYPE_CHECKING:
     from crosstrace.graphs.graph import AttributionGraph
@@ -92,7 +93,7 @@ class FeatureCard(dict[str, Any]):
         ]
         pairs = [(_pairs(self["promoted"]), _pairs(self["suppressed"]))]
         logits = table("", ("promotes", "suppresses"), pairs) if self["promoted"] else ""
-        rate = f"fires on {self['firing_rate']:.2%} of tokens, at most {self['max_activation']:.4g}"
+        rate = f"fires on {share(self['firing_rate'])} of tokens, at most {plain(self['max_activation'])}"
         return f"<p><strong>{text(self['label'])}</strong></p>{note(rate)}{logits}{''.join(tops)}"
 
 
@@ -183,10 +184,10 @@ class FeatureCards(Mapping[Key, FeatureCard]):
     def _repr_html_(self) -> str:
         """A table of the first cards, for notebooks."""
         rows = [
-            (f"L{layer}/{feature}", self.label((layer, feature)), f"{self.firing_rate((layer, feature)):.2%}")
+            (f"L{layer}/{feature}", self.label((layer, feature)), share(self.firing_rate((layer, feature))))
             for layer, feature in islice(self, _SHOWN_CARDS)
         ]
-        title = f"{self.path.name}: {len(self):,} feature cards of {self.transcoders_name}"
+        title = f"{self.path.name}: {count(len(self), 'feature card')} of {self.transcoders_name}"
         return table(title, ("feature", "label", "fires on"), rows) + note(
             "cards[layer, feature] shows a card, cards.search(text) finds features"
         )
@@ -443,13 +444,14 @@ def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> Att
 
 
 def _pairs(logits: list[list[Any]]) -> str:
-    return ", ".join(f"{short(token)} {value:+.2f}" for token, value in logits)
+    names = distinct([token for token, _ in logits])
+    return ", ".join(f"{name} {signed(value)}" for name, (_, value) in zip(names, logits, strict=True))
 
 
 def _context_html(tokens: list[str], activations: list[float], largest: float) -> str:
     """Tokens, the more strongly the feature fires the stronger their background."""
     return "".join(
-        f'<span style="background:rgba(0,114,178,{0.5 * value / largest:.2f})" title="{value:.4g}">{text(token)}</span>'
+        f'<span style="background:rgba(0,114,178,{0.5 * value / largest:.2f})" title="{plain(value)}">{text(token)}</span>'
         if value > 0
         else text(token)
         for token, value in zip(tokens, activations, strict=True)

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from crosstrace.graphs.analysis.pruning import cumulative_influence
-from crosstrace.graphs.analysis.scores import graph_scores
+from crosstrace.graphs.analysis.scores import graph_scores, what_scores_count
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.saved_state import SavedState
@@ -108,7 +108,8 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
             zip(node_ids(graph)[graph.layout.logits.start :], graph.logit_probabilities.tolist(), strict=True)
         ),
         # JSON has no NaN: a score of nothing is null.
-        "scores": {name: None if math.isnan(score) else score for name, score in scores},
+        "scores": {name: None if math.isnan(score) else score for name, score in scores}
+        | {"counted": what_scores_count(graph)},
     }
 
 

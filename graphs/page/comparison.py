@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from crosstrace.graphs.analysis.alignment import Counterpart, counterparts, feature_counterparts
-from crosstrace.graphs.analysis.comparison import check_comparable
+from crosstrace.graphs.analysis.comparison import check_comparable, pruned_alike
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.page.contents import Card, Key, PageData
@@ -84,6 +84,7 @@ def comparison_page_data(
     check_comparable(a, b)
     if len(names) != 2:
         raise ValueError(f"names must be two, one for each graph, not {len(names)}")
+    a, b = pruned_alike(a, b)  # the page has one pair of sliders
     data = [page_data(graph, cards, supernodes=(), limits=limits) for graph in (a, b)]
     # The page looks in both, so no card has to be there twice.
     data[1]["cards"] = {key: card for key, card in data[1]["cards"].items() if key not in data[0]["cards"]}

@@ -72,6 +72,8 @@ class WholeGraph(TypedDict):
 
     nodes: int
     edges: int
+    untraced: int
+    """Active features that got no row: the scores count them as errors."""
 
 
 class Scores(TypedDict):

@@ -19,7 +19,7 @@ import scipy.sparse
 
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import prune, reaching, unpruned
-from crosstrace.graphs.analysis.scores import graph_scores
+from crosstrace.graphs.analysis.scores import graph_scores, untraced
 from crosstrace.graphs.analysis.supernodes import suggest_supernodes
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.graph import AttributionGraph
@@ -85,7 +85,7 @@ def page_data(
             edges=scipy.sparse.csr_array(edges[nodes][:, nodes]),
             influence=influence[nodes],
             influence_total=float(influence.sum()),
-            whole={"nodes": graph.n, "edges": int(graph.edges.nnz)},
+            whole={"nodes": graph.n, "edges": int(graph.edges.nnz), "untraced": untraced(graph)},
             start={"node": node_threshold, "edge": edge_threshold, "nodeLimit": reach},
             fires=_fires(graph, features),
             omitted=graph.omitted_magnitude.numpy()[nodes],

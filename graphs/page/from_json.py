@@ -115,7 +115,7 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
             edges=edges,
             influence=influence,
             influence_total=1.0 if influence is None else max(1.0, float(influence.sum())),
-            whole={"nodes": len(nodes), "edges": int(edges.nnz)},
+            whole={"nodes": len(nodes), "edges": int(edges.nnz), "untraced": 0},
             # With a threshold of 1 the page shows all that the file holds.
             start={"node": 1.0, "edge": 1.0, "nodeLimit": 1.0},
             fires=firing_places(

@@ -16,8 +16,9 @@ from typing import Literal, get_args
 from crosstrace.graphs.analysis.paths import along_strongest_paths
 from crosstrace.graphs.analysis.pruning import cumulative_influence
 from crosstrace.graphs.analysis.subgraphs import restricted
+from crosstrace.graphs.cards.labels import is_guess
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.numbers import probability
+from crosstrace.graphs.numbers import count, plain, probability, share, signed
 from crosstrace.graphs.text import short
 from crosstrace.graphs.viewer_ids import node_ids
 
@@ -56,8 +57,8 @@ class Figure:
             raise ValueError(f"unknown layout {self.layout!r}: known are {', '.join(LAYOUTS)}")
         if self.top_paths is not None and self.top_paths < 1:
             raise ValueError(f"top_paths must be at least 1, not {self.top_paths}")
-        count = Counter(node for _, nodes in self.supernodes for node in set(nodes))
-        if twice := [node for node, times in count.items() if times > 1]:
+        times_in = Counter(node for _, nodes in self.supernodes for node in set(nodes))
+        if twice := [node for node, times in times_in.items() if times > 1]:
             raise ValueError(f"node {twice[0]} is in two supernodes; it can be in one only")
 
     def part_of(self, graph: AttributionGraph) -> AttributionGraph:
@@ -171,7 +172,7 @@ def _edges(graph: AttributionGraph, names: dict[int, str], drawn: dict[str, Draw
         return drawn[name].about.split("\n")[0]
 
     return [
-        DrawnEdge(source, target, weight, f"{called(source)} → {called(target)}: {weight:+.4g}")
+        DrawnEdge(source, target, weight, f"{called(source)} → {called(target)}: {signed(weight)}")
         for (source, target), weight in ordered
     ]
 
@@ -179,10 +180,10 @@ def _edges(graph: AttributionGraph, names: dict[int, str], drawn: dict[str, Draw
 def _single(graph: AttributionGraph, node: int, name: str, influence: float, group: int) -> DrawnNode:
     kind = graph.layout.kind(node)
     layer, position = graph.place_of(node)
-    about = f"id {name}, influence {influence:.4f}"
+    about = f"id {name}, enters at {share(influence)} of influence"
     if kind == "feature":
         index = int(graph.selected_features[graph.layout.feature_of(node)])
-        about += f", activation {float(graph.activations[index]):.4g}"
+        about += f", activation {plain(float(graph.activations[index]))}"
     return DrawnNode(
         name,
         kind,
@@ -200,10 +201,10 @@ def _merged(graph: AttributionGraph, name: str, words: str, members: list[int]) 
     layers = [layer for layer, _ in places]
     position, _ = Counter(position for _, position in places).most_common(1)[0]
     span = f"L{min(layers)}" if min(layers) == max(layers) else f"L{min(layers)}–{max(layers)}"
-    count = f"{len(members)} node{'s' if len(members) > 1 else ''} · {span}"
-    about = f"{short(words, 60)} ({count})\n{', '.join(graph.describe(node) for node in members[:12])}"
+    size = f"{count(len(members), 'node')} · {span}"
+    about = f"{short(words, 60)} ({size})\n{', '.join(graph.describe(node) for node in members[:12])}"
     row = math.floor(sum(layers) / len(layers) + 0.5)
-    return DrawnNode(name, "supernode", row, position, (*_wrapped(words), Line(count, small=True)), about)
+    return DrawnNode(name, "supernode", row, position, (*_wrapped(words), Line(size, small=True)), about)
 
 
 def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
@@ -227,6 +228,9 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
 
 
 def _wrapped(label: str) -> list[Line]:
-    text = short(label, _LABEL_LINE * _LABEL_LINES)
-    lines = textwrap.wrap(text, _LABEL_LINE, max_lines=_LABEL_LINES, placeholder="…") or [text]
+    width = _LABEL_LINE + (len("→ ") if is_guess(label) else 0)  # the mark does not stand on a line of its own
+    text = short(label, width * _LABEL_LINES)
+    lines = textwrap.wrap(text, width) or [text]
+    if len(lines) > _LABEL_LINES:
+        lines = [*lines[: _LABEL_LINES - 1], lines[_LABEL_LINES - 1][: width - 1].rstrip(" ,…") + "…"]
     return [Line(line) for line in lines]

@@ -28,6 +28,8 @@ class ModulePaths:
         post_feedforward_norm: The norm of what the MLP writes.
         value: Below the attention module: the projection (K * head_dim, D).
         output: Below the attention module: the projection (D, H * head_dim).
+        mlp: Below a decoder layer: what lies between the norms before and after the MLP. None if it is not known; then
+            training end to end, which replaces MLPs, runs them in vain.
     """
 
     text_model: str
@@ -42,6 +44,7 @@ class ModulePaths:
     post_feedforward_norm: str
     value: str
     output: str
+    mlp: str | None = None
 
 
 @dataclass(frozen=True)

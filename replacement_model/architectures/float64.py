@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 # Elements of a weight that are widened at a time: at most 268 MB of them.
-_WIDENED = 1 << 25
+WIDENED = 1 << 25
 
 
 class _Float64(TorchFunctionMode):
@@ -38,7 +38,7 @@ class _Float64(TorchFunctionMode):
 def _widened_linear(input_xd: Tensor, weight_od: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with a narrower weight (O, D), a block of whose rows is widened at a time."""
     n_out, d_in = weight_od.shape
-    step = max(1, _WIDENED // d_in)
+    step = max(1, WIDENED // d_in)
     out_xo = input_xd.new_empty(*input_xd.shape[:-1], n_out)
     widened_sd = input_xd.new_empty(min(step, n_out), d_in)
     for start in range(0, n_out, step):

@@ -59,6 +59,7 @@ def describe(config: Any, architecture: str, source: str, chat: bool) -> ModelDe
             post_feedforward_norm="post_feedforward_layernorm",
             value="v_proj",
             output="o_proj",
+            mlp="mlp",
         ),
         norm_offset=1.0,
         excluded_first=_EXCLUDED_FIRST,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from crosstrace.replacement_model.architectures.description import ModelDescription, ModulePaths
 from crosstrace.replacement_model.architectures.float32 import float32_arithmetic, stored_weight
+from crosstrace.replacement_model.architectures.hooks import passed_over
 
 # Rows of an unembedding that are widened to float32 at a time, 22 MB of them at the largest d_model.
 _ROWS_AT_A_TIME = 1024
@@ -30,15 +31,32 @@ class Site(Enum):
     `MLP_INPUT_NORMED`, and adds `MLP_OUTPUT` to the residual stream.
     """
 
+    ATTENTION_HEADS = "self_attn.o_proj.input"  # what the heads write side by side, H * head_dim wide
     ATTENTION_OUTPUT = "post_attention_layernorm.output"  # what attention adds to the residual stream
     MLP_INPUT = "pre_feedforward_layernorm.input"  # the residual stream after attention
     MLP_INPUT_NORMED = "pre_feedforward_layernorm.output"
     MLP_OUTPUT = "post_feedforward_layernorm.output"  # what the MLP adds to the residual stream
     RESIDUAL = "output"  # the residual stream after the layer
 
+    @property
+    def is_input(self) -> bool:
+        """Whether the tensor at the site is what `LayerSites.module(site)` is given, rather than what it returns."""
+        return self in (Site.ATTENTION_HEADS, Site.MLP_INPUT)
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether the tensor at the site is a reading of the residual stream, which goes on beside it."""
+        return self is Site.MLP_INPUT
+
+    def width(self, description: ModelDescription) -> int:
+        """Return the size of a vector at the site: D everywhere but at `ATTENTION_HEADS`."""
+        if self is Site.ATTENTION_HEADS:
+            return description.n_heads * description.head_dim
+        return description.d_model
+
     def value_in(self, args: tuple[Any, ...], output: Any) -> Tensor:
         """Return the tensor at the site (B, P, D), given the arguments and the output of `LayerSites.module(site)`."""
-        return args[0] if self is Site.MLP_INPUT else output
+        return args[0] if self.is_input else output
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ class LayerSites:
     post_feedforward_norm: nn.Module
     value: nn.Module
     output: nn.Module
+    mlp: nn.Module | None
 
     @staticmethod
     def of(layer: nn.Module, modules: ModulePaths) -> LayerSites:
@@ -67,11 +86,14 @@ class LayerSites:
             layer.get_submodule(modules.post_feedforward_norm),
             attention.get_submodule(modules.value),
             attention.get_submodule(modules.output),
+            None if modules.mlp is None else layer.get_submodule(modules.mlp),
         )
 
     def module(self, site: Site) -> nn.Module:
         """Return the module whose forward pass has the tensor of a site among its arguments or as its output."""
         match site:
+            case Site.ATTENTION_HEADS:
+                return self.output
             case Site.ATTENTION_OUTPUT:
                 return self.post_attention_norm
             case Site.MLP_INPUT | Site.MLP_INPUT_NORMED:
@@ -135,10 +157,15 @@ class ModelSites:
         device = self.embedding.get_parameter("weight").device
         return self.embedding(tokens_p if device.type == "meta" else tokens_p.to(device)).float()
 
-    def run(self, embedded_bpd: Tensor) -> Tensor:
-        """Run the text model on embedded tokens (B, P, D); return the final norm's output (B, P, D)."""
-        with float32_arithmetic():
-            return self.text_model(inputs_embeds=embedded_bpd, use_cache=False).last_hidden_state
+    def run(self, residual_bpd: Tensor, first_layer: int = 0) -> Tensor:
+        """Run the text model; return the final norm's output (B, P, D).
+
+        Args:
+            residual_bpd: (B, P, D) what enters the first layer: embedded tokens.
+            first_layer: Start at this layer, with the residual stream that enters it in place of embedded tokens.
+        """
+        with float32_arithmetic(), passed_over([layer.whole for layer in self.layers[:first_layer]]):
+            return self.text_model(inputs_embeds=residual_bpd, use_cache=False).last_hidden_state
 
     @cached_property
     def mean_unembedding(self) -> Tensor:

@@ -1,19 +1,21 @@
 """What every sparse dictionary is: an encoder, an activation, a decoder, and the sites it reads and writes.
 
-Transcoders are one kind: they read the input of MLPs and write their output. A dictionary here is what its files hold,
-read piece by piece; `crosstrace.replacement_model.dictionaries.transcoders` puts it to use on a device.
+Transcoders are one kind: they read the input of MLPs and write their output. SAEs are another: they write the site that
+they read. A dictionary here is what its files hold, read piece by piece;
+`crosstrace.replacement_model.dictionaries.in_use` puts it to use on a device.
 
-Letters: L layers, F features of a layer, D d_model, J layers a feature writes to.
+Letters: L layers, F features of a layer, D the width of the sites, J layers a feature writes to.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -70,12 +72,13 @@ class SparseDictionary(ABC):
     Attributes:
         name: How graphs and messages name the dictionary.
         folder: Where the files are; `labels.json` is looked for here.
-        d_model: D.
-        n_features: The number of features of each layer.
+        d_model: D, the width of the sites: that of the residual stream, or H * head_dim at `Site.ATTENTION_HEADS`.
+        n_features: The number of features of each layer in `layers`.
         activation: The activation function.
         reads: The site that its encoders read.
         writes: The site that its decoders write.
         l0: How many features of a layer fire at a token, as the files' config has it; None if it does not say.
+        l0_by_layer: The same for each layer that has a config of its own.
     """
 
     name: str
@@ -86,6 +89,7 @@ class SparseDictionary(ABC):
     reads: Site
     writes: Site
     l0: float | None = None
+    l0_by_layer: Mapping[int, float] = MappingProxyType({})
 
     @property
     @abstractmethod

@@ -120,3 +120,15 @@ def test_edges_beyond_float32_are_refused_without_a_warning():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="edges holds NaN or infinity"):
             dataclasses.replace(graph, edges=edges)
+
+
+def test_a_graph_prints_as_one_line():
+    graph = random_graph()
+    shown = repr(graph)
+    assert len(shown.splitlines()) == 1
+    assert len(shown) < 250
+    for part in (graph.names()[1][0], f"{len(graph.active_features)} active features", f"{graph.n} nodes"):
+        assert part in shown
+    assert "pruned to" not in shown
+    pruned = prune(graph)
+    assert f"pruned to {len(pruned.kept_nodes())} nodes" in repr(pruned)

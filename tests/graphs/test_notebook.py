@@ -8,7 +8,7 @@ from graph_samples import HOSTILE, random_graph
 
 from crosstrace.graphs import FeatureCards, compare, graph_scores, prune, strongest_paths
 from crosstrace.graphs.notebook import as_html, table, text
-from crosstrace.graphs.numbers import points
+from crosstrace.graphs.numbers import points, probability
 from crosstrace.graphs.text import visible
 
 ATTACK = "<img src=x onerror=alert(1)>"
@@ -37,7 +37,7 @@ def test_a_cell_is_its_text(string):
 
 
 def test_numbers_are_aligned_to_the_right():
-    assert 'text-align:right;vertical-align:top">0.1235</td>' in table("", ["x"], [[0.123456]])
+    assert 'text-align:right;vertical-align:top">0.123</td>' in table("", ["x"], [[0.123456]])
 
 
 def test_what_has_no_view_of_its_own_is_its_repr():
@@ -46,8 +46,8 @@ def test_what_has_no_view_of_its_own_is_its_repr():
 
 def test_scores():
     scores = graph_scores(random_graph())
-    assert f"replacement{scores.replacement:.4g}" in shown(scores)
-    assert f"completeness{scores.completeness:.4g}" in shown(scores)
+    assert f"replacement{probability(scores.replacement)}" in shown(scores)
+    assert f"completeness{probability(scores.completeness)}" in shown(scores)
 
 
 def test_paths_name_their_nodes():

@@ -35,9 +35,27 @@ def test_by_name(monkeypatch, wanted):
 def test_a_name_that_is_none(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fast")
     with pytest.raises(
-        ValueError, match=r"^CROSSTRACE_KERNELS is 'fast'; expected one of auto, torch, triton, reference$"
+        ValueError, match=r"^CROSSTRACE_KERNELS is 'fast'; expected one of auto, torch, compiled, triton, reference$"
     ):
         choose_path("encode", CPU)
+
+
+def test_compiled_loops_in_training_and_for_much_work(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr("crosstrace.kernels.dispatch.numba_installed", lambda: True)
+    assert choose_path("decode_backward", CPU) == "compiled"
+    assert choose_path("decode", CPU, 1 << 30) == "compiled"
+    assert choose_path("decode", CPU, 1 << 20) == "torch"
+    assert choose_path("scores", CPU) == "torch"
+    assert choose_path("decode_backward", torch.device("mps")) == "torch"
+    monkeypatch.setenv(VARIABLE, "compiled")
+    assert choose_path("decode", CPU, 1) == "compiled"
+    assert choose_path("scores", CPU) == "torch"
+    monkeypatch.setattr("crosstrace.kernels.dispatch.numba_installed", lambda: False)
+    with pytest.raises(ValueError, match=r"numba is not installed; .* or: pip install 'crosstrace\[train\]'"):
+        choose_path("decode", CPU, 1)
+    monkeypatch.delenv(VARIABLE)
+    assert choose_path("decode_backward", CPU) == "torch"
 
 
 def test_triton_where_it_cannot_run(monkeypatch):

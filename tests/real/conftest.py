@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ def gguf_file() -> Iterator[Path]:
         except ModuleNotFoundError as error:
             pytest.skip(f"needs the real Gemma 3 270M: {error}; {real_model.HOW_TO_INSTALL}")
         threads = torch.get_num_threads()
-        torch.set_num_threads(2)  # large enough for two
+        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # large enough for two
         yield path
         torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def folder(gguf_file) -> Path:
-    return dequantised(str(gguf_file))
+    with real_model.alone():
+        return dequantised(str(gguf_file))
 
 
 @pytest.fixture(scope="session")

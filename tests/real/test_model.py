@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from crosstrace.replacement_model import Freeze
 from crosstrace.replacement_model.architectures.gguf import dequantised
 
 pytestmark = pytest.mark.real
@@ -61,3 +62,13 @@ def test_bfloat16_logits_are_those_of_transformers(model, gemma, folder):
     # All in bfloat16, activations too, it is the same model but for rounding.
     rounded = stored(ids[None]).logits[0, -1].float()
     assert (found.softmax(-1) - rounded.softmax(-1)).abs().sum() < 0.2
+
+
+@pytest.mark.parametrize("attention", ["frozen", "free"])
+def test_no_interventions_change_nothing(model, attention):
+    """Whatever is recomputed: of thousands of features none may leave its side of the threshold by rounding."""
+    local = model.local(TEXT)
+    assert len(local.activations.values) > 5000
+    outcome = model.intervene(local, [], Freeze.iterative(attention=attention))
+    assert (outcome.became_active, outcome.became_inactive) == (0, 0)
+    assert (outcome.logits_v - local.logits()).abs().max() < 1e-3

@@ -13,6 +13,7 @@ import torch
 from hard_texts import HARD_TEXTS
 
 from crosstrace.graphs import AttributionGraph, prune, write_graph
+from crosstrace.graphs.text import _look, distinct, visible
 from crosstrace.replacement_model.architectures import tokenizer_files
 from crosstrace.tracer import trace
 
@@ -87,6 +88,18 @@ def test_every_format_survives_them(traced, tmp_path):
     if shutil.which("dot"):
         assert drawn.create(format="svg")
     assert "</html>" in paths["html"].read_text("utf-8")
+
+
+def test_all_tokens_of_the_vocabulary_are_told_apart(model):
+    """As tables show them, as JSON has them, and as a reader sees them."""
+    ids = list(range(model.description.vocab_size))
+    assert len(ids) == 262_144
+    texts = model.token_strings(torch.tensor(ids))
+    assert len({text.strip() for text in texts}) < len(ids) - 40_000  # they are not without their blanks
+    shown = distinct(texts, ids)
+    assert len({_look(form) for form in shown}) == len(ids)
+    assert all(form == visible(form) and form.strip() == form for form in shown)
+    assert len(set(texts)) == len(ids)  # so that `distinct` of raw texts is the texts
 
 
 def test_the_tokenizer_from_its_file_is_the_automatic_one(folder, tokenizer, monkeypatch):

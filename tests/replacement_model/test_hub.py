@@ -38,7 +38,18 @@ def server(tmp_path, monkeypatch):
     config = yaml.safe_load((files / "config.yaml").read_text())
     config["transcoders"] = [f"hf://org/files/layer_{layer}.safetensors" for layer in range(4)]
     (listed / "all" / "config.yaml").write_text(yaml.safe_dump(config))
+    rooted, nested = tmp_path / "repositories" / "rooted", tmp_path / "repositories" / "nested"
+    shutil.copytree(CASE.transcoders, rooted)
+    (rooted / "other").mkdir()
+    (rooted / "other" / "large.safetensors").write_bytes(bytes(1 << 20))
+    shutil.copytree(files, nested)
+    (nested / "encoders").mkdir()
+    for path in nested.glob("layer_*.safetensors"):
+        path.rename(nested / "encoders" / path.name)
+    config["transcoders"] = [f"encoders/layer_{layer}.safetensors" for layer in range(4)]
+    (nested / "config.yaml").write_text(yaml.safe_dump(config))
     repositories = {"org/tiny": CASE.model, "org/scope": scope, "org/listed": listed, "org/files": files}
+    repositories |= {"org/rooted": rooted, "org/nested": nested, "org/families": scope / "transcoder_all"}
     gated = {"org/gated": CASE.model, "org/gated-scope": scope}
     with serving(HubServer(repositories | gated, frozenset(gated))) as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
@@ -84,6 +95,31 @@ def test_a_plan_fetches_headers_only(server, reference, tmp_path):
     assert download_bytes(reference) == 0
 
 
+@pytest.mark.parametrize("reference", ["org/rooted", "org/rooted@main", "org/files", "org/nested", "org/families"])
+def test_files_at_the_root_of_a_repository(server, reference, tmp_path):
+    """Those of Gemma Scope 2, of circuit-tracer, where its config lists a folder, and a family of folders."""
+    folder = server.repositories[reference.partition("@")[0]]
+    sizes = [path.stat().st_size for path in folder.rglob("*.safetensors") if path.name != "large.safetensors"]
+    assert sum(sizes) <= download_bytes(reference) < sum(sizes) + 20_000
+    planned = open_transcoders(reference, check=False)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    whole, local = open_transcoders(reference), open_transcoders(folder)
+    assert planned.n_features == whole.n_features == local.n_features
+    assert torch.equal(whole.decoder(0), local.decoder(0))
+    assert not list((tmp_path / "cache").rglob("large.safetensors"))  # a file of another folder
+    assert download_bytes(reference) == 0
+
+
+def test_files_that_a_config_lists_count_as_download(server, tmp_path):
+    sizes = sum(path.stat().st_size for path in server.repositories["org/files"].glob("*.safetensors"))
+    assert download_bytes("org/listed/all") == pytest.approx(sizes, abs=2000)
+    here = tmp_path / "here"
+    shutil.copytree(server.repositories["org/listed"] / "all", here)
+    assert download_bytes(here) == sizes
+    open_transcoders(here)
+    assert download_bytes(here) == 0
+
+
 def test_a_plan_says_what_would_be_downloaded(server):
     expected = sum(file.stat().st_size for file in Path(CASE.transcoders).iterdir())
     assert download_bytes(CLT) == expected
@@ -112,9 +148,14 @@ def test_a_gated_model_says_what_to_do(server):
             r"^org/scope/clt/width_9k: org/scope has no such folder; folders there with weights: clt/width_1k, "
             r"transcoder_all/layer_0_\S+, ",
         ),
+        ("org/nothing", r"^org/nothing: org/nothing is not on the hub, or is private and needs a login"),
+        (
+            "org/scope",
+            r"^org/scope: org/scope has no transcoders at its root; folders there with weights: clt/width_1k, ",
+        ),
         ("org/nothing/clt", r"^org/nothing/clt: org/nothing is not on the hub, or is private and needs a login"),
         (f"{CLT}@v9", r"^org/scope/clt/width_1k@v9: org/scope has no revision 'v9'$"),
-        ("org/sc--ope/clt", r"^org/sc--ope/clt: not a hub reference \(org/repo/sub/folder\[@revision\]\)"),
+        ("org/sc--ope/clt", r"^org/sc--ope/clt: not a hub reference \(org/repo\[/sub/folder\]\[@revision\]\)"),
     ],
 )
 def test_refusals_are_one_line(server, reference, message):

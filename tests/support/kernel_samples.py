@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations
-from crosstrace.kernels.dispatch import VARIABLE, triton_interpreted
+from crosstrace.kernels.dispatch import VARIABLE, numba_installed, triton_interpreted
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PATHS = ["torch", "triton"] if DEVICE.type == "cuda" or triton_interpreted() else ["torch"]
+PATHS = [
+    "torch",
+    *(["compiled"] if DEVICE.type == "cpu" and numba_installed() else []),
+    *(["triton"] if DEVICE.type == "cuda" or triton_interpreted() else []),
+]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Weights are widened exactly and everything is summed in float32: one bound serves all dtypes.
 TOLERANCE = 2e-5

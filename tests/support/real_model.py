@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -48,14 +49,22 @@ def gguf_file() -> Path:
     package = importlib.import_module(PACKAGE.replace("-", "_"))
     parts = package.chunk_paths()
     path = cache() / "crosstrace" / package.MODEL_NAME
-    if not path.is_file() or path.stat().st_size != sum(part.stat().st_size for part in parts):
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            package.assemble(partial, overwrite=True)  # checks the sum of what it wrote
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with alone():  # a second file would have another time, by which the cache tells files apart
+        if not path.is_file() or path.stat().st_size != sum(part.stat().st_size for part in parts):
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                package.assemble(partial, overwrite=True)  # checks the sum of what it wrote
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
     return path
+
+
+def alone() -> FileLock:
+    """A lock among the processes that run these tests: what one of them makes in the cache, the others find."""
+    place = cache() / "crosstrace"
+    place.mkdir(parents=True, exist_ok=True)
+    return FileLock(place / ".lock")
 
 
 class Recorded:

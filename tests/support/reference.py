@@ -105,9 +105,8 @@ class LinearModel:
             fired = active.any(0).nonzero().flatten()
             rows = self.reader.decoder_rows(layer, fired).to(self.dtype).double()
             left[layer : layer + rows.shape[1]] -= torch.einsum("pf,fld->lpd", a[:, fired], rows)
-            for position, feature in active.nonzero().tolist():
-                self.active.append((layer, position, feature))
-                self.activations.append(h[position, feature].item())
+            self.active += [(layer, position, feature) for position, feature in active.nonzero().tolist()]
+            self.activations += h[active].tolist()
             if (skip := self.skips[layer]) is not None:
                 left[layer] -= u @ skip
             left[layer] -= self.reader.bias(layer).double()
@@ -141,19 +140,19 @@ class LinearModel:
                 writes[layer].append((i, position, vector))
         stream = torch.zeros(len(sources), self.n_positions, self.final.shape[-1], dtype=torch.float64)
         out = torch.zeros(n_sources + len(logit_tokens), len(sources), dtype=torch.float64)
-        at = [[] for _ in range(self.n_layers)]
-        for i, (layer, _, _) in enumerate(self.active):
-            at[layer].append(i)
+        # By layer and position: nodes, and their features.
+        at: list[dict[int, tuple[list[int], list[int]]]] = [{} for _ in range(self.n_layers)]
+        for i, (layer, position, feature) in enumerate(self.active):
+            nodes, features = at[layer].setdefault(position, ([], []))
+            nodes.append(i)
+            features.append(feature)
         for i, position, vector in writes[-1]:
             stream[i, position] += vector
         for layer in range(self.n_layers):
             stream = stream + self._attend(layer, stream)
             u = self.mlp_in[layer] * stream
-            targets = [self.active[i] for i in at[layer]]
-            for position in {position for _, position, _ in targets}:
-                here = [(i, feature) for i, (_, p, feature) in zip(at[layer], targets, strict=True) if p == position]
-                nodes, features = zip(*here, strict=True)
-                out[list(nodes)] = (u[:, position] @ self.w_enc[layer][:, list(features)]).T
+            for position, (nodes, features) in at[layer].items():
+                out[nodes] = (u[:, position] @ self.w_enc[layer][:, features]).T
             if (skip := self.skips[layer]) is not None:
                 stream += u @ skip
             for i, position, vector in writes[layer]:

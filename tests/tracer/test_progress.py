@@ -70,7 +70,7 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
             clock[0] = now
             bar.reading(read, tokens)
         bar.begin_features(1000)
-        for now in (160, 210):
+        for now in (159, 210):
             clock[0] = now
             bar.features(250)
     assert capsys.readouterr().err.splitlines() == [

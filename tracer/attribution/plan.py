@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
+from crosstrace.replacement_model.architectures.float64 import WIDENED
 from crosstrace.replacement_model.dictionaries.readers import download_bytes, open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.hub import missing_bytes
@@ -36,9 +37,9 @@ _ACTIVE_A_LAYER_AND_TOKEN = 100.0
 # nodes a copy, its score, and the sorted and cumulated scores (8 bytes each).
 _PRUNING_BYTES_AN_EDGE = 25
 
-Phase = Literal["throughout", "trace", "rows", "graph"]
-"""When a part is held: from start to end; while there is a local replacement model; while it computes rows; or once the
-graph is put together."""
+Phase = Literal["throughout", "trace", "pass", "rows", "graph"]
+"""When a part is held: from start to end; while there is a local replacement model; while the prompt's pass is repeated in
+float64, which only prompts with small errors need; while rows are computed; or once the graph is put together."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,11 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """The most that will be held at once, in bytes, without what stays in files."""
-        held = dict.fromkeys(("throughout", "trace", "rows", "graph"), 0)
+        held = dict.fromkeys(get_args(Phase), 0)
         for part in self.parts:
             if not part.in_files:
                 held[part.phase] += part.n_bytes
-        return held["throughout"] + max(held["trace"] + held["rows"], held["graph"])
+        return held["throughout"] + max(held["trace"] + max(held["pass"], held["rows"]), held["graph"])
 
 
 def plan_trace(
@@ -167,11 +168,12 @@ def plan_trace(
     budget = used.memory_budget or usable_bytes(place)
     one_row = row_bytes(description, n_positions, n_active)
     rows_at_a_time = batch_size or batch_size_for(n_positions, one_row, budget, place.type)
+    prompt_parts = [*_weight_parts(used, per_layer), *_prompt_parts(description, n_positions, place, budget)]
     parts = [
         Part("the process: libraries, tokenizer", _process_bytes(config, str(model)), "host", "throughout"),
         Part("model weights", _model_bytes(str(model), config, dtype), place.type, "throughout"),
-        *_weight_parts(used, per_layer),
-        *_prompt_parts(description, n_positions, place, budget),
+        *prompt_parts,
+        *_repeated_pass(prompt_parts, config, n_positions, place),
         *_row_parts(description, used, n_positions, n_active, n_rows, rows_at_a_time, budget),
     ]
     download = _download_bytes(str(model)) + download_bytes(transcoders)
@@ -241,6 +243,19 @@ def _prompt_parts(description: ModelDescription, n_positions: int, device: torch
     ]
 
 
+def _repeated_pass(prompt_parts: list[Part], config: Any, n_positions: int, device: torch.device) -> list[Part]:
+    """A second pass in float64, where transcoders leave so little that rounding would show; the first one's record is
+    held until it is done."""
+    if device.type == "mps":  # which has no float64
+        return []
+    second = sum(part.n_bytes for part in prompt_parts if part.phase == "trace" and not part.in_files)
+    text = getattr(config, "text_config", config)
+    errors = 8 * text.num_hidden_layers * n_positions * text.hidden_size
+    widest = text.hidden_size * max(text.intermediate_size, text.num_attention_heads * text.head_dim)
+    widened = 8 * min(WIDENED, widest)
+    return [Part("pass in float64, where errors are small", second + errors + widened, device.type, "pass")]
+
+
 def _row_parts(
     description: ModelDescription,
     used: Transcoders,
@@ -278,11 +293,14 @@ def _download_bytes(model: str) -> int:
 
 
 def _model_bytes(model: str, config: Any, dtype: torch.dtype | None) -> int:
-    """Return the size of the weights: of their files where they are there and used as stored, else from the config."""
+    """Return the size of the weights: of their files where they are there and used as stored, else from the config.
+
+    Files of a checkpoint with a vision tower hold what is never loaded.
+    """
     files = list(Path(model).expanduser().glob("*.safetensors"))
-    if files and dtype is None:
-        return sum(file.stat().st_size for file in files)
     text = getattr(config, "text_config", config)
+    if files and dtype is None and text is config:
+        return sum(file.stat().st_size for file in files)
     heads = (2 * text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
     layer = text.hidden_size * (heads + 3 * text.intermediate_size + 4) + 2 * text.head_dim
     count = text.vocab_size * text.hidden_size + text.num_hidden_layers * layer + text.hidden_size

@@ -44,13 +44,19 @@ def compare(
             raise ValueError("--open opens the page of a comparison: name it with -o PAGE.html")
         from crosstrace.graphs import compare as compare_graphs
         from crosstrace.graphs import prune, read_graph, with_card_labels, write_comparison, write_comparison_html
+        from crosstrace.graphs.analysis.comparison import pruned_alike
         from crosstrace.tracer.cards.lookup import cards_of
         from crosstrace.tracer.terminal.comparison import show_comparison
 
-        # The page begins with the default thresholds where a graph has none; table and file say the same.
-        graph_a, graph_b = (
-            graph if graph.node_mask is not None else prune(graph) for graph in (read_graph(a), read_graph(b))
-        )
+        read = read_graph(a), read_graph(b)
+        alike = pruned_alike(*read)
+        if read[0].node_mask is not None and read[1].node_mask is not None and alike[1] is not read[1]:
+            node, edge = (alike[1].settings["pruning"][f"{kind}_threshold"] for kind in ("node", "edge"))
+            note(
+                f"{b} was pruned with other thresholds; both are compared at those of {a}: nodes {node:g}, edges {edge:g}"
+            )
+        # The page begins with the default thresholds where no graph has any; table and file say the same.
+        graph_a, graph_b = (graph if graph.node_mask is not None else prune(graph) for graph in alike)
         found = cards_of(graph_a, cards, note)
         graph_a, graph_b = with_card_labels(graph_a, found), with_card_labels(graph_b, found)
         comparison = compare_graphs(graph_a, graph_b)

@@ -59,6 +59,7 @@ class ModelChoice:
 
         dtype = parse_dtype(self.dtype)
         check_device(self.device)
+        note_dequantising(self.model)
         if self.model is None or self.transcoders is None:
             return ReplacementModel.demo(
                 self.device,
@@ -82,6 +83,7 @@ class ModelChoice:
         from crosstrace.replacement_model import demo
         from crosstrace.tracer.attribution.plan import plan_trace
 
+        note_dequantising(self.model)
         return plan_trace(
             self.model or demo.MODEL_DIR,
             self.transcoders or demo.TRANSCODERS_DIR,
@@ -126,6 +128,20 @@ def choice_of_graph(
 
 def _can_be_found(name: str) -> bool:
     return os.path.exists(name) or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*(@[\w.-]+)?", name) is not None
+
+
+def note_dequantising(model: str | None) -> None:
+    """Say that a `.gguf` file is being dequantised, which takes a while the first time."""
+    from crosstrace.replacement_model.architectures.gguf import dequantised_place, is_gguf
+
+    if model is None or not is_gguf(model):
+        return
+    try:
+        place = dequantised_place(model)
+    except OSError:  # said where it is read
+        return
+    if not place.is_dir():
+        note(f"{model} is dequantised into {place}, once; that takes about a minute for 270M parameters")
 
 
 def check_device(device: str | None) -> None:

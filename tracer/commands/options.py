@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from crosstrace.tracer import defaults
+
 _MACHINE = "Model and machine"
 _PRUNING = "Pruning"
 _TRIVIAL = "What is trivial"
+_READING = "Reading texts"
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="A text, or - to read it from standard input.")]
 Model = Annotated[
@@ -29,7 +32,7 @@ TranscodersOption = Annotated[
         "-t",
         "--transcoders",
         metavar="NAME",
-        help="Its transcoders: a folder, or org/repo/sub/folder\\[@revision] on the hub.",
+        help="Its transcoders: a folder, or org/repo\\[/sub/folder]\\[@revision] on the hub.",
         rich_help_panel=_MACHINE,
     ),
 ]
@@ -77,6 +80,51 @@ ExcludeFirst = Annotated[
         help="The first N positions carry no features and no errors.",
         show_default="1, or the header of a chat prompt",
         rich_help_panel=_MACHINE,
+    ),
+]
+SaeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s",
+        "--sae",
+        metavar="NAME",
+        help="An SAE of its: a folder, or org/repo/sub/folder\\[@revision] on the hub; one layer, or a family of layers. "
+        "Repeatable.",
+        rich_help_panel=_MACHINE,
+    ),
+]
+CorpusFiles = Annotated[
+    list[Path],
+    typer.Option("-c", "--corpus", metavar="FILE", help="Texts: .txt, .jsonl or .parquet. Repeatable."),
+]
+TextField = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Key or column that holds the text in .jsonl and .parquet.", rich_help_panel=_READING
+    ),
+]
+SkipBroken = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave broken lines out instead of stopping.", rich_help_panel=_READING),
+]
+ContextLength = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Tokens of a context, <bos> included.",
+        show_default=str(defaults.CONTEXT_LENGTH),
+        rich_help_panel=_READING,
+    ),
+]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Run N tokens at a time.",
+        show_default="by memory, 2048 at most; on a GPU 16384",
+        rich_help_panel=_READING,
     ),
 ]
 GraphOutputs = Annotated[

@@ -40,6 +40,8 @@ from crosstrace.tracer.commands.options import (
 )
 
 _TARGETS = "What to explain"
+# Guesses for the strongest features that pruning drops: `show --feature` and `compare` show some of them.
+_ALSO_NAMED = 100
 
 
 def trace(
@@ -156,7 +158,7 @@ def trace(
             keep_checkpoint=True,
             note=note,
         )
-        pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded)
+        pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=_ALSO_NAMED)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         delivery = deliver_graph(pruned, output, figure, cards, show, debug)
         is_safe = any(path.suffix.lower() == ".safetensors" for path in delivery.written)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crosstrace.graphs import FeatureCards, write_atomically
 from crosstrace.graphs.files import check_writable
+from crosstrace.graphs.numbers import plain
 from crosstrace.graphs.text import short
 from crosstrace.replacement_model import (
     Ablate,
@@ -136,6 +137,7 @@ def before_and_after(
     top: int = 10,
     max_new_tokens: int = 0,
     cards: FeatureCards | None = None,
+    excluded_first: int | None = None,
 ) -> BeforeAfter:
     """Run a prompt with and without interventions.
 
@@ -149,6 +151,7 @@ def before_and_after(
         top: How many of the top tokens to list before and after.
         max_new_tokens: How many tokens to generate before and after.
         cards: Feature cards, whose automatic labels name the features that are found active.
+        excluded_first: How many first positions carry no features; None for the model's own choice.
 
     Raises:
         ValueError: Prompt, interventions or settings cannot be used.
@@ -161,6 +164,8 @@ def before_and_after(
         if held.name == "direct":
             raise ValueError("direct effects are read with attention frozen; free it under constrained or iterative")
         held = replace(held, attention=False)
+    if excluded_first is not None:
+        model = model.excluding(excluded_first)
     local = model.local(prompt)
     localize = model.localizer()  # other prompts are run once, so that their activations can be reported too
     named = list(interventions)
@@ -263,14 +268,14 @@ def _found(intervention: Intervention, local: LocalReplacementModel, n_generated
     if not active:
         return f"{said}not active {at}"
     if len(places) == 1:
-        return f"{said}{active[0][1]:.3g} {at}"
+        return f"{said}{plain(active[0][1])} {at}"
     named = names.of({(layer, feature) for (layer, _, feature), _ in active[:SHOWN]}) if len(features) > 1 else {}
     asked = name_and_positions(where)[0] if isinstance(where, str) else getattr(where, "name", "")
     shown = []
     for (layer, position, feature), value in active[:SHOWN]:
         own = named.get((layer, feature), "")
         alike = not own or own == asked
-        shown.append(f"L{layer}/{feature}@{position}{'' if alike else f' ({short(own, 32)})'} {value:.3g}")
+        shown.append(f"L{layer}/{feature}@{position}{'' if alike else f' ({short(own, 32)})'} {plain(value)}")
     more = [f"and {len(active) - SHOWN} more"] if len(active) > SHOWN else []
     return f"{said}active {at}: {', '.join(shown + more)}"
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
 from crosstrace.graphs.numbers import count, plain, share, signed
-from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.text import distinct, short, visible
 from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, plain_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -132,7 +132,7 @@ def feature_table(
         context = card["contexts"][0]
         low = max(context["peak"] - 8, 0)
         tokens, acts = context["tokens"][low : context["peak"] + 4], context["activations"][low : context["peak"] + 4]
-        promoted = ", ".join(short(token, 14) for token, _ in card["promoted"][:3])
+        promoted = ", ".join(distinct([token for token, _ in card["promoted"][:3]], limit=14))
         words = marked(tokens, acts, context["peak"] - low, card["max_activation"], False)
         label = short(labels.get(key) or card["label"], 32)
         where = [found[key]] if found is not None else []
@@ -154,8 +154,9 @@ def _direct_effect(promoted: Sequence[tuple[str, float]], suppressed: Sequence[t
 
 def _tokens(title: str, pairs: Sequence[tuple[str, float]], style: str) -> Text:
     line = Text(title, style="dim")
-    for token, logit in pairs:
-        line.append(f"{short(token, 20)} ", style=style)
+    names = distinct([token for token, _ in pairs], limit=20)
+    for token, (_, logit) in zip(names, pairs, strict=True):
+        line.append(f"{token} ", style=style)
         line.append(f"{signed(logit)}  ", style="dim")
     return line
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from crosstrace.graphs.analysis.comparison import LISTS, TITLES, ComparedFeature, GraphComparison, numbers_of
 from crosstrace.graphs.numbers import probability
-from crosstrace.graphs.text import short, visible
+from crosstrace.graphs.text import visible
 from crosstrace.tracer.terminal.tables import (
     add_feature_columns,
     add_numbers,
@@ -37,11 +37,12 @@ def show_comparison(comparison: GraphComparison, top: int = 10, console: Console
 def comparison_tables(comparison: GraphComparison, top: int, console: Console) -> list[RenderableType]:
     """Return the prompts with their first targets, how many features are of each kind, and a table of each kind."""
     parts: list[RenderableType] = []
-    for name, prompt, targets in zip("AB", comparison.prompts, comparison.targets, strict=True):
+    sides = zip("AB", comparison.prompts, comparison.targets, comparison.target_names, strict=True)
+    for name, prompt, targets, shown in sides:
         # A contrast or a feature has a weight, which is no probability.
         answers = ", ".join(
-            short(string) if value is None else f"{short(string)} ({probability(value)})"
-            for string, value in targets[:3]
+            target if value is None else f"{target} ({probability(value)})"
+            for target, (_, value) in zip(shown[:3], targets, strict=False)
         )
         parts.append(Text.assemble((f"{name}  ", "bold"), visible(prompt), ("  →  ", "dim"), answers))
     parts.append(Text(f"\n{comparison.summary}\n"))
@@ -61,7 +62,7 @@ def _table(title: str, items: list[ComparedFeature], console: Console) -> Render
     add_numbers(table, *(("A", "B") if is_narrow(console) else ("influence\nin A", "in B")), "change")
     for item in items:
         places = [str(side.position) for side in (item.a, item.b) if side is not None]
-        place = at(item.token, " / ".join(dict.fromkeys(places)))
+        place = at(item.place, " / ".join(dict.fromkeys(places)))
         elsewhere = [_positions(item.elsewhere)] if any(one.elsewhere for one in items) else []
         before, after, change = numbers_of(item)
         name = f"L{item.layer}/{item.feature}"

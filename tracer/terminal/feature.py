@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph
+from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
 from crosstrace.graphs.cards.labels import is_guess
 from crosstrace.graphs.numbers import plain, signed
@@ -33,7 +34,7 @@ def show_features(graph: AttributionGraph, texts: Sequence[str], cards: FeatureC
     Raises:
         ValueError: One is not in the graph.
     """
-    labelled = with_card_labels(graph, cards)
+    labelled = with_card_labels(unpruned(graph), cards)  # edges come from features that pruning dropped, too
     for key in find_in_graph(labelled, texts):
         show_feature(labelled, key, cards, Console())
 

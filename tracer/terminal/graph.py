@@ -16,6 +16,7 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
+from crosstrace.graphs.analysis.scores import untraced
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.cards.labels import GUESS_MARK
 from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
@@ -90,7 +91,7 @@ def show_graph(
     """
     pruned = graph if graph.node_mask is not None else prune(graph)
     console = console or Console()
-    parts: list[RenderableType] = [_heading(graph), _targets(graph, console), _scores(graph, pruned)]
+    parts: list[RenderableType] = [_heading(graph, console.width), _targets(graph, console), _scores(graph, pruned)]
     assert pruned.node_mask is not None
     kept = pruned.node_mask[pruned.layout.features].nonzero().flatten().tolist()
     listed = left_out.listed(pruned, kept, cards)
@@ -102,13 +103,15 @@ def show_graph(
     console.print(Group(*parts))
 
 
-def _heading(graph: AttributionGraph) -> Panel:
-    names = "  ·  ".join(_tail(visible(name)) for name in (graph.model_name, graph.transcoders_name))
-    details = f"{names}  ·  {len(graph.tokens)} tokens, {graph.n_layers} layers"
+def _heading(graph: AttributionGraph, width: int) -> Panel:
+    sizes = f"{count(len(graph.tokens), 'token')}, {count(graph.n_layers, 'layer')}"
+    room = max(8, min(32, (width - len(sizes) - 16) // 2))  # for each name, beside the frame and two points
+    names = (_tail(visible(name), room) for name in (graph.model_name, graph.transcoders_name))
+    details = "  ·  ".join([*names, sizes])
     return Panel(Text(visible(graph.prompt), style="bold"), subtitle=Text(details, style="dim"), box=box.ROUNDED)
 
 
-def _tail(name: str, length: int = 32) -> str:
+def _tail(name: str, length: int) -> str:
     """Shorten a long path to its end, which tells more than its beginning."""
     return name if len(name) <= length else "…" + name[1 - length :]
 
@@ -141,10 +144,16 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     assert pruned.edge_mask_sparse is not None
     kept = int(pruned.node_mask[pruned.layout.features].sum())
     active, rows = len(graph.active_features), len(graph.selected_features)
+    left_out = untraced(graph)
+    of_what = (
+        f": at least, as\n{count(left_out, 'feature')} without a row count as errors"
+        if left_out
+        else " of the whole graph"
+    )
     lines = [
         "replacement and completeness score –: no features and no errors, so nothing is explained"
         if math.isnan(replacement)
-        else f"replacement score {probability(replacement)}, completeness score {probability(completeness)} of the whole graph",
+        else f"replacement score {probability(replacement)}, completeness score {probability(completeness)}{of_what}",
         f"completeness error {error(graph.completeness_error())}",
         f"{count(active, 'active feature')}, {count(rows)} traced, {count(kept)} kept by pruning",
         f"{count(int(pruned.node_mask.sum()))} of {count(graph.n)} nodes, "

@@ -12,6 +12,7 @@ from crosstrace.tracer.terminal.tables import add_numbers, add_words, plain_tabl
 _WHEN: dict[Phase, str] = {
     "throughout": "throughout",
     "trace": "during the trace",
+    "pass": "before the rows, if needed",
     "rows": "while rows are computed",
     "graph": "after the trace",
 }

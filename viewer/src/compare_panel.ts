@@ -56,7 +56,7 @@ export class ComparePanel {
       return [...own, ...data.notes.map((note) => `${name}: ${note}`)];
     });
     this.replace(
-      h("div", { class: "scroll" }, h("section", {}, h("h2", {}, "Output"), this.columns("change, pp"), ...this.outputs()), ...notes.map((note) => h("p", { class: "note" }, note))),
+      h("div", { class: "scroll" }, h("section", {}, h("h2", {}, "Output"), this.columns("Δ pp"), ...this.outputs()), ...notes.map((note) => h("p", { class: "note" }, note))),
       h("div", { class: "tabs", role: "group", "aria-label": "Features" },
         ...tabs.map(([tab, name]) => {
           const tabButton = button(`${name} ${whole(lists[tab].length)}`, "Sorted by the change in influence", () => {
@@ -68,7 +68,7 @@ export class ComparePanel {
           tabButton.setAttribute("aria-pressed", String(tab === this.tab));
           return tabButton;
         })),
-      h("div", { class: "columns-head" }, h("span", { class: "hint" }, "influence"), this.columns("change, pp")),
+      h("div", { class: "columns-head" }, h("span", { class: "hint" }, "influence"), this.columns("Δ pp")),
       list.element,
     );
     list.set(lists[this.tab]);

@@ -49,7 +49,7 @@ export interface PageData {
   omitted: string;
   influence: string | null;
   influenceTotal: number;
-  whole: { nodes: number; edges: number };
+  whole: { nodes: number; edges: number; untraced: number };
   /** Of the whole graph; null where the file held a pruned one, and each where there is nothing to explain. */
   scores: { replacement: number | null; completeness: number | null } | null;
   start: { node: number; edge: number; nodeLimit: number };

@@ -134,6 +134,8 @@ export class Panel {
   private notes(): HTMLElement[] {
     const { data, graph } = this.model;
     const notes = [...data.notes];
+    if (data.whole.untraced)
+      notes.unshift(`${whole(data.whole.untraced)} active features were not traced. The scores count them as errors and would be as high or higher with them.`);
     if (data.whole.nodes > graph.n)
       notes.unshift(`This page holds the ${whole(graph.n)} most influential of the graph's ${whole(data.whole.nodes)} nodes.`);
     return notes.map((note) => h("p", { class: "note" }, note));

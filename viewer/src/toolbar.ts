@@ -46,7 +46,8 @@ export class Toolbar {
     byId("replacement").textContent = score(pruned.replacement);
     byId("completeness").textContent = score(pruned.completeness);
     // Unknown where the file held a pruned graph.
-    byId("whole-replacement").textContent = data.scores ? `(whole graph ${score(data.scores.replacement)})` : "";
+    const of = data.whole.untraced ? "traced graph" : "whole graph";
+    byId("whole-replacement").textContent = data.scores ? `(${of} ${score(data.scores.replacement)})` : "";
     byId("whole-completeness").textContent = data.scores ? `(${score(data.scores.completeness)})` : "";
   }
 }

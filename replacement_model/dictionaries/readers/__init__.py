@@ -2,7 +2,7 @@
 
 from crosstrace.replacement_model.dictionaries.base import TranscoderReader
 from crosstrace.replacement_model.dictionaries.readers.base import FileFormat
-from crosstrace.replacement_model.dictionaries.readers.opening import download_bytes, open_transcoders
+from crosstrace.replacement_model.dictionaries.readers.opening import download_bytes, open_sae, open_transcoders
 from crosstrace.replacement_model.dictionaries.readers.registry import known_formats, register_reader
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "TranscoderReader",
     "download_bytes",
     "known_formats",
+    "open_sae",
     "open_transcoders",
     "register_reader",
 ]

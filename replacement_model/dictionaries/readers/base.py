@@ -38,7 +38,7 @@ _MATTERS = re.compile(
 
 
 def _folder_alone(inner: str) -> list[str]:
-    return [f"{inner}/*"]
+    return [f"{inner}/*"] if inner else ["*"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class FileFormat:
             groups of folders.
         open: Opens them, given the path, the name to show and whether to check a sample of the weights. Without that
             check only headers are read. Raises `ValueError` and `FileNotFoundError` in one line each.
-        patterns: Which files of a hub repository a reference's path stands for, as `huggingface_hub` takes patterns.
+        patterns: Which files of a hub repository a reference's path stands for, as `huggingface_hub` takes patterns; the
+            path is "" for files at the repository's root.
     """
 
     name: str

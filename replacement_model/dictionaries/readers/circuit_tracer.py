@@ -291,4 +291,9 @@ def _layout(file: TensorFile) -> _Layout:
     )
 
 
-FORMAT = FileFormat("circuit-tracer", "config.yaml", lambda path: (path / CONFIG).is_file(), _open)
+def _patterns(inner: str) -> list[str]:
+    """At a repository's root, where `*` would be everything, the files by their names."""
+    return [f"{inner}/*"] if inner else [CONFIG, *(f"{start}_*.safetensors" for start in ("W_enc", "W_dec", "layer"))]
+
+
+FORMAT = FileFormat("circuit-tracer", CONFIG, lambda path: (path / CONFIG).is_file(), _open, _patterns)

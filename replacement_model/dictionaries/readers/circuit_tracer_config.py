@@ -125,7 +125,7 @@ class Settings:
         files: list[Path] = []
         temporary: list[TemporaryDirectory[str] | None] = []
         for entry in self.transcoders:
-            if not entry.startswith("hf://"):
+            if not _on_hub(entry):
                 files.append(self.folder / Path(entry).expanduser())
                 continue
             repo, inner, revision = hub.split_uri(entry)
@@ -136,6 +136,22 @@ class Settings:
                 files.append(snapshot / inner)
                 temporary.append(kept)
         return files, temporary
+
+    def files_on_hub(self) -> dict[tuple[str, str | None], list[str]]:
+        """Return the listed files that are on the hub: by repository and revision, their paths in it."""
+        found: dict[tuple[str, str | None], list[str]] = {}
+        for entry in filter(_on_hub, self.transcoders or ()):
+            repo, inner, revision = hub.split_uri(entry)
+            found.setdefault((repo, revision), []).append(inner)
+        return found
+
+    def files_beside(self) -> list[str]:
+        """Return the listed files that lie with the config, as paths from its folder."""
+        return [entry for entry in self.transcoders or () if not _on_hub(entry)]
+
+
+def _on_hub(entry: str) -> bool:
+    return entry.startswith("hf://")
 
 
 def read_settings(folder: Path, name: str) -> Settings:

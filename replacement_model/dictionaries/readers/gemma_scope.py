@@ -1,12 +1,10 @@
-"""Gemma Scope 2's files: one cross-layer transcoder folder, or a family of per-layer transcoder folders.
+"""Gemma Scope 2's files: one cross-layer transcoder folder, or a family of per-layer folders (transcoders or SAEs).
 
 Letters: L layers, F features of a layer, D d_model.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,38 +13,44 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model.architectures.sites import Site
-from crosstrace.replacement_model.dictionaries.base import Activation, ActivationKind, Encoder, TranscoderReader
+from crosstrace.replacement_model.dictionaries.base import (
+    Activation,
+    ActivationKind,
+    Encoder,
+    SparseDictionary,
+    TranscoderReader,
+)
 from crosstrace.replacement_model.dictionaries.readers.base import (
     FileFormat,
     check_causal,
-    check_config_keys,
     check_skips,
     checked_rows,
-    read_activation,
-    site_of,
 )
+from crosstrace.replacement_model.dictionaries.readers.gemma_scope_config import (
+    PARAMETERS,
+    by_layer,
+    config_l0,
+    families_in,
+    family_patterns,
+    hook_site,
+    hooks_of,
+    is_sae,
+    l0_by_layer,
+    layer_of,
+    named_family,
+    read_config,
+    site_names,
+)
+from crosstrace.replacement_model.dictionaries.readers.gemma_scope_saes import open_saes
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
-from crosstrace.replacement_model.hub import read_text
 
 _INPUT_HOOKS = {
     "pre_feedforward_layernorm.input": Site.MLP_INPUT,
     "pre_feedforward_layernorm.output": Site.MLP_INPUT_NORMED,
 }
 _OUTPUT_HOOKS = {"post_feedforward_layernorm.output": Site.MLP_OUTPUT}
-_LAYER_FOLDER = re.compile(r"layer_(\d+)_(.+)")
 _TENSORS = ("w_enc", "b_enc", "threshold", "w_dec", "b_dec")
 _SKIP = "affine_skip_connection"
-_CONFIG_KEYS = (
-    "hf_hook_point_in",
-    "hf_hook_point_out",
-    "width",
-    "model_name",
-    "architecture",
-    "l0",
-    "affine_connection",
-    "type",
-)
-_HOOK = re.compile(r"(?:language_)?model\.(?:language_model\.)?layers\.(\d+)\.(.+)")
 
 
 class GemmaScopeReader(TranscoderReader):
@@ -140,9 +144,9 @@ class GemmaScopeReader(TranscoderReader):
 
 
 def _open_cross_layer(folder: Path, name: str, check: bool) -> GemmaScopeReader:
-    config_path, config = _read_config(folder)
+    config_path, config = read_config(folder)
     n_files = len(list(folder.glob("params_layer_*.safetensors")))
-    n_layers = len(_hooks(config_path, config, "hf_hook_point_in"))
+    n_layers = len(hooks_of(config_path, config, "hf_hook_point_in"))
     for layer in range(max(n_layers, n_files)):
         path = folder / f"params_layer_{layer}.safetensors"
         if not path.is_file():
@@ -152,112 +156,67 @@ def _open_cross_layer(folder: Path, name: str, check: bool) -> GemmaScopeReader:
     reads = _check_sites(config_path, config, list(range(n_layers)))
     files = [folder / f"params_layer_{layer}.safetensors" for layer in range(n_layers)]
     affine = [(config_path, config.get("affine_connection"))] * n_layers
-    return GemmaScopeReader(files, folder, name, True, reads, _l0(config), check, affine)
+    return GemmaScopeReader(files, folder, name, True, reads, config_l0(config), check, affine)
 
 
-def _open_per_layer(path: Path, name: str, check: bool) -> GemmaScopeReader:
+def _open_per_layer(path: Path, name: str, check: bool) -> SparseDictionary:
     """A family of `layer_{L}_…` folders, by its short name or by the folder that holds no other."""
-    if family := _named_family(path):
-        return _open_family(family, path.parent, name, check)
-    families = _families_in(path)
+    if family := named_family(path):
+        return _open_family(by_layer(family), path.parent, name, check)
+    families = families_in(path)
     if len(families) > 1:
         names = sorted(families)
         raise ValueError(f"{path}: holds several families; name one, e.g. {path}/{names[0]} (of {', '.join(names)})")
-    return _open_family(next(iter(families.values())), path, name, check)
+    return _open_family(by_layer(next(iter(families.values()))), path, name, check)
 
 
-def _open_family(folders: list[Path], parent: Path, name: str, check: bool) -> GemmaScopeReader:
-    numbers = [int(folder.name.split("_")[1]) for folder in folders]
-    for expected in range(len(numbers)):
-        if expected not in numbers:
+def _open_family(folders: dict[int, Path], parent: Path, name: str, check: bool) -> SparseDictionary:
+    configs = {layer: read_config(folder) for layer, folder in folders.items()}
+    if is_sae(*next(iter(configs.values()))):
+        return open_saes(folders, configs, parent, name, check)
+    for expected in range(len(folders)):
+        if expected not in folders:
             raise FileNotFoundError(
-                f"{parent}: {name} has no folder for layer {expected} (found layers {sorted(numbers)})"
+                f"{parent}: {name} has no folder for layer {expected} (found layers {list(folders)})"
             )
-    ordered = [folder for _, folder in sorted(zip(numbers, folders, strict=True))]
-    configs = [_read_config(folder) for folder in ordered]
-    sites = {_check_sites(path, config, [layer]) for layer, (path, config) in enumerate(configs)}
+    sites = {_check_sites(path, config, [layer]) for layer, (path, config) in configs.items()}
     if len(sites) > 1:
-        raise ValueError(f"{parent}: layers of {name} read different sites: {_names(sites)}")
-    files = [folder / "params.safetensors" for folder in ordered]
-    affine = [(path, config.get("affine_connection")) for path, config in configs]
-    return GemmaScopeReader(files, parent, name, False, sites.pop(), _l0(configs[0][1]), check, affine)
+        raise ValueError(f"{parent}: layers of {name} read different sites: {site_names(sites)}")
+    files = [folder / PARAMETERS for folder in folders.values()]
+    affine = [(path, config.get("affine_connection")) for path, config in configs.values()]
+    reader = GemmaScopeReader(files, parent, name, False, sites.pop(), config_l0(configs[0][1]), check, affine)
+    reader.l0_by_layer = l0_by_layer(configs)
+    return reader
 
 
-def _families_in(folder: Path) -> dict[str, list[Path]]:
-    """The per-layer folders in a folder, by the name of their family."""
-    families: dict[str, list[Path]] = {}
-    for sub in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if sub.is_dir() and (match := _LAYER_FOLDER.fullmatch(sub.name)):
-            families.setdefault(match[2], []).append(sub)
-    return families
+def _open_layer(folder: Path, name: str, check: bool) -> SparseDictionary:
+    """One layer's folder, which for an SAE is enough."""
+    path, config = read_config(folder)
+    if not is_sae(path, config):
+        raise ValueError(
+            f"{folder}: holds the transcoder of one layer; expected a folder with one for every layer, or their family's name"
+        )
+    layer = layer_of(path, hooks_of(path, config, "hf_hook_point_in")[0], "hf_hook_point_in")
+    return open_saes({layer: folder}, {layer: (path, config)}, folder, name, check)
 
 
-def _named_family(path: Path) -> list[Path]:
-    """The per-layer folders that a family's short name stands for."""
-    return [] if path.is_dir() else _families_in(path.parent).get(path.name, [])
-
-
-def _family_patterns(inner: str) -> list[str]:
-    parent, _, last = inner.rpartition("/")
-    return [f"{inner}/*", f"{parent}/layer_*_{last}/*" if parent else f"layer_*_{last}/*"]
-
-
-def _read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: file is missing (Gemma Scope 2 keeps hook points there)")
-    try:
-        config = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON (cut short? fetch it again): {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: holds a JSON {type(config).__name__}; expected an object with hook points")
-    check_config_keys(path, config, _CONFIG_KEYS)
-    architecture = config.get("architecture", "jump_relu")
-    try:
-        known = read_activation(path, architecture, None)
-    except ValueError:
-        known = None
-    if known is None or known.kind is not ActivationKind.JUMP_RELU:
-        raise ValueError(f"{path}: architecture {architecture!r} is not supported; supported: jump_relu, batch_topk")
-    return path, config
-
-
-def _l0(config: dict[str, Any]) -> float | None:
-    value = config.get("l0")
-    return float(value) if isinstance(value, int | float) and value > 0 else None
-
-
-def _hooks(path: Path, config: dict[str, Any], key: str) -> list[str]:
-    if key not in config:
-        raise ValueError(f"{path}: {key} is missing; expected a site, or a list of one for each layer")
-    value = config[key]
-    hooks = [value] if isinstance(value, str) else value
-    if not isinstance(hooks, list) or not hooks or not all(isinstance(hook, str) for hook in hooks):
-        raise ValueError(f"{path}: {key} is {json.dumps(value)[:60]}; expected a site, or a list of one for each layer")
-    return hooks
+def _cross_layer_patterns(inner: str) -> list[str]:
+    return [f"{inner}/*"] if inner else ["config.json", "params_layer_*.safetensors"]
 
 
 def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> Site:
     """The common input site of the given layers' hooks; the layer in each hook's name must be the file's own."""
     found: dict[str, set[Site]] = {}
     for key, known in (("hf_hook_point_in", _INPUT_HOOKS), ("hf_hook_point_out", _OUTPUT_HOOKS)):
-        hooks = _hooks(path, config, key)
+        hooks = hooks_of(path, config, key)
         if len(hooks) != len(layers):
             raise ValueError(f"{path}: {key} names {len(hooks)} sites; expected one for each of {len(layers)} layers")
         for layer, hook in zip(layers, hooks, strict=True):
-            match = _HOOK.fullmatch(hook)
-            if match is None or int(match[1]) != layer:
-                raise ValueError(f"{path}: {key} names {hook!r}; expected a site of model.layers.{layer}")
-            found.setdefault(key, set()).add(site_of(match[2], path, known, key))
+            found.setdefault(key, set()).add(hook_site(path, hook, layer, known, key))
     sites = found["hf_hook_point_in"]
     if len(sites) > 1:
-        raise ValueError(f"{path}: layers read different sites: {_names(sites)}")
+        raise ValueError(f"{path}: layers read different sites: {site_names(sites)}")
     return sites.pop()
-
-
-def _names(sites: set[Site]) -> str:
-    return ", ".join(sorted(site.value for site in sites))
 
 
 CROSS_LAYER = FileFormat(
@@ -265,11 +224,18 @@ CROSS_LAYER = FileFormat(
     "params_layer_0.safetensors",
     lambda path: any(path.glob("params_layer_*.safetensors")),
     _open_cross_layer,
+    _cross_layer_patterns,
 )
 PER_LAYER = FileFormat(
     "Gemma Scope 2, per layer",
     "layer_0_…/params.safetensors",
-    lambda path: bool(_named_family(path) or _families_in(path)),
+    lambda path: bool(named_family(path) or families_in(path)),
     _open_per_layer,
-    _family_patterns,
+    family_patterns,
+)
+ONE_LAYER = FileFormat(
+    "Gemma Scope 2, one layer",
+    PARAMETERS,
+    lambda path: (path / PARAMETERS).is_file(),
+    _open_layer,
 )

@@ -34,5 +34,5 @@ def format_of(path: Path) -> FileFormat | None:
     return next((file_format for file_format in _FORMATS if file_format.matches(path)), None)
 
 
-for _format in (circuit_tracer.FORMAT, gemma_scope.CROSS_LAYER, gemma_scope.PER_LAYER):
+for _format in (circuit_tracer.FORMAT, gemma_scope.CROSS_LAYER, gemma_scope.PER_LAYER, gemma_scope.ONE_LAYER):
     register_reader(_format)

@@ -7,9 +7,13 @@ import json
 
 import pytest
 from cases import load_case
+from graph_samples import random_graph
 
 from crosstrace.graphs import AttributionGraph, compare, prune, write_comparison
 from crosstrace.graphs.analysis.alignment import counterparts
+from crosstrace.graphs.analysis.comparison import pruned_alike
+from crosstrace.graphs.analysis.subgraphs import restricted
+from crosstrace.graphs.page.comparison import comparison_page_data
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import trace
 
@@ -112,3 +116,30 @@ def test_counterparts_are_the_same_thing_in_both(graph, other):
             assert graph.feature_of(node)[2] == other.feature_of(partner)[2]
     shared = {(item.layer, item.a.position, item.feature) for item in compare(graph, other).shared}
     assert {graph.feature_of(n) for n in found if graph.layout.kind(n) == "feature"} == shared
+
+
+def test_graphs_pruned_with_different_thresholds_are_pruned_alike():
+    graph = random_graph(3)
+    wide, narrow = prune(graph, 0.9, 0.98), prune(graph, 0.3, 0.6)
+    assert len(narrow.kept_nodes()) < len(wide.kept_nodes())
+    for a, b in ((wide, narrow), (wide, graph)):
+        first, second = pruned_alike(a, b)
+        assert first is a
+        assert second.settings["pruning"] == wide.settings["pruning"]
+        assert second.kept_nodes() == wide.kept_nodes()
+        assert all(item.a.kept and item.b.kept for item in compare(a, b).shared)
+    assert pruned_alike(graph, narrow)[0].kept_nodes() == narrow.kept_nodes()
+    assert pruned_alike(graph, graph) == (graph, graph)
+    by_hand = dataclasses.replace(restricted(graph, nodes=wide.kept_nodes()), settings={})
+    assert pruned_alike(wide, by_hand)[1] is by_hand
+    starts = [data["start"] for data in comparison_page_data(wide, narrow)["graphs"]]
+    assert starts[0] == starts[1]
+
+
+def test_tokens_of_places_and_targets_are_told_apart():
+    strings = ["<bos>", " is", "is", " of", "of"]
+    graph = random_graph(1, token_strings=strings, logit_strings=[" Austin", "Austin", " x"])
+    found = compare(graph, graph)
+    assert {item.place for item in found.shared} <= set(graph.names()[0])
+    assert {item.place for item in found.shared if item.token == " is"} == {"␣is"}
+    assert found.target_names[0][:2] == ["␣Austin", "Austin"]

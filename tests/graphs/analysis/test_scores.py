@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from cases import load_case
 from graph_samples import CASE_NAMES, case, random_graph
 
 from crosstrace.graphs import graph_scores, prune
+from crosstrace.graphs.analysis.scores import untraced, what_scores_count
+from crosstrace.graphs.exporters.neuronpedia import graph_as_json
+from crosstrace.graphs.page.data import page_data
+from crosstrace.replacement_model import ReplacementModel
+from crosstrace.tracer import trace
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)
@@ -48,3 +54,29 @@ def test_scores_of_a_pruned_graph_are_those_of_what_is_kept():
 def test_nothing_to_explain():
     assert tuple(graph_scores(random_graph(density=0.0))) == pytest.approx((math.nan, math.nan), nan_ok=True)
     assert tuple(graph_scores(random_graph(k=0))) == pytest.approx((math.nan, math.nan), nan_ok=True)
+
+
+def test_what_the_scores_count_is_said():
+    graph = random_graph()
+    assert what_scores_count(graph) == "the whole graph"
+    assert untraced(graph) == 0
+    names = ("active_features", "activations")
+    more = {name: torch.cat([getattr(graph, name), getattr(graph, name)[-3:]]) for name in names}
+    capped = prune(dataclasses.replace(graph, **more, omitted_magnitude=torch.ones(graph.n)))
+    n = len(capped.active_features)
+    expected = f"what pruning kept; 3 of {n} active features were not traced and count as errors"
+    assert what_scores_count(capped) == expected
+    assert graph_as_json(capped)["metadata"]["scores"]["counted"] == expected
+    assert page_data(capped)["whole"]["untraced"] == 3
+
+
+def test_scores_only_rise_with_the_number_of_features_traced(tmp_path):
+    """So those of a capped graph are lower bounds, as tables say."""
+    found = load_case("clt_plain_gqa")
+    model = ReplacementModel.from_pretrained(found.model, found.transcoders, device="cpu")
+    graphs = [trace(model, found.input_ids, max_feature_nodes=n, progress=False) for n in (5, 20, 60, 120, None)]
+    assert [untraced(graph) for graph in graphs] == sorted({untraced(graph) for graph in graphs}, reverse=True)
+    scores = [graph_scores(graph) for graph in graphs]
+    assert scores == sorted(scores)
+    completeness = [one.completeness for one in scores]
+    assert completeness == sorted(completeness)

@@ -6,6 +6,8 @@ import torch
 from graph_samples import case, random_graph
 
 from crosstrace.graphs import Figure, prune, strongest_paths, suggest_supernodes
+from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.numbers import share, signed
 from crosstrace.graphs.pictures.figure import drawing_of
 from crosstrace.graphs.viewer_ids import node_ids
 
@@ -88,3 +90,32 @@ def test_a_node_that_is_not_there():
     graph = random_graph()
     with pytest.raises(ValueError, match=f"the graph has no node {graph.n}: its nodes are 0 to {graph.n - 1}"):
         drawing_of(graph, Figure(only=[graph.n]))
+
+
+def test_tooltips_have_the_numbers_of_tables():
+    graph = prune(random_graph(2))
+    drawing = drawing_of(graph, Figure())
+    influence = dict(zip(node_ids(graph), cumulative_influence(graph).tolist(), strict=True))
+    for node in drawing.nodes:
+        about = node.about.splitlines()[1]
+        assert f"enters at {share(influence[node.name])} of influence" in about
+        assert (", activation " in about) == (node.kind == "feature")
+    for edge in drawing.edges:
+        assert edge.about.endswith(f": {signed(edge.weight)}")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("→ Philadelphia, Detroit", ["→ Philadelphia,", "Detroit"]),
+        ("→ implicated, admitted, seen", ["→ implicated,", "admitted, seen"]),
+        ("Kansas, California and Nebraska", ["Kansas,", "California…"]),
+        ("Mississippians, Californians", ["Mississippian", "s, Californi…"]),
+        ("Texas", ["Texas"]),
+    ],
+)
+def test_labels_take_two_lines_and_lose_no_first_word(label, expected):
+    graph = random_graph(0)
+    graph = random_graph(0, feature_labels=[label] * graph.layout.n_features)
+    node = next(node for node in drawing_of(graph, Figure()).nodes if node.kind == "feature")
+    assert [line.text for line in node.lines if not line.small] == expected

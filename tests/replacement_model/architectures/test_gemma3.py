@@ -17,7 +17,7 @@ from small_tokenizer import id_of, write_tokenizer
 
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.architectures.loading import load_model
-from crosstrace.tracer import trace
+from crosstrace.tracer import plan_trace, trace
 
 CPU = torch.device("cpu")
 
@@ -85,6 +85,15 @@ def test_the_text_part_alone_gives_the_whole_models_logits(multimodal, tmp_path,
     ids = torch.tensor([case.input_ids])
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, whole(ids).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_a_plan_counts_the_text_part_alone(multimodal):
+    case, folder = multimodal
+    plan = plan_trace(folder, case.transcoders, 5, device="cpu")
+    (weights,) = [part.n_bytes for part in plan.parts if part.name == "model weights"]
+    model = load_model(str(folder), None, CPU)[0]
+    assert weights == sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    assert weights < sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def test_a_text_part_that_lacks_a_tensor_is_refused(multimodal, tmp_path):

@@ -11,9 +11,11 @@ import torch
 from cases import load_case
 from safetensors.torch import load_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from crosstrace.replacement_model.architectures.gguf import dequantised, dequantised_place
 from crosstrace.replacement_model.architectures.loading import load_model
+from crosstrace.tracer.commands.app import app
 
 gguf = pytest.importorskip("gguf")
 
@@ -190,3 +192,14 @@ def test_damaged_files_are_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"model file .*none\.gguf does not exist"):
         load_model(str(tmp_path / "none.gguf"), None, torch.device("cpu"))
+
+
+def test_the_command_line_says_that_a_file_is_dequantised(tmp_path):
+    values = settings() | {"attention.sliding_window_pattern": pattern()}
+    source = write(tmp_path / "m.gguf", values, tensors())
+    arguments = ["trace", "w5 w6", "--model", source, "--transcoders", str(CASE.transcoders), "--explain"]
+    first, second = (CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments) for _ in range(2))
+    assert first.exit_code == second.exit_code == 0, first.output
+    (line,) = first.stderr.splitlines()
+    assert line.startswith(f"note: {source} is dequantised into {dequantised_place(source)}, once")
+    assert not second.stderr

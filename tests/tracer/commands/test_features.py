@@ -12,6 +12,7 @@ from cases import load_case
 from graph_samples import HOSTILE
 from typer.testing import CliRunner, Result
 
+from crosstrace.graphs import prune as prune_graph
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.replacement_model import demo
 from crosstrace.tracer.commands.app import app
@@ -222,3 +223,26 @@ def test_hostile_strings_in_the_terminal(tmp_path):
         result = run("features", *arguments, "--cards", cards)
         assert result.exit_code == 0, result.output
         assert not {"\x1b", "\u202e", "\x00"} & set(result.stdout)
+
+
+def test_neighbours_of_a_feature_have_the_names_of_their_cards(unlabelled, cards, tmp_path):
+    """Those that pruning dropped, too."""
+    from crosstrace.graphs import AttributionGraph
+
+    found = FeatureCards(cards)
+    pruned = prune_graph(AttributionGraph.load(unlabelled), 0.3, 0.5)
+    pruned.save(tmp_path / "p.safetensors")
+    dropped = {node for node in range(pruned.layout.n_features) if not pruned.node_mask[node]}
+    edges = abs(pruned.edges.toarray())
+    node, source = next(
+        (node, source)
+        for node in sorted(dropped)
+        if pruned.feature_key(node) in found
+        and edges[node].any()
+        and (source := int(edges[node].argmax())) in dropped
+        and pruned.feature_key(source) in found
+    )
+    layer, feature = pruned.feature_key(node)
+    result = run("show", tmp_path / "p.safetensors", "--feature", f"L{layer}/{feature}", "--cards", cards)
+    assert result.exit_code == 0, result.output
+    assert found.label(pruned.feature_key(source)).split(" →")[0] in result.stdout

@@ -213,3 +213,17 @@ def test_a_choice_is_the_demo_only_for_graphs_of_the_demo() -> None:
     assert (chosen.model, chosen.transcoders, chosen.dtype) == (None, None, "float32")
     chosen = choice_of_graph(graph, "a", "b", "cpu", "bfloat16")
     assert (chosen.model, chosen.transcoders, chosen.dtype) == ("a", "b", "bfloat16")
+
+
+def test_first_positions_can_be_excluded_here_too() -> None:
+    model = ReplacementModel.from_pretrained(CASE.model, CASE.transcoders, device="cpu")
+    local = model.excluding(3).local(PROMPT)
+    layer, position, feature = local.activations.indices[0].tolist()
+    edits = [Set(FeatureAt(layer, feature, position), 0.0)]
+    found = before_and_after(model, PROMPT, edits, excluded_first=3)
+    expected = model.excluding(3).intervene(local, edits).logits_v.softmax(-1)
+    assert found.after[0].after == pytest.approx(expected.max().item(), abs=1e-6)
+    assert local.activations.indices[:, 1].min() >= 3
+    first = FeatureAt(layer, feature, 1)
+    with pytest.raises(ValueError, match="position"):
+        before_and_after(model, PROMPT, [Set(first, 1.0)], excluded_first=3)

@@ -7,13 +7,15 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from cases import load_case
 from rich.console import Console
 
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
 from crosstrace.graphs.numbers import share
-from crosstrace.replacement_model import ReplacementModel
-from crosstrace.tracer import trace
+from crosstrace.replacement_model import ReplacementModel, demo
+from crosstrace.tracer import trace, with_guesses
+from crosstrace.tracer.terminal.feature import show_feature
 from crosstrace.tracer.terminal.graph import LeftOut, show_graph
 
 
@@ -138,3 +140,36 @@ def test_features_that_fire_often_can_be_left_out_where_cards_know_it(graph):
     kept = left_out.listed(graph, range(graph.layout.n_features), cards)
     assert {graph.feature_key(node) for node in kept} == set(seldom)
     assert left_out.listed(graph, range(3), None) == [0, 1, 2]
+
+
+def test_features_that_a_cap_left_out_are_told_with_the_scores(graph):
+    assert "of the whole graph" in shown(graph)
+    names = ("active_features", "activations")
+    more = {name: torch.cat([getattr(graph, name), getattr(graph, name)[-2:]]) for name in names}
+    text = shown(dataclasses.replace(graph, **more, omitted_magnitude=torch.ones(graph.n)))
+    assert "of the whole graph" not in text
+    assert "at least, as\n2 features without a row count as errors" in text
+
+
+def test_a_feature_that_pruning_dropped_has_its_name_and_those_of_its_neighbours(tmp_path):
+    model = ReplacementModel.demo("cpu")
+    graph = dataclasses.replace(trace(model, demo.DALLAS_PROMPT, progress=False), feature_labels=[])
+    pruned = with_guesses(prune(graph, 0.3, 0.5), model, beyond_kept=1000)
+    dropped = [node for node in range(graph.layout.n_features) if not pruned.node_mask[node] and pruned.name_of(node)]
+    node = next(node for node in dropped if any(pruned.edges[[node]].toarray()[0, dropped]))
+    console = Console(file=io.StringIO(), width=160, no_color=True, color_system=None)
+    show_feature(pruned, pruned.feature_key(node), None, console)
+    text = console.file.getvalue()
+    assert pruned.name_of(node) in text.splitlines()[0]
+    row = np.abs(pruned.edges[[node]].toarray()[0])
+    strongest = [source for source in np.argsort(-row, kind="stable")[:4].tolist() if row[source]]
+    for source in strongest:
+        assert pruned.describe(source) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_heading_says_the_size_whatever_the_names(graph, width):
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    show_graph(dataclasses.replace(graph, model_name="/a/long/way/" * 5, transcoders_name="/another/way/" * 5), console)
+    heading = console.file.getvalue()
+    assert f"{len(graph.tokens)} tokens, {graph.n_layers} layers" in heading

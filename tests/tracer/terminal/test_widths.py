@@ -19,9 +19,11 @@ from crosstrace.graphs.numbers import plain, probability, share, signed
 from crosstrace.replacement_model import demo
 from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.tracer.attribution.plan import plan_trace
+from crosstrace.tracer.evaluation.report import AllQuality, EvaluationReport, LayerQuality
 from crosstrace.tracer.interventions.before_after import BeforeAfter, TokenChange
 from crosstrace.tracer.terminal.card import feature_table, overview, show_card
 from crosstrace.tracer.terminal.comparison import show_comparison
+from crosstrace.tracer.terminal.evaluation import show_evaluation
 from crosstrace.tracer.terminal.feature import show_feature
 from crosstrace.tracer.terminal.graph import show_graph
 from crosstrace.tracer.terminal.interventions import show_before_after
@@ -197,3 +199,24 @@ def overview_of(cards):
         console.print(overview(cards))
 
     return show
+
+
+@WIDTHS
+@pytest.mark.parametrize("n_layers", [1, LAYERS])
+def test_an_evaluation(width, n_layers):
+    layers = [
+        LayerQuality(layer, 262_144, 123.4 + layer, 98.7, 0.1234, 12.3, 0.0123, 0.999, -5.6e-5, 1.2e-5)
+        for layer in range(n_layers)
+    ]
+    everything = AllQuality(3.12, 5.46, 10.3, 2.34, 0.34)
+    report = EvaluationReport(
+        *("org/" + "long-name/" * 9, WIDE[0], "in", "out", True, ["texts"], 256, 1_000_000, 999_000, 1024, 1020),
+        layers=layers,
+        all=everything,
+    )
+    text = printed(lambda console: show_evaluation(report, console), width)
+    assert all(whole(text, plain(layer.l0)) for layer in layers)
+    for number in (plain(0.1234), signed(-5.6e-5), plain(3.12), signed(5.46 - 3.12), share(everything.ce_score)):
+        assert whole(text, number), number
+    assert whole(text, plain(12.3)) == (width >= 80)
+    assert whole(text, "mean") == (n_layers > 1)

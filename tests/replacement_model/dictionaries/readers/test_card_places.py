@@ -51,7 +51,7 @@ def test_the_demo_under_the_name_that_its_graphs_carry() -> None:
     assert cards_path(demo.TRANSCODERS_DIR) == demo.CARDS_FILE
 
 
-@pytest.mark.parametrize("nowhere", ["/no/such/folder", "./no", "~/no-such-folder", "folder", "org/repo"])
+@pytest.mark.parametrize("nowhere", ["/no/such/folder", "./no", "~/no-such-folder", "folder"])
 def test_transcoders_that_are_not_here(nowhere: str) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         cards_path(nowhere)

@@ -1,0 +1,1 @@
+"""Training of transcoders, cross-layer transcoders and sparse autoencoders on the sparse kernels."""

@@ -1,0 +1,134 @@
+"""`crosstrace evaluate`: how good a dictionary is, on texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crosstrace.tracer import defaults
+from crosstrace.tracer.commands.delivery import write_each
+from crosstrace.tracer.commands.messages import note, one_line_errors
+from crosstrace.tracer.commands.options import (
+    BatchTokens,
+    ContextLength,
+    CorpusFiles,
+    Debug,
+    Device,
+    DeviceMap,
+    Dtype,
+    ExcludeFirst,
+    MemoryBudget,
+    Model,
+    Quiet,
+    SaeOption,
+    SkipBroken,
+    TextField,
+    TranscodersOption,
+)
+
+if TYPE_CHECKING:
+    from crosstrace.tracer.evaluation.report import EvaluationReport
+
+# A measured L0 this many times the config's, or its inverse, is probably that of another site or another model.
+_FAR = 4.0
+
+
+def evaluate(
+    corpus: CorpusFiles,
+    transcoders: TranscodersOption = None,
+    sae: SaeOption = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the report here (.json)."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Measure on N tokens, the first of the texts.")
+    ] = defaults.EVALUATION_TOKENS,
+    layer_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Replace single layers on N of them; that is a run for each layer. 0: leave it out.",
+        ),
+    ] = defaults.EVALUATION_LAYER_TOKENS,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    text_field: TextField = "text",
+    skip_broken: SkipBroken = False,
+    context_length: ContextLength = None,
+    batch_tokens: BatchTokens = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    memory_budget: MemoryBudget = None,
+    device_map: DeviceMap = None,
+    exclude_first: ExcludeFirst = None,
+) -> None:
+    """Measure transcoders or SAEs on texts that they were not trained on: FVU, L0, dead features, and what they cost the model.
+
+    Example: crosstrace evaluate --transcoders FOLDER --model gemma-3-270m --corpus held-out.txt -o report.json
+    """
+    if transcoders and sae:
+        raise typer.BadParameter("--transcoders and --sae exclude each other: one dictionary is measured at a time")
+    if not transcoders and not sae and model not in (None, "demo"):
+        raise typer.BadParameter(
+            "--model goes with --transcoders or --sae; without both, the demo's transcoders are used"
+        )
+    for path in output or ():
+        if path.suffix.lower() != ".json":
+            raise typer.BadParameter(f"{path}: reports are written as .json")
+    with one_line_errors(debug):
+        from crosstrace.graphs.files import check_writable
+        from crosstrace.replacement_model import BaseModel, Corpus, demo, open_sae, open_transcoders
+        from crosstrace.tracer.commands.model_choice import check_device, parse_dtype
+        from crosstrace.tracer.evaluation.evaluate import evaluate as measure
+        from crosstrace.tracer.evaluation.evaluate import in_use
+        from crosstrace.tracer.terminal.evaluation import show_evaluation
+
+        for path in output or ():
+            check_writable(path)
+        texts = Corpus(corpus, text_field, skip_broken)
+        used_dtype = parse_dtype(dtype)
+        check_device(device)
+        # The dictionary first: a wrong path should not cost the wait for a large model.
+        reader = open_sae(sae) if sae else open_transcoders(transcoders or demo.TRANSCODERS_DIR)
+        if not sae and not transcoders:
+            reader.name = demo.TRANSCODERS_NAME
+        base = BaseModel.from_pretrained(model or "demo", device, used_dtype, exclude_first, device_map)
+        used = in_use(reader, base, used_dtype, memory_budget)
+        report = measure(
+            base,
+            used,
+            texts,
+            tokens,
+            layer_tokens=layer_tokens,
+            context_length=context_length,
+            batch_tokens=batch_tokens,
+            progress=False if quiet else None,
+        )
+        delivery = write_each(output, report.write, debug)
+        if not quiet:
+            show_evaluation(report)
+        _say_far_l0(report)
+        if report.tokens < tokens:
+            note(f"the texts have only {report.tokens:,} tokens that count, not {tokens:,}")
+        delivery.finish(quiet)
+
+
+def _say_far_l0(report: EvaluationReport) -> None:
+    far = [
+        (max(layer.l0 / layer.l0_config, layer.l0_config / layer.l0) if layer.l0 else float("inf"), layer)
+        for layer in report.layers
+        if layer.l0_config
+    ]
+    far = [(factor, layer) for factor, layer in far if factor >= _FAR]
+    if far:
+        _, layer = max(far, key=lambda entry: entry[0])
+        note(
+            f"{len(far)} of {len(report.layers)} layers are far from the L0 in the config, layer {layer.layer} most: "
+            f"{layer.l0:,.1f} measured and {layer.l0_config:,.0f} expected; is this the model and the site that it was "
+            "trained on?"
+        )
