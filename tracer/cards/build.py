@@ -23,6 +23,7 @@ from crosstrace.replacement_model.demo import CARDS_FILE
 from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
+from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.replacement_model.texts import Corpus, CorpusContext, Texts, contexts
 from crosstrace.tracer.cards.file import write_cards, write_layer_logits
@@ -265,6 +266,7 @@ def _header(model: ReplacementModel, corpus: Corpus | Texts, run: CardRun, logit
             "before": before,
             "after": after,
             "logits": logits,
+            "coherence_by_chance": round(coherence_by_chance(model), 4),
         },
         "n_features": model.transcoders.reader.n_features,
         "vocabulary_size": model.description.vocab_size,
