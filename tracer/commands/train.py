@@ -276,9 +276,11 @@ def _evaluate(
     if not held_out:
         note("no document is held out, so nothing is evaluated; held_out_share in the recipe sets the share")
         return
-    sae = settings.kind == "sae"
-    reader = open_sae(folder) if sae else open_transcoders(folder)
-    used = (Saes if sae else Transcoders)(reader, base.device)
+    used: Saes | Transcoders
+    if settings.kind == "sae":
+        used = Saes(open_sae(folder), base.device)
+    else:
+        used = Transcoders(open_transcoders(folder), base.device)
     report = evaluate(base, used, Texts(held_out, "held-out documents"), tokens, progress=False if quiet else None)
     report.write(folder / "report.json")
     if not quiet:

@@ -466,12 +466,13 @@ def recorded_threads(folder: str | os.PathLike[str]) -> int | None:
 @contextmanager
 def _without_probabilities(base: BaseModel) -> Iterator[None]:
     """Let attention be computed without its probabilities, which nobody reads here."""
-    before = base.model.config._attn_implementation
-    base.model.set_attn_implementation("sdpa")
+    model: Any = base.model
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        base.model.set_attn_implementation(before)
+        model.set_attn_implementation(before)
 
 
 __all__ = ["FILE", "DivergedError", "TrainingInterrupted", "recorded_settings", "recorded_threads", "train"]
