@@ -375,6 +375,7 @@ class _Run:
         if self._saved_share is None or self._saved_share > share:  # a stage begins, or is gone on with
             self._saved_share, self._share_at = share, now
         done = share - self._saved_share
+        left: float | None
         if self.settings.minutes is not None:
             left = max(60 * self.settings.minutes - now, 0.0)
         else:
