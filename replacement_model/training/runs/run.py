@@ -375,6 +375,7 @@ class _Run:
         if self._saved_share is None or self._saved_share > share:  # a stage begins, or is gone on with
             self._saved_share, self._share_at = share, now
         done = share - self._saved_share
+        left: float | None
         if self.settings.minutes is not None:
             left = max(60 * self.settings.minutes - now, 0.0)
         else:
@@ -466,12 +467,13 @@ def recorded_threads(folder: str | os.PathLike[str]) -> int | None:
 @contextmanager
 def _without_probabilities(base: BaseModel) -> Iterator[None]:
     """Let attention be computed without its probabilities, which nobody reads here."""
-    before = base.model.config._attn_implementation
-    base.model.set_attn_implementation("sdpa")
+    model: Any = base.model
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        base.model.set_attn_implementation(before)
+        model.set_attn_implementation(before)
 
 
 __all__ = ["FILE", "DivergedError", "TrainingInterrupted", "recorded_settings", "recorded_threads", "train"]
