@@ -62,9 +62,8 @@ def gguf_file() -> Path:
 
 def alone() -> FileLock:
     """A lock among the processes that run these tests: what one of them makes in the cache, the others find."""
-    place = cache() / "crosstrace"
-    place.mkdir(parents=True, exist_ok=True)
-    return FileLock(place / ".lock")
+    (cache() / "crosstrace").mkdir(parents=True, exist_ok=True)
+    return FileLock(cache() / "crosstrace.lock")  # beside the models: nothing unfinished may be left among them
 
 
 class Recorded:
