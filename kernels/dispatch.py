@@ -28,7 +28,6 @@ COMPILED = (
     "decode_backward_adam",
     "encode_backward",
     "encode_backward_adam",
-    "entry_values",
 )
 
 # Multiplications from which on an operation outside training uses compiled loops: a prompt's would not win back numba's import.
