@@ -52,6 +52,9 @@ def row_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int
 class CorpusBar:
     """Progress of a run over a corpus: first bytes read, then features whose logits are known. This one shows nothing."""
 
+    def begin_reading(self, tokens: int) -> None:
+        """Report how many tokens an earlier run has read, which do not count for the speed."""
+
     def reading(self, read: int, tokens: int) -> None:
         """Report how many bytes of the corpus have been read and how many tokens run so far."""
 
@@ -68,14 +71,16 @@ class _CorpusLines(CorpusBar):
     def __init__(self, total: int) -> None:
         self._total, self._features, self._done = total, 0, 0
         self._began = self._said = time.monotonic()
-        self._first: tuple[int, int] | None = None  # a resumed run's speed does not count what was read before
+        self._before = 0
+
+    def begin_reading(self, tokens: int) -> None:
+        self._began, self._before = time.monotonic(), tokens
 
     def reading(self, read: int, tokens: int) -> None:
-        self._first = self._first or (read, tokens)
-        before, tokens_before = self._first
         if passed := self._due():
-            rate = f"{(tokens - tokens_before) / passed:,.0f} tokens/s"
-            left = _left(passed, read - before, self._total - read)
+            to_read = tokens * (self._total - read) / max(read, 1)
+            rate = f"{(tokens - self._before) / passed:,.0f} tokens/s"
+            left = _left(passed, tokens - self._before, to_read)
             _say(f"reading the corpus: {read / self._total:.0%}, {tokens:,} tokens, {rate}{left}")
 
     def begin_features(self, total: int) -> None:
@@ -136,14 +141,14 @@ def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]
         corpus = bar.add_task("reading the corpus", total=max(total, 1), said="")
 
         class Shown(CorpusBar):
-            first: tuple[float, int] | None = None  # a resumed run's speed does not count what was read before
+            began, before = time.monotonic(), 0
+
+            def begin_reading(self, tokens: int) -> None:
+                self.began, self.before = time.monotonic(), tokens
 
             def reading(self, read: int, tokens: int) -> None:
-                now = time.monotonic()
-                self.first = self.first or (now, tokens)
-                began, before = self.first
-                rate = f", {(tokens - before) / (now - began):,.0f} tokens/s" if tokens > before else ""
-                bar.update(corpus, completed=read, said=f"{tokens:,} tokens{rate}")
+                rate = (tokens - self.before) / max(time.monotonic() - self.began, 1e-9)
+                bar.update(corpus, completed=read, said=f"{tokens:,} tokens, {rate:,.0f} tokens/s")
 
             def begin_features(self, total: int) -> None:
                 bar.update(corpus, visible=False)

@@ -66,7 +66,8 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     with corpus_progress(1000) as bar:
-        for read, tokens, now in ((100, 2000, 101), (300, 6000, 120), (310, 6200, 121), (600, 12000, 150)):
+        bar.begin_reading(2000)
+        for read, tokens, now in ((200, 4000, 101), (300, 6000, 120), (310, 6200, 121), (600, 12000, 150)):
             clock[0] = now
             bar.reading(read, tokens)
         bar.begin_features(1000)

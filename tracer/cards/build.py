@@ -176,6 +176,7 @@ def _read_corpus(
     excluded = run.identity["excluded first positions"]
     stream = contexts(corpus, model.tokenizer, run.identity["context length"], excluded + 1, run.cursor)
     whole = True  # between batches, when the state can be saved
+    bar.begin_reading(run.tokens)
     try:
         for batch in batches(stream, run.batch_tokens):
             whole = False
