@@ -238,4 +238,5 @@ ONE_LAYER = FileFormat(
     PARAMETERS,
     lambda path: (path / PARAMETERS).is_file(),
     _open_layer,
+    lambda inner: [f"{inner}/{name}" if inner else name for name in ("config.json", PARAMETERS)],
 )
