@@ -100,7 +100,7 @@ def test_edges_over_more_positions_than_the_sliding_window(model, gemma, folder)
     text = "The Eiffel Tower is in the city of Paris. " * 60
     ids = model.tokenize(text)[:600]
     assert len(ids) == 600 > model.description.window(0)
-    graph = trace(model, ids, max_feature_nodes=150, max_logits=3)
+    graph = trace(model, ids, max_feature_nodes=60, max_logits=3)
     assert graph.completeness_error() < BOUND
     stored = model.sites.embed(ids)[None].float()
     expected = gemma(inputs_embeds=stored, logits_to_keep=1).logits[0, -1].softmax(-1)

@@ -140,19 +140,15 @@ class LinearModel:
                 writes[layer].append((i, position, vector))
         stream = torch.zeros(len(sources), self.n_positions, self.final.shape[-1], dtype=torch.float64)
         out = torch.zeros(n_sources + len(logit_tokens), len(sources), dtype=torch.float64)
-        # By layer and position: nodes, and their features.
-        at: list[dict[int, tuple[list[int], list[int]]]] = [{} for _ in range(self.n_layers)]
-        for i, (layer, position, feature) in enumerate(self.active):
-            nodes, features = at[layer].setdefault(position, ([], []))
-            nodes.append(i)
-            features.append(feature)
+        layers, positions, features = torch.tensor(self.active).reshape(-1, 3).T
         for i, position, vector in writes[-1]:
             stream[i, position] += vector
         for layer in range(self.n_layers):
             stream = stream + self._attend(layer, stream)
             u = self.mlp_in[layer] * stream
-            for position, (nodes, features) in at[layer].items():
-                out[nodes] = (u[:, position] @ self.w_enc[layer][:, features]).T
+            here = layers == layer
+            h_spf = u @ self.w_enc[layer]  # of all features, active or not
+            out[: len(self.active)][here] = h_spf[:, positions[here], features[here]].T
             if (skip := self.skips[layer]) is not None:
                 stream += u @ skip
             for i, position, vector in writes[layer]:
