@@ -20,9 +20,10 @@ demo: $(VENV)/installed
 		-o dallas.safetensors -o dallas.json -o dallas.dot -o dallas.svg -o dallas.html
 	@echo "Open dallas.html in a browser. For more: source $(VENV)/bin/activate, then crosstrace --help"
 
-# A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures.
+# A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures, and files
+# keep their order: the ones with a single long test would come last.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Two processes, each of which holds up to 5 GB: the model in the forms that are compared.
 test-real: $(VENV)/installed-test
