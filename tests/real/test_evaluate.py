@@ -20,7 +20,7 @@ BOUND = 1e-4
 
 
 def test_every_figure_of_a_cross_layer_transcoder(model: ReplacementModel, folder, clt, tokenizer):
-    texts = [real_model.PASSAGE[:90], real_model.PASSAGE[90:150]]
+    texts = [real_model.PASSAGE[:40], real_model.PASSAGE[90:130]]
     report = evaluate(model, model.transcoders, texts, progress=False).to_dict()
     layers = {
         layer: DenseLayer.read(clt / f"params_layer_{layer}.safetensors", layer)

@@ -38,7 +38,7 @@ _MATTERS = re.compile(
 
 
 def _folder_alone(inner: str) -> list[str]:
-    return [f"{inner}/*"] if inner else ["*"]
+    return [f"{inner}/*"] if inner else []
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class FileFormat:
         open: Opens them, given the path, the name to show and whether to check a sample of the weights. Without that
             check only headers are read. Raises `ValueError` and `FileNotFoundError` in one line each.
         patterns: Which files of a hub repository a reference's path stands for, as `huggingface_hub` takes patterns; the
-            path is "" for files at the repository's root.
+            path is "" for files at the repository's root. Without it, everything in the folder, and nothing at a root:
+            the rest of the repository may be anything.
     """
 
     name: str
