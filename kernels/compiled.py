@@ -70,14 +70,6 @@ def _add_4(out, w0, s0, w1, s1, w2, s2, w3, s3):
 
 
 @_inlined
-def _dot(row, s0):
-    product = np.float32(0)
-    for d in range(len(row)):
-        product += row[d] * s0[d]
-    return product
-
-
-@_inlined
 def _add_and_dot_1(out, row, w0, s0):
     product = np.float32(0)
     for d in range(len(out)):
@@ -131,30 +123,6 @@ def decode_range(
                 a0 = index_n[i] * stride_ru + j * stride_rj
                 _add_1(target, values_n[i], rows[a0 : a0 + width])
                 i += 1
-
-
-@_compiled
-def products_range(
-    products_n,
-    source,
-    stride_sj,
-    stride_sp,
-    rows,
-    stride_ru,
-    stride_rj,
-    n_written,
-    width,
-    positions_n,
-    index_n,
-    start,
-    stop,
-):
-    """Set the entries `start : stop` of `products_n` to `Σ_j <W[f, j], S[j, p]>`."""
-    products_n[start:stop] = 0
-    for j in range(n_written):
-        for i in range(start, stop):
-            at, other = index_n[i] * stride_ru + j * stride_rj, positions_n[i] * stride_sp + j * stride_sj
-            products_n[i] += _dot(rows[at : at + width], source[other : other + width])
 
 
 @_inlined

@@ -28,11 +28,11 @@ COMPILED = (
     "decode_backward_adam",
     "encode_backward",
     "encode_backward_adam",
-    "entry_values",
 )
 
-# Multiplications from which on an operation outside training uses compiled loops: a prompt's would not win back numba's import.
-LEAST_COMPILED_WORK = 1 << 22
+# Multiplications from which on an operation outside training uses compiled loops: torch makes as many in a fifth of a second.
+# A prompt's (18 million for 8 tokens of Gemma 3 270M) would not win back numba's import, which takes half a second.
+LEAST_COMPILED_WORK = 1 << 28
 
 # Above this share of active (position, row) pairs, decoding all pairs in one matrix product is faster; for (float32,
 # narrower) weights. CPU: measured (docs/kernels.md). GPU: computed from bandwidth and tensor-core rate, not measured.

@@ -1,4 +1,4 @@
-"""Progress bars on standard error with rate and remaining time; silent on request and when not on a terminal."""
+"""Progress on standard error with rate and remaining time: a bar on a terminal, lines elsewhere; silent on request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 # Shorter work is finished before a bar could be read.
 _WORTH_SHOWING = 64
-# Where there is no terminal, a line is written this often.
+# Where there is no terminal, a line is written this often; what takes less is silent there.
 _LINE_SECONDS = 10.0
 
 
@@ -52,6 +52,9 @@ def row_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int
 class CorpusBar:
     """Progress of a run over a corpus: first bytes read, then features whose logits are known. This one shows nothing."""
 
+    def begin_reading(self, tokens: int) -> None:
+        """Report how many tokens an earlier run has read, which do not count for the speed."""
+
     def reading(self, read: int, tokens: int) -> None:
         """Report how many bytes of the corpus have been read and how many tokens run so far."""
 
@@ -62,15 +65,66 @@ class CorpusBar:
         """Report that the corpus has been read, and how many features follow."""
 
 
+class _CorpusLines(CorpusBar):
+    """Progress of a run over a corpus, a line now and then: what a log file or a pipe can show."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._features, self._done = total, 0, 0
+        self._began = self._said = time.monotonic()
+        self._before = 0
+
+    def begin_reading(self, tokens: int) -> None:
+        self._began, self._before = time.monotonic(), tokens
+
+    def reading(self, read: int, tokens: int) -> None:
+        if passed := self._due():
+            to_read = tokens * (self._total - read) / max(read, 1)
+            rate = f"{(tokens - self._before) / passed:,.0f} tokens/s"
+            left = _left(passed, tokens - self._before, to_read)
+            _say(f"reading the corpus: {read / self._total:.0%}, {tokens:,} tokens, {rate}{left}")
+
+    def begin_features(self, total: int) -> None:
+        self._features, self._began = total, time.monotonic()
+
+    def features(self, done: int) -> None:
+        self._done += done
+        if passed := self._due():
+            left = _left(passed, self._done, self._features - self._done)
+            _say(f"promoted tokens: {self._done:,} of {self._features:,} features{left}")
+
+    def _due(self) -> float:
+        """Seconds since this part began, if it is time for a line; otherwise 0."""
+        now = time.monotonic()
+        if now - self._said < _LINE_SECONDS:
+            return 0.0
+        self._said = now
+        return now - self._began
+
+
+def _left(passed: float, done: float, to_do: float) -> str:
+    return f", {_minutes(passed * to_do / done)} left" if done > 0 else ""
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]:
     """Show a progress bar for a run over a corpus and yield it; the bar disappears when the block ends.
 
     Args:
         total: Bytes of the corpus.
-        show: Whether to show the bar; None shows it on a terminal only.
+        show: Whether to show the bar; None shows it on a terminal, and elsewhere a line now and then.
     """
-    if not (sys.stderr.isatty() if show is None else show):
+    if show is None and not sys.stderr.isatty():
+        yield _CorpusLines(max(total, 1))
+        return
+    if show is False:
         yield CorpusBar()
         return
     from rich.console import Console
@@ -87,14 +141,14 @@ def corpus_progress(total: int, show: bool | None = None) -> Iterator[CorpusBar]
         corpus = bar.add_task("reading the corpus", total=max(total, 1), said="")
 
         class Shown(CorpusBar):
-            first: tuple[float, int] | None = None  # a resumed run's speed does not count what was read before
+            began, before = time.monotonic(), 0
+
+            def begin_reading(self, tokens: int) -> None:
+                self.began, self.before = time.monotonic(), tokens
 
             def reading(self, read: int, tokens: int) -> None:
-                now = time.monotonic()
-                self.first = self.first or (now, tokens)
-                began, before = self.first
-                rate = f", {(tokens - before) / (now - began):,.0f} tokens/s" if tokens > before else ""
-                bar.update(corpus, completed=read, said=f"{tokens:,} tokens{rate}")
+                rate = (tokens - self.before) / max(time.monotonic() - self.began, 1e-9)
+                bar.update(corpus, completed=read, said=f"{tokens:,} tokens, {rate:,.0f} tokens/s")
 
             def begin_features(self, total: int) -> None:
                 bar.update(corpus, visible=False)

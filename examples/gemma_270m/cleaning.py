@@ -35,6 +35,7 @@ NO_PROSE = frozenset(
         "discography",
     )
 )
+LIST_ITEM = "\N{BULLET}"  # begins a line of a list while markup is taken away
 # Tags whose content is not prose.
 NO_PROSE_TAGS = frozenset(
     ("ref", "table", "math", "gallery", "timeline", "code", "source", "syntaxhighlight", "imagemap", "hiero", "score")
@@ -81,8 +82,11 @@ def prose(wikitext: str) -> list[str]:
 def _speak(section: Any) -> None:
     """Replace templates, links and tags of wikitext by what a reader reads, in place."""
     for tag in section.filter_tags(recursive=True):
-        if str(tag.tag).strip().lower() in (*NO_PROSE_TAGS, "li", "dd", "dt"):
+        name = str(tag.tag).strip().lower()
+        if name in NO_PROSE_TAGS:
             _replace(section, tag, "")
+        elif name in ("li", "dd", "dt"):
+            _replace(section, tag, LIST_ITEM)
     for heading in section.filter_headings():
         _replace(section, heading, "")
     for link in section.filter_wikilinks(recursive=True):
@@ -112,7 +116,7 @@ def _spoken(template: Any) -> str:
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         line = line.strip()
-        if not line or line[0] in "*#:;|!{}=":
+        if not line or line[0] in f"{LIST_ITEM}*#:;|!{{}}=":
             continue
         line = re.sub(r"\(\s*[,;]*\s*\)", "", line)  # what held a pronunciation
         line = re.sub(r"\(\s*[,;]\s*", "(", line)

@@ -11,6 +11,7 @@ what the cards belong to (model, transcoders, corpus), and how they were made. T
 | `l.spread` | (S,) | standard deviation of the direct logits over the vocabulary |
 | `l.promoted`, `l.suppressed` | (S, T) | tokens at both ends of the direct logits, strongest first |
 | `l.raised`, `l.lowered` | (S, T) | float16: these tokens' logits, in units of the spread |
+| `l.coherence` | (S,) | float16: how alike the promoted tokens are (files of older versions lack it) |
 | `l.offsets` | (S + 1,) | the contexts of feature i are rows offsets[i] to offsets[i + 1], strongest first |
 | `l.context`, `l.peak` | (R,) | which context, and where in it the activation is largest |
 | `l.windows` | (R + 1,) | the activations of row r are entries windows[r] to windows[r + 1] |
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosstrace.graphs.cards.labels import automatic_label
+from crosstrace.graphs.cards.labels import PROMOTED_IN_LABELS, automatic_label, stands_out_at
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.notebook import note, table, text
 from crosstrace.graphs.numbers import count, plain, share, signed
@@ -79,8 +80,9 @@ class TopContext:
 class FeatureCard(dict[str, Any]):
     """What pages show of a feature; in a notebook it shows itself.
 
-    Keys: `label` (see `cards/labels.py`), `promoted` and `suppressed` ([token, logit] pairs), `contexts` (each with
-    `tokens`, `activations`, `peak`), `histogram` (`counts`, `edges`), `firing_rate` (0 to 1), `max_activation`.
+    Keys: `label` (see `cards/labels.py`), `promoted` and `suppressed` ([token, logit] pairs; none where they say nothing,
+    see `FeatureCards.says_something`), `contexts` (each with `tokens`, `activations`, `peak`), `histogram` (`counts`,
+    `edges`), `firing_rate` (0 to 1), `max_activation`.
     """
 
     def _repr_html_(self) -> str:
@@ -89,7 +91,8 @@ class FeatureCard(dict[str, Any]):
             f"<p>{_context_html(context['tokens'], context['activations'], self['max_activation'])}</p>"
             for context in self["contexts"][:_SHOWN_CONTEXTS]
         ]
-        logits = table("", ("promotes", "suppresses"), [(_pairs(self["promoted"]), _pairs(self["suppressed"]))])
+        pairs = [(_pairs(self["promoted"]), _pairs(self["suppressed"]))]
+        logits = table("", ("promotes", "suppresses"), pairs) if self["promoted"] else ""
         rate = f"fires on {share(self['firing_rate'])} of tokens, at most {plain(self['max_activation'])}"
         return f"<p><strong>{text(self['label'])}</strong></p>{note(rate)}{logits}{''.join(tops)}"
 
@@ -192,10 +195,11 @@ class FeatureCards(Mapping[Key, FeatureCard]):
     def _card(self, key: Key, layer: int, row: int) -> FeatureCard:
         promoted, suppressed = self._logits(layer, row, "promoted"), self._logits(layer, row, "suppressed")
         contexts = self.contexts(key)
+        told = bool(self._telling(layer)[row])
         return FeatureCard(
             label=self._label(layer, row, [context.tokens[context.peak] for context in contexts], promoted),
-            promoted=[list(pair) for pair in promoted],
-            suppressed=[list(pair) for pair in suppressed],
+            promoted=[list(pair) for pair in promoted if told],
+            suppressed=[list(pair) for pair in suppressed if told],
             contexts=[
                 {"tokens": context.tokens, "activations": context.activations, "peak": context.peak}
                 for context in contexts
@@ -213,7 +217,30 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         """
         layer, row = key[0], self._existing(key)
         peaks = [self._string(int(token)) for token in self._peak_tokens(layer, *self._rows(layer, row))]
-        return self._label(layer, row, peaks, self._logits(layer, row, "promoted", 1))
+        return self._label(layer, row, peaks, self._logits(layer, row, "promoted", PROMOTED_IN_LABELS))
+
+    def says_something(self, key: Key) -> bool:
+        """Return whether the tokens that a feature promotes say something of it.
+
+        They do where they are more alike than those of 19 in 20 random directions, or where the first of them stands out
+        (see `cards/labels.py`). What other features write, in early layers most of them, is read by later layers rather
+        than by the output. In files of older versions that do not hold how alike tokens are, all features count.
+
+        Raises:
+            KeyError: The feature did not fire in the corpus.
+        """
+        return bool(self._telling(key[0])[self._existing(key)])
+
+    def _telling(self, layer: int) -> NDArray[np.bool_]:
+        """For each feature of a layer whether its promoted tokens say something."""
+        if (coherent := self._coherent(layer)) is None:
+            return np.ones(len(self._features[layer]), dtype=np.bool_)
+        return coherent | (self._tensors[f"{layer}.raised"][:, 0] >= stands_out_at(self.vocabulary_size))
+
+    def _coherent(self, layer: int) -> NDArray[np.bool_] | None:
+        """For each feature of a layer whether its promoted tokens are more alike than chance makes them, if that is known."""
+        coherence, chance = self._tensors.get(f"{layer}.coherence"), self.settings.get("coherence_by_chance")
+        return None if coherence is None or chance is None else np.asarray(coherence > chance)
 
     def firing_rate(self, key: Key) -> float:
         """Return the share of the corpus' positions at which a feature is active, 0 to 1.
@@ -270,11 +297,12 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         for layer, features in enumerate(self._features):
             if not len(features):
                 continue
-            promotes = whole[self._tensors[f"{layer}.promoted"]]
+            promotes = whole[self._tensors[f"{layer}.promoted"]] & self._telling(layer)[:, None]
             raised = self._tensors[f"{layer}.raised"] * np.asarray(self._tensors[f"{layer}.spread"])[:, None]
             logit = np.where(promotes, raised, 0.0).max(axis=1)
             peaks = self._peak_tokens(layer, slice(None))
-            candidates = self._any(layer, in_label[peaks]) | in_label[self._tensors[f"{layer}.promoted"][:, 0]]
+            first = in_label[self._tensors[f"{layer}.promoted"][:, :PROMOTED_IN_LABELS]].any(axis=1)
+            candidates = self._any(layer, in_label[peaks]) | first
             labelled = np.zeros(len(features), dtype=np.bool_)
             for row in np.flatnonzero(candidates).tolist():
                 labelled[row] = wanted in self.label((layer, int(features[row]))).casefold()
@@ -371,7 +399,10 @@ class FeatureCards(Mapping[Key, FeatureCard]):
 
     def _label(self, layer: int, row: int, peaks: list[str], promoted: list[tuple[str, float]]) -> str:
         spread = float(self._tensors[f"{layer}.spread"][row])
-        return automatic_label(peaks, promoted, spread, self.vocabulary_size)
+        coherent = self._coherent(layer)
+        return automatic_label(
+            peaks, promoted, spread, self.vocabulary_size, None if coherent is None else bool(coherent[row])
+        )
 
     def _histogram(self, layer: int, row: int) -> dict[str, list[float]]:
         counts = self._tensors[f"{layer}.histogram"][row]

@@ -6,8 +6,10 @@
   otherwise the two most common, then "…" if there are more. Case and surrounding blanks are ignored; of equally common
   tokens the one in the stronger context comes first.
 - *Promotes*: the token whose logit the decoder raises most, if it stands out: if it is at least 1.2 times the expected
-  largest of V normally distributed numbers of the same spread (spread · √(2 ln V), V tokens). Decoders of early layers
-  mostly do not point at tokens; then this part is left out.
+  largest of V normally distributed numbers of the same spread (spread · √(2 ln V), V tokens). Two tokens are named where
+  the promoted tokens are coherent, that is, more alike than those of 19 in 20 random directions; if the feature does not
+  fire on one token mostly, its label is these two alone. Decoders of early layers mostly do not point at tokens; then this
+  part is left out, and the label is what the feature fires on.
 
 Where there are no cards, only the second half is known: what the decoder promotes. A guess such as `→ AG, ag` names the
 two or three tokens with the largest logits. It is made where the largest logit is more than chance would give, that is,
@@ -26,12 +28,25 @@ MARK = "~"
 """How automatic labels begin."""
 GUESS_MARK = "→"
 """How guesses begin."""
+PROMOTED_IN_LABELS = 4
+"""How many promoted tokens a label is made of at most; some of them may be shown alike."""
 _STANDS_OUT = 1.2
 _LONGEST = 16
 _LONGEST_GUESS = 28  # of three tokens
 
 
-def automatic_label(peaks: Sequence[str], promoted: Sequence[tuple[str, float]], spread: float, vocabulary: int) -> str:
+def stands_out_at(vocabulary: int) -> float:
+    """Return how many standard deviations a logit has to be above the mean of all tokens to stand out."""
+    return _STANDS_OUT * _largest_by_chance(1.0, vocabulary)
+
+
+def automatic_label(
+    peaks: Sequence[str],
+    promoted: Sequence[tuple[str, float]],
+    spread: float,
+    vocabulary: int,
+    coherent: bool | None = None,
+) -> str:
     """Return the label that this module's rule gives.
 
     Args:
@@ -39,6 +54,7 @@ def automatic_label(peaks: Sequence[str], promoted: Sequence[tuple[str, float]],
         promoted: Tokens and their logits, strongest first.
         spread: Standard deviation of the logits over the vocabulary.
         vocabulary: Size of the vocabulary.
+        coherent: Whether the promoted tokens are more alike than chance makes them; None where that is not known.
 
     Example:
         >>> automatic_label([" is", " is"], [(" Austin", 9.0)], 0.5, 820)
@@ -52,7 +68,13 @@ def automatic_label(peaks: Sequence[str], promoted: Sequence[tuple[str, float]],
     label = ", ".join(short(words[word], _LONGEST) for word, _ in common[:shown])
     if shown < len(common) and shown > 1:
         label += " …"
-    if promoted and promoted[0][1] >= _STANDS_OUT * _largest_by_chance(spread, vocabulary) > 0:
+    if promoted and coherent:
+        told = {
+            token.strip().casefold(): short(token, _LONGEST) for token, _ in reversed(promoted[:PROMOTED_IN_LABELS])
+        }
+        promotes = f"→ {', '.join([*told.values()][::-1][:2])}"
+        label = promotes if shown > 1 else f"{label} {promotes}"
+    elif promoted and promoted[0][1] >= stands_out_at(vocabulary) * spread > 0:
         label += f" → {short(promoted[0][0], _LONGEST)}"
     return f"{MARK} {label}"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from crosstrace.replacement_model.training.core import Trainer
@@ -48,7 +48,7 @@ def export(trainer: Trainer, folder: Path, model_name: str, dtype: torch.dtype =
         own.mkdir(parents=True, exist_ok=True)
         path = own / (f"params_layer_{layer}.safetensors" if shape.cross_layer else "params.safetensors")
         partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial)
+        partial.write_bytes(save(tensors))  # `save_file` would make a file that only its owner reads
         os.replace(partial, path)
         written.append(path)
         if not shape.cross_layer:

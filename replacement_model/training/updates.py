@@ -141,7 +141,7 @@ class Backward:
         self._gathered_encoders(entries, torch.cat(by_h), auxiliary_n)
         return penalty
 
-    def _gathered_encoders(self, entries: SparseActivations, by_h_n: Tensor, auxiliary_n: Sequence[Tensor]) -> None:
+    def _gathered_encoders(self, entries: SparseActivations, by_h_n: Tensor, auxiliary_n: list[Tensor]) -> None:
         p, m = self.parameters, self.moments
         found: list[Sequence[tuple[RowGradients, RowGradients] | None]] = [encode_backward(self.x_lbd, entries, by_h_n)]
         if self.auxiliary is not None:

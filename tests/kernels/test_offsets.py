@@ -12,7 +12,18 @@ import pytest
 import torch
 from kernel_samples import DEVICE, assert_close, path, strict  # noqa: F401
 
-from crosstrace.kernels import SparseActivations, decode, encode, encode_reference, scores
+from crosstrace.kernels import (
+    AdamStep,
+    RowMoments,
+    SparseActivations,
+    adam_rows,
+    decode,
+    decode_backward_adam,
+    decode_backward_reference,
+    encode,
+    encode_reference,
+    scores,
+)
 from crosstrace.kernels.decoding import decode_reference
 from crosstrace.kernels.scoring import scores_reference
 
@@ -63,3 +74,20 @@ def test_encoder(path, stride):  # noqa: F811
     actual, expected = encode(x, w, bias, threshold), encode_reference(x, w.contiguous(), bias, threshold)
     assert torch.equal(torch.stack(actual[:2]), torch.stack(expected[:2]))
     assert_close(actual[2], expected[2])
+
+
+@pytest.mark.parametrize("stride", [(FAR, 16, 1), (16, FAR, 1)], ids=["features", "targets"])
+def test_updates(path, stride):  # noqa: F811
+    acts, adam = few(), AdamStep(0.1)
+    rows = [reserved((2, 2 - layer, 16), stride, torch.float32) for layer in range(2)]
+    near = [row.clone(memory_format=torch.contiguous_format) for row in rows]  # contiguous() may be the row itself
+    steps = torch.zeros(2, dtype=torch.int32)
+    states = [[reserved(tuple(row.shape), stride, torch.float32).zero_() for _ in range(2)] for row in rows]
+    moments = [RowMoments(first, second, steps.clone()) for first, second in states]
+    gradient = reserved((2, 2, 16), (16, FAR, 1), torch.float32)
+    expected, touched = decode_backward_reference(acts, near, gradient.contiguous())
+    for row, gradients in zip(near, touched, strict=True):
+        adam_rows(row, gradients, RowMoments.zeros_like(row), adam)
+    assert_close(decode_backward_adam(acts, rows, gradient, moments, adam), expected)
+    for row, wanted in zip(rows, near, strict=True):
+        assert_close(row.contiguous(), wanted)

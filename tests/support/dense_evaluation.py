@@ -141,8 +141,10 @@ class DenseEvaluation:
         for layer in self.layers:
             y, y_hat, on = (torch.cat(parts[layer]) for parts in (wanted, made, fired))
             missed, variance = (y - y_hat).square().mean(0), y.var(0, unbiased=False)
-            spread = variance.sqrt()
-            scaled, scaled_hat = y / spread.sqrt(), y_hat / spread.sqrt()
+            # Gemma 3 270M has a dimension whose norm has no gain: it never varies, and has no weight.
+            varies = variance > 0
+            spread = variance[varies].sqrt()
+            scaled, scaled_hat = y[:, varies] / spread.sqrt(), y_hat[:, varies] / spread.sqrt()
             layers.append(
                 {
                     "layer": layer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crosstrace.tracer import progress
 from crosstrace.tracer.progress import corpus_progress, row_progress
 
 
@@ -55,6 +56,33 @@ def test_then_by_features(capsys, monkeypatch):
 
 def test_a_corpus_is_silent_when_asked(capsys):
     with corpus_progress(200, show=False) as bar:
+        bar.reading(200, 1000)
+        bar.begin_features(3)
+        bar.features(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with corpus_progress(1000) as bar:
+        bar.begin_reading(2000)
+        for read, tokens, now in ((200, 4000, 101), (300, 6000, 120), (310, 6200, 121), (600, 12000, 150)):
+            clock[0] = now
+            bar.reading(read, tokens)
+        bar.begin_features(1000)
+        for now in (159, 210):
+            clock[0] = now
+            bar.features(250)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading the corpus: 30%, 6,000 tokens, 200 tokens/s, 70 s left",
+        "reading the corpus: 60%, 12,000 tokens, 200 tokens/s, 40 s left",
+        "promoted tokens: 500 of 1,000 features, 60 s left",
+    ]
+
+
+def test_what_is_done_in_a_moment_is_silent_where_there_is_no_terminal(capsys):
+    with corpus_progress(200) as bar:
         bar.reading(200, 1000)
         bar.begin_features(3)
         bar.features(3)

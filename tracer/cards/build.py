@@ -23,6 +23,7 @@ from crosstrace.replacement_model.demo import CARDS_FILE
 from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
+from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.replacement_model.texts import Corpus, CorpusContext, Texts, contexts
 from crosstrace.tracer.cards.file import write_cards, write_layer_logits
@@ -175,6 +176,7 @@ def _read_corpus(
     excluded = run.identity["excluded first positions"]
     stream = contexts(corpus, model.tokenizer, run.identity["context length"], excluded + 1, run.cursor)
     whole = True  # between batches, when the state can be saved
+    bar.begin_reading(run.tokens)
     try:
         for batch in batches(stream, run.batch_tokens):
             whole = False
@@ -265,6 +267,7 @@ def _header(model: ReplacementModel, corpus: Corpus | Texts, run: CardRun, logit
             "before": before,
             "after": after,
             "logits": logits,
+            "coherence_by_chance": round(coherence_by_chance(model), 4),
         },
         "n_features": model.transcoders.reader.n_features,
         "vocabulary_size": model.description.vocab_size,

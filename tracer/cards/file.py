@@ -25,7 +25,7 @@ from crosstrace.replacement_model.readouts.direct_logits import direct_logits
 from crosstrace.tracer.cards.run import CardRun
 from crosstrace.tracer.cards.tops import BINS, LayerTops
 
-_LOGIT_PARTS = ("promoted", "raised", "suppressed", "lowered", "spread")
+_LOGIT_PARTS = ("promoted", "raised", "suppressed", "lowered", "spread", "coherence")
 _CONTEXTS_AT_A_TIME = 4096
 _NO_METADATA = ("crosstrace-logits", "1")
 
@@ -179,6 +179,7 @@ class _LayerCards:
             ("raised", np.float16, (S, T), partial(scaled, "raised")),
             ("lowered", np.float16, (S, T), partial(scaled, "lowered")),
             ("spread", np.float32, (S,), partial(self.logits, "spread")),
+            ("coherence", np.float16, (S,), lambda: self.logits("coherence").astype(np.float16)),
             ("offsets", narrowest(R), (S + 1,), lambda: offsets(self.counts(), R)),
             ("context", numbering.context_type, (R,), context),
             ("peak", position_type, (R,), lambda: self.rows()["position"].astype(position_type)),

@@ -82,9 +82,10 @@ def evaluate(
             raise typer.BadParameter(f"{path}: reports are written as .json")
     with one_line_errors(debug):
         from crosstrace.graphs.files import check_writable
-        from crosstrace.replacement_model import BaseModel, Corpus, Saes, Transcoders, demo, open_sae, open_transcoders
+        from crosstrace.replacement_model import BaseModel, Corpus, demo, open_sae, open_transcoders
         from crosstrace.tracer.commands.model_choice import check_device, parse_dtype
         from crosstrace.tracer.evaluation.evaluate import evaluate as measure
+        from crosstrace.tracer.evaluation.evaluate import in_use
         from crosstrace.tracer.terminal.evaluation import show_evaluation
 
         for path in output or ():
@@ -97,7 +98,7 @@ def evaluate(
         if not sae and not transcoders:
             reader.name = demo.TRANSCODERS_NAME
         base = BaseModel.from_pretrained(model or "demo", device, used_dtype, exclude_first, device_map)
-        used = (Saes if sae else Transcoders)(reader, base.device, used_dtype, memory_budget)
+        used = in_use(reader, base, used_dtype, memory_budget)
         report = measure(
             base,
             used,

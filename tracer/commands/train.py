@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -194,13 +195,20 @@ def train(
 
         settings = _settings(recipe, output, resume, changes)
         texts = Corpus(corpus, text_field, skip_broken)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun and accelerate launch set it
+        silent = quiet or os.environ.get("RANK", "0") != "0"  # process 0 speaks
+        if several and device is None and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         check_device(device)
         if (number := threads or (recorded_threads(output) if resume else None)) is not None:
             torch.set_num_threads(number)
         base = BaseModel.from_pretrained(model or "demo", device, parse_dtype(dtype), exclude_first)
         if dtype is None:
             to_fast_dtype(base)
-        with asked_to_stop() as asked, training_progress(asked, False if quiet else None) as watcher:
+        with (
+            asked_to_stop() as asked,
+            training_progress(asked, False if silent else None) as watcher,
+        ):
             record = run_training(
                 base,
                 texts,
@@ -211,6 +219,8 @@ def train(
                 spill=spill,
                 watcher=watcher,
             )
+        if several and os.environ.get("RANK", "0") != "0":
+            return
         if not quiet:
             show_training(record)
         _draw(record, output)
@@ -257,7 +267,7 @@ def _evaluate(
     base: BaseModel, texts: Corpus, settings: TrainingSettings, folder: Path, tokens: int, quiet: bool
 ) -> None:
     """Measure what was trained on the held-out documents, and write `report.json`."""
-    from crosstrace.replacement_model import Saes, Texts, Transcoders, open_sae, open_transcoders
+    from crosstrace.replacement_model import Texts, open_sae, open_transcoders
     from crosstrace.replacement_model.training.data.documents import Documents
     from crosstrace.tracer.evaluation.evaluate import evaluate
     from crosstrace.tracer.terminal.evaluation import show_evaluation
@@ -266,10 +276,8 @@ def _evaluate(
     if not held_out:
         note("no document is held out, so nothing is evaluated; held_out_share in the recipe sets the share")
         return
-    sae = settings.kind == "sae"
-    reader = open_sae(folder) if sae else open_transcoders(folder)
-    used = (Saes if sae else Transcoders)(reader, base.device)
-    report = evaluate(base, used, Texts(held_out, "held-out documents"), tokens, progress=False if quiet else None)
+    reader = open_sae(folder) if settings.kind == "sae" else open_transcoders(folder)
+    report = evaluate(base, reader, Texts(held_out, "held-out documents"), tokens, progress=False if quiet else None)
     report.write(folder / "report.json")
     if not quiet:
         show_evaluation(report)

@@ -139,22 +139,30 @@ def evaluate(
     return run.report(texts.names, length)
 
 
-def in_use(dictionary: SparseDictionary | DictionaryInUse, model: Model) -> DictionaryInUse:
+def in_use(
+    dictionary: SparseDictionary | DictionaryInUse,
+    model: Model,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | str | None = None,
+) -> DictionaryInUse:
     """Return a dictionary in use on a model's device.
 
     Args:
         dictionary: Transcoders or SAEs; what is in use already stays as it is.
         model: The model.
+        dtype: The dtype of encoders and decoders; None: as stored.
+        memory_budget: Bytes for weights and rows, or text such as `"8GB"`; None: 80 % of what is free on the device.
 
     Raises:
-        ValueError: Dictionary and model do not fit, or nothing can be spliced in where the dictionary writes.
+        ValueError: Dictionary and model do not fit, nothing can be spliced in where the dictionary writes, or the budget is
+            not a size.
     """
     if isinstance(dictionary, DictionaryInUse):
         used: DictionaryInUse = dictionary
     elif isinstance(dictionary, TranscoderReader):
-        used = Transcoders(dictionary, model.device)
+        used = Transcoders(dictionary, model.device, dtype, memory_budget)
     else:
-        used = Saes(dictionary, model.device)
+        used = Saes(dictionary, model.device, dtype, memory_budget)
     used.check_fits(model.description, model.name)
     if used.writes.is_branch:
         raise ValueError(

@@ -53,8 +53,7 @@ def show_card(
         Text.assemble(
             "0 ", (_sparkline(card["histogram"]["counts"]), "cyan"), f" {plain(card['histogram']['edges'][-1])}"
         ),
-        _tokens("promotes   ", card["promoted"], "green"),
-        _tokens("suppresses ", card["suppressed"], "red"),
+        *_direct_effect(card["promoted"], card["suppressed"]),
         *extra,
         Text(),
         _contexts(card["contexts"][:contexts], card["max_activation"], console.color_system is not None),
@@ -145,6 +144,12 @@ def _sparkline(counts: Sequence[int]) -> str:
     """Draw bars as high as the logarithm of the counts: high activations are rare, but they are the ones that matter."""
     most = max(count.bit_length() for count in counts)
     return "".join(_BARS[-(-count.bit_length() * (len(_BARS) - 1) // most)] for count in counts)
+
+
+def _direct_effect(promoted: Sequence[tuple[str, float]], suppressed: Sequence[tuple[str, float]]) -> list[Text]:
+    if not promoted:
+        return [Text("the tokens it promotes have nothing in common: later layers read what it writes", style="dim")]
+    return [_tokens("promotes   ", promoted, "green"), _tokens("suppresses ", suppressed, "red")]
 
 
 def _tokens(title: str, pairs: Sequence[tuple[str, float]], style: str) -> Text:

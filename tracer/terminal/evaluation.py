@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -61,8 +61,7 @@ def show_evaluation(report: EvaluationReport, console: Console | None = None) ->
     heading = Text.assemble(
         (visible(report.dictionary_name), "bold"), f" in {visible(report.model_name)}, at {report.writes}"
     )
-    parts = [heading, _layers(report, console), _layers_note(report), _all(report), _all_note(report)]
-    console.print(Group(*parts))
+    console.print(heading, _layers(report, console), _layers_note(report), _all(report), _all_note(report), sep="\n")
 
 
 def _layers(report: EvaluationReport, console: Console) -> Table:

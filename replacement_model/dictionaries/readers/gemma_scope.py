@@ -204,10 +204,6 @@ def _cross_layer_patterns(inner: str) -> list[str]:
     return [f"{inner}/*"] if inner else ["config.json", "params_layer_*.safetensors"]
 
 
-def _layer_patterns(inner: str) -> list[str]:
-    return [f"{inner}/*"] if inner else ["config.json", PARAMETERS]
-
-
 def _check_sites(path: Path, config: dict[str, Any], layers: list[int]) -> Site:
     """The common input site of the given layers' hooks; the layer in each hook's name must be the file's own."""
     found: dict[str, set[Site]] = {}
@@ -242,5 +238,5 @@ ONE_LAYER = FileFormat(
     PARAMETERS,
     lambda path: (path / PARAMETERS).is_file(),
     _open_layer,
-    _layer_patterns,
+    lambda inner: [f"{inner}/{name}" if inner else name for name in ("config.json", PARAMETERS)],
 )

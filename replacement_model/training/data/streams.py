@@ -25,6 +25,7 @@ from crosstrace.replacement_model.base_model import BaseModel
 from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.replacement_model.training.data.capture import read_sites, sites_of
 from crosstrace.replacement_model.training.data.documents import Documents
+from crosstrace.replacement_model.training.data.team import Team
 from crosstrace.replacement_model.training.data.windows import Notice, Window, WindowReader
 from crosstrace.replacement_model.training.settings import TrainingSettings
 
@@ -55,6 +56,7 @@ class ActivationStream:
         spill: Path | None = None,
         notice: Notice = lambda line: None,
         filled: Filled = lambda done, total: None,
+        team: Team | None = None,
     ) -> None:
         """Prepare a stream; the first batch or sample starts it.
 
@@ -66,6 +68,7 @@ class ActivationStream:
             spill: A folder for the buffer; None keeps it in memory.
             notice: Told, in a line, when the corpus starts again.
             filled: Told how many positions of a fill are there.
+            team: The processes that share the passes; None: this one alone.
 
         Raises:
             ValueError: The model lacks one of the layers.
@@ -76,6 +79,7 @@ class ActivationStream:
             raise ValueError(f"layers: there is no layer {self.layers[-1]} in {base.name}; it has {n_layers}")
         self.base, self._settings, self._filled, self._spill = base, settings, filled, spill
         self.sites = sites_of(settings)
+        self._team = team or Team()
         self.buffer_tokens = buffer_tokens or settings.buffer_tokens
         self._reader = WindowReader(
             documents,
@@ -175,20 +179,35 @@ class ActivationStream:
         self._allocate()
         chunks, done = [], 0
         random = np.random.default_rng([self._settings.seed, *b"chunks", self._fill])
-        for batch in _passes(windows, self._pass_tokens()):
-            starts = self._read(batch, done)
-            for start, window in zip(starts, batch, strict=True):
-                chunks += list(_chunks(start, len(window) - excluded, self._settings.chunk_positions, random))
-            done = starts[-1] + len(batch[-1]) - excluded
+        parts: list[tuple[int, int]] = []
+        for number, batch in enumerate(_passes(windows, self._pass_tokens())):
+            lengths = [len(window) - excluded for window in batch]
+            parts.append((done, done + sum(lengths)))
+            if number % self._team.size == self._team.rank:
+                self._read(batch, done)
+            for length in lengths:
+                chunks += list(_chunks(done, length, self._settings.chunk_positions, random))
+                done += length
             self._filled(done, total)
+        self._share_out(parts)
         order = random.permutation(len(chunks))
         self._order = np.concatenate([np.arange(*chunks[place]) for place in order])
 
     def _pass_tokens(self) -> int:
         return _PASS_TOKENS.get(self.base.device.type, _PASS_TOKENS_ON_GPU)
 
-    def _read(self, windows: Sequence[Window], start: int) -> list[int]:
-        """Run windows and keep what passes the sites from a place of the buffer on; return where each window begins."""
+    def _share_out(self, parts: Sequence[tuple[int, int]]) -> None:
+        """Give every process the activations of the passes that the others ran."""
+        if self._team.size == 1:
+            return
+        for number, (start, end) in enumerate(parts):
+            for site_ltd in self._buffer_sltd:
+                part_ltd = site_ltd[:, start:end].contiguous().to(self.base.device)
+                self._team.spread(part_ltd, number % self._team.size)
+                site_ltd[:, start:end] = part_ltd
+
+    def _read(self, windows: Sequence[Window], start: int) -> None:
+        """Run windows and keep what passes the sites from a place of the buffer on."""
         excluded = self.base.description.excluded_first
         tokens_bw = torch.zeros(len(windows), max(map(len, windows)), dtype=torch.int64)
         keep_bw = torch.zeros(tokens_bw.shape, dtype=torch.bool)
@@ -202,8 +221,6 @@ class ActivationStream:
             self._buffer_sltd[site][layer, start:end] = value_bwd[keep_bw]
 
         read_sites(self.base, tokens_bw, self.sites, self.layers, keep)
-        lengths = [len(window) - excluded for window in windows]
-        return (start + np.cumsum([0, *lengths[:-1]])).tolist()
 
     def _allocate(self) -> None:
         """Make the buffer, once: (L, T, D) for each site, in the model's dtype."""

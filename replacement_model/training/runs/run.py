@@ -30,6 +30,7 @@ from crosstrace.replacement_model.training.core import Trainer
 from crosstrace.replacement_model.training.data.documents import Documents
 from crosstrace.replacement_model.training.data.rows import WindowRows
 from crosstrace.replacement_model.training.data.streams import ActivationStream, bytes_a_token
+from crosstrace.replacement_model.training.data.team import Team
 from crosstrace.replacement_model.training.end_to_end import fine_tune_step
 from crosstrace.replacement_model.training.export import export
 from crosstrace.replacement_model.training.parameters import DictionaryShape
@@ -99,8 +100,10 @@ def train(
         corpus = Corpus([corpus])
     elif not isinstance(corpus, Corpus | Texts):
         corpus = Texts(corpus)
-    run = _Run(base, Documents(corpus, settings.held_out_share), Path(folder), settings, watcher or Watcher())
-    if run.open(resume, memory_budget):
+    team = Team.joined(base.device)
+    watcher = watcher if watcher is not None and team.rank == 0 else Watcher()
+    run = _Run(base, Documents(corpus, settings.held_out_share), Path(folder), settings, watcher, team)
+    if run.open_together(resume, memory_budget):
         return run.record
     with _without_probabilities(base):
         try:
@@ -118,8 +121,15 @@ class _Run:
     """One run of `train`."""
 
     def __init__(
-        self, base: BaseModel, documents: Documents, folder: Path, settings: TrainingSettings, watcher: Watcher
+        self,
+        base: BaseModel,
+        documents: Documents,
+        folder: Path,
+        settings: TrainingSettings,
+        watcher: Watcher,
+        team: Team,
     ) -> None:
+        self.team = team
         self.base, self.documents, self.folder, self.settings, self.watcher = base, documents, folder, settings, watcher
         self.shape = DictionaryShape.of(settings, base.description)
         self.where: dict[str, Any] = {"stage": TRAINING, "seconds": 0.0, "stage_began": 0.0, "tokens": 0, "steps": 0}
@@ -127,6 +137,26 @@ class _Run:
         self.record: TrainingRecord
 
     # Opening
+
+    def open_together(self, resume: bool, memory_budget: int | str | None) -> bool:
+        """Let process 0 open the folder, and tell the others what it found; return whether the run is finished."""
+        found: Any = None
+        if self.team.rank == 0:
+            try:
+                found = (self.open(resume, memory_budget), self.record, self.where, self.state is not None)
+            except (ValueError, OSError, MemoryError) as problem:
+                if self.team.size == 1:
+                    raise
+                found = problem
+        found = self.team.told(found)
+        if isinstance(found, Exception):
+            raise found
+        finished, record, where, continued = found
+        if self.team.rank:
+            self.record, self.where = record, where
+            if continued:
+                _, self.state = checkpoint.read_checkpoint(self.folder)
+        return finished
 
     def open(self, resume: bool, memory_budget: int | str | None) -> bool:
         """Find out what the folder holds; return whether the run is finished already."""
@@ -148,7 +178,7 @@ class _Run:
             )
             raise ValueError(f"{self.folder} holds {what}, or name another folder")
         digests = self.documents.digests()
-        machine = machine_now(torch.get_num_threads(), str(self.base.device))
+        machine = machine_now(torch.get_num_threads(), str(self.base.device)) | {"processes": self.team.size}
         if before is not None:
             before.check_same(self.folder, self.settings, model, digests)
             self.record = before
@@ -244,6 +274,7 @@ class _Run:
                 spill,
                 self._notice,
                 self.watcher.filling,
+                self.team,
             )
             if self.state is not None:
                 stream.restore(self.where["stream"])
@@ -333,7 +364,7 @@ class _Run:
         if wanted is not None:
             return tokens / wanted
         assert seconds is not None
-        return (self._seconds() - self.where["stage_began"]) / seconds
+        return self.team.told((self._seconds() - self.where["stage_began"]) / seconds)
 
     def _after_step(self, trainer: Trainer, place: Any, length: tuple[int | None, float | None], **seen: float) -> None:
         wanted, seconds = length
@@ -344,6 +375,7 @@ class _Run:
         if self._saved_share is None or self._saved_share > share:  # a stage begins, or is gone on with
             self._saved_share, self._share_at = share, now
         done = share - self._saved_share
+        left: float | None
         if self.settings.minutes is not None:
             left = max(60 * self.settings.minutes - now, 0.0)
         else:
@@ -370,13 +402,15 @@ class _Run:
                 seen.get("dead"),
             )
         )
-        if self.watcher.stop_asked():
+        due = time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes
+        stop, due = self.team.told((self.watcher.stop_asked(), due))
+        if stop:
             self._save(trainer, place())
             raise TrainingInterrupted(
                 f"interrupted after {self.where['tokens']:,} tokens; the state is kept in {self.folder}: "
                 "continue with the same command and --resume (resume=True)"
             )
-        if time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes:
+        if due:
             self._save(trainer, place())
 
     def _diverged(self, loss: float) -> DivergedError:
@@ -392,6 +426,9 @@ class _Run:
         if not checkpoint.is_finite(state):
             raise self._diverged(math.nan)
         self.where["seconds"] = self._seconds()
+        self._saved_at = time.monotonic()
+        if self.team.rank:
+            return
         where = {**self.where, **place, "curves": self.record.curves.to_dict(), "notices": self.record.notices}
         checkpoint.write_checkpoint(self.folder, where, state)
         self.record.write(self.folder)
@@ -403,10 +440,12 @@ class _Run:
         if not checkpoint.is_finite(trainer.state()):
             raise self._diverged(math.nan)
         self.record.run["seconds"] = round(self._seconds(), 3)
-        export(trainer, self.folder, self.base.name)
         self.record.finished = True
-        self.record.write(self.folder)
-        (self.folder / checkpoint.FILE).unlink(missing_ok=True)
+        if self.team.rank == 0:
+            export(trainer, self.folder, self.base.name)
+            self.record.write(self.folder)
+            (self.folder / checkpoint.FILE).unlink(missing_ok=True)
+        self.team.told(None)  # the others return once the files are there
 
 
 def recorded_settings(folder: str | os.PathLike[str]) -> TrainingSettings | None:
@@ -428,12 +467,13 @@ def recorded_threads(folder: str | os.PathLike[str]) -> int | None:
 @contextmanager
 def _without_probabilities(base: BaseModel) -> Iterator[None]:
     """Let attention be computed without its probabilities, which nobody reads here."""
-    before = base.model.config._attn_implementation
-    base.model.set_attn_implementation("sdpa")
+    model: Any = base.model
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        base.model.set_attn_implementation(before)
+        model.set_attn_implementation(before)
 
 
 __all__ = ["FILE", "DivergedError", "TrainingInterrupted", "recorded_settings", "recorded_threads", "train"]

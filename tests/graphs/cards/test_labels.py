@@ -35,3 +35,21 @@ def test_how_far_a_token_must_stand_out():
     assert automatic_label(["x"], [("y", ON_ITS_OWN * 0.999)], 1.0, 1000) == "~ x"
     assert automatic_label(["x"], [("y", ON_ITS_OWN * 1.001)], 2.0, 1000) == "~ x"
     assert automatic_label(["x"], [("y", 0.0)], 0.0, 1000) == "~ x"  # a decoder that writes nothing
+
+
+@pytest.mark.parametrize(
+    ("peaks", "coherent", "label"),
+    [
+        ([" is", " is", " was"], True, "~ is → Austin, Dallas"),
+        ([" of", " is", " was"], True, "~ → Austin, Dallas"),
+        ([" of", " is", " was"], False, "~ of, is …"),
+        ([" of", " is", " was"], None, "~ of, is …"),
+    ],
+)
+def test_coherent_tokens_are_named_whether_or_not_one_stands_out(peaks, coherent, label):
+    promoted = [(" Austin", 3.0), ("austin", 2.9), (" Dallas", 2.8), (" Waco", 2.7)]
+    assert automatic_label(peaks, promoted, 1.0, 1000, coherent) == label
+
+
+def test_without_coherence_a_token_that_stands_out_is_named_as_ever():
+    assert automatic_label([" is"], STRONG, 1.0, 1000, False) == "~ is → Austin"

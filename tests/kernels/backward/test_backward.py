@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_samples import DEVICE, SIZES, Sizes, assert_close, path, sample, strict  # noqa: F401
+from kernel_samples import DEVICE, PATHS, Sizes, assert_close, path, sample, strict  # noqa: F401
 
 from crosstrace.kernels import (
     AdamStep,
@@ -12,6 +12,7 @@ from crosstrace.kernels import (
     RowMoments,
     SparseActivations,
     adam_rows,
+    decode,
     decode_backward,
     decode_backward_adam,
     decode_backward_reference,
@@ -20,7 +21,18 @@ from crosstrace.kernels import (
     encode_backward_adam,
     encode_backward_reference,
 )
+from crosstrace.kernels.dispatch import VARIABLE
 
+# Few features: a program of the interpreter updates one row of one layer.
+SIZES = [
+    Sizes(positions=9, features=7),
+    Sizes(1, 1, 1, 1, 1.0),
+    Sizes(4, 3, 33, 6),
+    Sizes(2, 17, 300, 3, 0.6),
+    Sizes(3, 4, 8, 6, 1.0),
+    Sizes(3, 4, 8, 6, 0.0),
+    Sizes(4, 6, 16, 5, cross_layer=False),
+]
 ADAM = AdamStep(1e-2, 0.9, 0.99, 1e-8)
 
 
@@ -197,11 +209,28 @@ def test_untouched_rows_and_forgotten_ones(path):  # noqa: F811
 
 
 def test_repeatable_to_the_bit(path):  # noqa: F811
-    drawn, gradient = sample(Sizes(2, 20, 33, 20, 0.3)), upstream(Sizes(2, 20, 33))
+    drawn, gradient = sample(Sizes(2, 20, 33, 8, 0.3)), upstream(Sizes(2, 20, 33))
     first, second = (decode_backward(drawn.activations, drawn.decoders_fjd, gradient) for _ in range(2))
     assert torch.equal(first[0], second[0])
     for a, b in zip(first[1], second[1], strict=True):
         assert torch.equal(a.gradients, b.gradients)
+
+
+@pytest.mark.skipif("compiled" not in PATHS, reason="numba is not installed, or a GPU is used")
+def test_threads_do_not_change_a_bit(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "compiled")
+    sizes = Sizes(3, 300, 160, 50, 0.3)  # enough work for several threads
+    drawn, gradient = sample(sizes), upstream(sizes)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        weights = copies(drawn.decoders_fjd)
+        moments = [RowMoments.zeros_like(weight) for weight in weights]
+        values = decode_backward_adam(drawn.activations, weights, gradient, moments, ADAM)
+        index = drawn.row_indices
+        results.append([values, *weights, decode(drawn.activations, weights, index), *(m.second for m in moments)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_bad_input():

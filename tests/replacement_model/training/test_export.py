@@ -76,3 +76,10 @@ def test_saes_read_again_are_the_trainer_s(trained, tmp_path):
         made = read.affine(layer, inputs[i]).clone()
         read.add_decoded(layer, found, made[None])
         assert torch.allclose(made, expected[i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["clt"], indirect=True)
+def test_files_are_readable_as_new_files_are(trained, tmp_path):
+    (tmp_path / "any").write_bytes(b"")
+    for path in export(trained, tmp_path / "out", "tiny"):
+        assert path.stat().st_mode == (tmp_path / "any").stat().st_mode, path

@@ -223,5 +223,9 @@ def test_a_trace_of_excluded_positions_has_no_score(model, local):
     graph = trace(model, local.tokens_p, excluded_first=local.n_positions)
     assert graph.settings["excluded_first"] == local.n_positions
     assert all(math.isnan(score) for score in graph_scores(graph))
-    assert graph_as_json(graph)["metadata"]["scores"] == {"replacement": None, "completeness": None}
+    assert graph_as_json(graph)["metadata"]["scores"] == {
+        "replacement": None,
+        "completeness": None,
+        "counted": "the whole graph",
+    }
     assert graph.completeness_error() < 1e-5

@@ -308,7 +308,9 @@ def test_what_the_file_says_of_itself(model, texts, built):
     assert (built.model_name, built.transcoders_name) == ("crosstrace-demo", "crosstrace-demo-clt")
     assert built.fingerprints == weight_fingerprints(model)
     assert built.corpus["texts"] == built.corpus["contexts"] == len(texts)
-    assert built.settings == {
+    settings = dict(built.settings)
+    assert 0 < settings.pop("coherence_by_chance") < 1
+    assert settings == {
         "context_length": 64,
         "excluded_first": 1,
         "contexts": 4,

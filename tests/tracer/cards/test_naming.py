@@ -12,7 +12,7 @@ from crosstrace.graphs import AttributionGraph, prune
 from crosstrace.graphs.cards.labels import GUESS_MARK, guessed_label, is_guess
 from crosstrace.graphs.exporters.neuronpedia import graph_as_json
 from crosstrace.replacement_model import ReplacementModel, demo, direct_logits
-from crosstrace.replacement_model.readouts.direct_logits import _largest, promoted_tokens
+from crosstrace.replacement_model.readouts.direct_logits import promoted_tokens
 from crosstrace.tracer import guesses, trace, with_guesses
 
 LARGE = 262144
@@ -44,15 +44,6 @@ def test_promoted_tokens_are_the_upper_end_of_the_direct_logits(case: Case, coun
         torch.testing.assert_close(found.spread[row], one.spread[0], rtol=1e-4, atol=1e-5)
         assert len(set(found.promoted[row].tolist())) == found.promoted.shape[1]
     assert promoted_tokens(model, [], count).promoted.shape[0] == 0
-
-
-def test_the_largest_are_found_group_by_group() -> None:
-    values = torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))
-    values[0, 64:72] = torch.arange(10, 18)  # all of them in one group
-    values[1, ::512] = torch.arange(10, 18, dtype=torch.float32)  # each in a group of its own
-    found, where = _largest(values, 8)
-    assert torch.equal(found, values.topk(8).values)
-    assert torch.equal(values.gather(1, where), found)
 
 
 def test_features_that_do_not_exist_are_named(model: ReplacementModel) -> None:

@@ -251,3 +251,28 @@ def test_every_kind_runs(base, corpus, tmp_path, kind):
     assert len(list((tmp_path / kind).glob("layer_*"))) == (2 if kind == "sae" else 6)
     assert json.loads((tmp_path / kind / "training.json").read_text())["settings"]["kind"] == kind
     assert ("end to end" in record.run) == (kind != "sae")
+
+
+_TOGETHER = """
+import os, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {here!r})
+from test_run import SMALL
+from crosstrace.replacement_model.base_model import BaseModel
+from crosstrace.replacement_model.training.runs.run import train
+from crosstrace.replacement_model.training.settings import load_recipe
+record = train(BaseModel.from_pretrained("demo", "cpu"), {corpus!r}, {folder!r}, load_recipe("laptop", **SMALL))
+assert record.finished and record.machine["processes"] == 2
+"""
+
+
+def test_two_processes_give_the_single_process_result(corpus, whole, tmp_path):
+    folder = tmp_path / "clt"
+    script = tmp_path / "together.py"
+    script.write_text(
+        _TOGETHER.format(here=str(Path(__file__).parent), corpus=str(corpus), folder=str(folder)), encoding="utf-8"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert same(whole, folder)
