@@ -165,7 +165,9 @@ def _mean(layers: list[dict[str, float]], key: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--hours", type=float, default=HOURS, help="how long all of it is planned to take (default: 0.5)")
+    parser.add_argument(
+        "--hours", type=float, default=HOURS, help="how long all of it is planned to take (default: 0.5)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     minutes = chosen.hours * 60 - OTHER_MINUTES
