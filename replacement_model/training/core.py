@@ -187,7 +187,7 @@ class Trainer:
             auxiliary, auxiliary_loss = auxiliary_group(self.parameters, x_lbd, errors[-1], dead_lf, s)
         errors_lbd = errors[-1].clone() if resets_due else errors[-1]
         groups = prefix_gradients(errors, groups)
-        dead = [self._draw_dead(layer, x_bd, dead_lf[layer]) for layer, x_bd in enumerate(x_lbd)] if self._draws else []
+        dead = self._draw_dead(x_lbd, dead_lf) if self._draws else []
         strength = min(1.0, progress / s.l0_warmup_share) if s.l0_warmup_share else 1.0
         backward = Backward(
             self.parameters,
@@ -231,11 +231,10 @@ class Trainer:
         """Whether a loss draws dead features' pre-activations up to their thresholds."""
         return self.settings.activation == "ste-jumprelu" and self.settings.pre_activation_coefficient > 0
 
-    def _draw_dead(self, layer: int, x_bd: Tensor, dead_f: Tensor) -> DeadGradients | None:
-        thresholds_lf = self.sparsity.thresholds(self.norms_lf)
-        return pre_activation_gradients(
-            self.parameters, layer, x_bd, dead_f, thresholds_lf[layer], self.norms_lf[layer], self.settings
-        )
+    def _draw_dead(self, x_lbd: Tensor, dead_lf: Tensor) -> list[DeadGradients | None]:
+        p, s, thresholds_lf = self.parameters, self.settings, self.sparsity.thresholds(self.norms_lf)
+        layers = enumerate(zip(x_lbd, dead_lf, thresholds_lf, self.norms_lf, strict=True))
+        return [pre_activation_gradients(p, layer, *tensors, s) for layer, tensors in layers]
 
     def refresh_norms(self) -> None:
         """Take the norms of decoders anew, every few steps."""

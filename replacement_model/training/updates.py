@@ -29,7 +29,7 @@ from crosstrace.kernels import (
 )
 from crosstrace.replacement_model.training.dead_features import DeadGradients
 from crosstrace.replacement_model.training.parameters import Moments, Parameters
-from crosstrace.replacement_model.training.passes import Group
+from crosstrace.replacement_model.training.passes import Group, entries_of
 from crosstrace.replacement_model.training.sparsity import EntryGradients, Listed, Sparsity
 
 
@@ -102,8 +102,7 @@ class Backward:
     def _entries(self) -> SparseActivations:
         if self.groups[0].mask_n is None:
             return self.groups[0].entries
-        layers = [(part.positions, part.features, part.values) for part in self.listed]
-        return SparseActivations.from_layers(layers, self.x_lbd.shape[1])
+        return entries_of(self.listed, self.x_lbd.shape[1])
 
     def _entry_gradients(self, layer: int, by_value_n: Tensor) -> EntryGradients:
         n_tokens = self.x_lbd.shape[1]
