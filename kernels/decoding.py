@@ -152,6 +152,11 @@ def decode_layer_sparse(
     """Decode each position as one weighted sum of rows, in their order; the entries of a position are adjacent."""
     n_written, n_positions, d_model = out_jpd.shape
     values_n = values_n.float()
+    if n_written > 1 and rows_ujd.dtype == torch.float32 and rows_ujd.stride(0) == d_model < rows_ujd.stride(1):
+        # Stored target layer by target layer, as in training: then each layer's rows lie side by side.
+        for out_pd, rows_ud in zip(out_jpd, rows_ujd.unbind(1), strict=True):
+            decode_layer_sparse(out_pd[None], positions_n, values_n, rows_ud[:, None], row_index_n)
+        return
     rows = FloatRows(rows_ujd, row_index_n, n_written)
     if rows.stored_flat:
         # torch's own sum of rows by index reads each row in place. For narrower rows it would round values and sums to

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from crosstrace.kernels import SparseActivations, decode_layer
-from crosstrace.kernels.dispatch import choose_path
 from crosstrace.replacement_model.training.parameters import Parameters
 from crosstrace.replacement_model.training.sparsity import Listed
 
@@ -62,13 +61,7 @@ def decode_layer_into(out_jbd: Tensor, entries: SparseActivations, layer: int, d
     """Add what one layer's active features write to `out_jbd`, the layers they write to, in place."""
     own = entries.layer(layer)
     positions_n, values_n, features_n = entries.positions[own], entries.values[own], entries.features[own]
-    work = len(values_n) * len(decoder_jfd) * decoder_jfd.shape[2]
-    if len(decoder_jfd) == 1 or choose_path("decode_layer", out_jbd.device, work) != "torch":
-        decode_layer(out_jbd, positions_n, values_n, decoder_jfd.transpose(0, 1), features_n)
-        return
-    # torch's own loop wants rows that lie side by side, as those of one written layer do.
-    for out_bd, written_fd in zip(out_jbd, decoder_jfd, strict=True):
-        decode_layer(out_bd[None], positions_n, values_n, written_fd[:, None], features_n)
+    decode_layer(out_jbd, positions_n, values_n, decoder_jfd.transpose(0, 1), features_n)
 
 
 def split(listed: Sequence[Listed], n_tokens: int, n_features: int, shares: Sequence[float]) -> list[Group]:
