@@ -228,9 +228,8 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
 
 
 def _wrapped(label: str) -> list[Line]:
-    width = _LABEL_LINE + (
-        label.index(" ") + 1 if is_automatic(label) and " " in label else 0
-    )  # the mark does not stand on a line of its own
+    mark = label.find(" ") + 1 if is_automatic(label) else 0
+    width = _LABEL_LINE + mark  # the mark does not stand on a line of its own
     text = short(label, width * _LABEL_LINES)
     lines = textwrap.wrap(text, width) or [text]
     if len(lines) > _LABEL_LINES:

@@ -85,7 +85,7 @@ def test_a_guess_that_chance_would_give_is_marked_as_weak() -> None:
     assert guessed_label([("x", 6.1)], 1.0, LARGE, coherent=False) == "→ x"
     weak = guessed_label([("x", 5.9), ("y", 5.8)], 1.0, LARGE, coherent=False)
     assert weak == "→? x, y"
-    assert is_guess(weak) and is_automatic(weak) and is_weak_guess(weak)
+    assert all(says(weak) for says in (is_guess, is_automatic, is_weak_guess))
     assert GUESS_LEGEND.split()[0] == weak.split()[0]
     assert guessed_label([("x", 5.9)], 1.0, 820, coherent=False) == "→ x"  # of fewer tokens the largest is smaller
     assert not guessed_label([("x", 0.0)], 0.0, LARGE, coherent=False)  # a decoder of zeros
