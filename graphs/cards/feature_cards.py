@@ -286,11 +286,11 @@ class FeatureCards(Mapping[Key, FeatureCard]):
             `context`. In that order, then by the logit of the token where it is promoted, then by firing rate.
         """
         wanted = text.strip().casefold()
-        # A label is made of tokens: one that holds the text holds its longest part in one of them.
-        part = max((piece.strip() for piece in re.split("[,→…~]", wanted)), key=len)
+        # A label is made of tokens, some of them in quotes: one that holds the text holds its longest part in one of them.
+        part = max((piece.strip(" '") for piece in re.split("[,→…~]", wanted)), key=len)
         strings = [self._string(number).casefold() for number in range(len(self._tensors["token_ids"]))]
         whole = np.array([bool(wanted) and wanted in string for string in strings], dtype=np.bool_)
-        in_label = np.array([bool(part) and part in string.strip() for string in strings], dtype=np.bool_)
+        in_label = np.array([bool(wanted) and part in string.strip() for string in strings], dtype=np.bool_)
         # With the number of matches before each token of the corpus, any window is one subtraction.
         before = np.concatenate([[0], np.cumsum(whole[self._tensors["tokens"]], dtype=np.int64)])
         found: list[tuple[int, float, float, Key]] = []
