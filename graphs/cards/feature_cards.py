@@ -416,9 +416,7 @@ class FeatureCards(Mapping[Key, FeatureCard]):
 
 
 def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> AttributionGraph:
-    """Return the graph with automatic labels for the features that have none.
-
-    In a pruned graph only the features that pruning kept get one.
+    """Return the graph with automatic labels for the features that have none, also those that pruning dropped.
 
     Args:
         graph: Raw or pruned.
@@ -432,9 +430,7 @@ def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> Att
         return graph
     labels = list(graph.feature_labels)
     known: dict[Key, str] = {}
-    for node in graph.kept_nodes():
-        if node >= len(labels):
-            break
+    for node in range(graph.layout.n_features):
         if not labels[node].strip():
             key = graph.feature_key(node)
             if key not in known:

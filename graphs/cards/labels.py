@@ -58,7 +58,7 @@ def automatic_label(
         vocabulary: Size of the vocabulary.
         coherent: Whether the promoted tokens are more alike than chance makes them; None where that is not known.
 
-    Tokens that hold a comma or a quotation mark are quoted, as in guesses.
+    Tokens that hold a comma, an arrow or a tilde are quoted, as in guesses.
 
     Example:
         >>> automatic_label([" is", " is"], [(" Austin", 9.0)], 0.5, 820)
@@ -85,7 +85,7 @@ def guessed_label(promoted: Sequence[tuple[str, float]], spread: float, vocabula
     """Return a guess at what a feature means, from what it promotes alone; "" if it promotes nothing.
 
     Tokens that are shown alike, such as " Paris" and "Paris", count as one. A third token is
-    named if the guess stays short. Tokens that hold a comma or a quotation mark are quoted.
+    named if the guess stays short. Tokens that hold a comma, an arrow or a tilde are quoted.
 
     Args:
         promoted: Tokens and their logits, strongest first; a few more than the guess names.
@@ -130,4 +130,4 @@ def _stands_out(promoted: Sequence[tuple[str, float]], spread: float, vocabulary
 def _told_apart(token: str) -> str:
     """A token as one entry of a list that commas separate."""
     shown = short(token, _LONGEST)
-    return f"'{shown}'" if set(shown) & set(",'\"→~") else shown
+    return f"'{shown}'" if set(shown) & set(",→~") else shown
