@@ -142,6 +142,17 @@ def test_an_intervention(width):
     assert "+0.21" not in text  # a logit that rises while its token becomes less likely misleads
 
 
+@pytest.mark.parametrize("width", [72, 80, 120])
+def test_tokens_of_an_intervention_are_not_broken(width):
+    tokens = [" Sacramento", " Oklahoma City", " Washington"]
+    changes = [TokenChange(i, token, 3.6e-4, 2.0e-5, 0.1, -12.91) for i, token in enumerate(tokens)]
+    result = BeforeAfter("", [], [], [], "iterative", "frozen", 0, 0, changes, changes, None, None)
+    text = printed(lambda console: show_before_after(result, console), width)
+    assert all(text.count(token.strip()) == 2 for token in tokens)
+    side_by_side = any("top before" in line and "top after" in line for line in text.splitlines())
+    assert side_by_side == (width == 120)  # where there is room
+
+
 @WIDTHS
 def test_a_validation(width):
     norms = [0.5 * 0.93**layer for layer in range(LAYERS)]
@@ -156,7 +167,7 @@ def test_a_validation(width):
         transcoders_name=WIDE[0],
         target="[bold]",
         direct=DirectEffects(1, 123456, 1e-6, 2.3e-7, 1.0, [], []),
-        total=TotalEffects([], [], [], [], [], rank, rank),
+        total=TotalEffects([], [], [], [], [], [], rank, rank, rank),
         curves=curves,
         quality=Quality(599, 0.997, True, 0.01, 3.0, norms),
     )
