@@ -159,13 +159,16 @@ def gradient_norm(trainer: Trainer, x_lbd: Tensor, entries: SparseActivations, g
             entries.values[own],
             decoder_jfd.transpose(0, 1),
         )
-        squares.append(torch.linalg.vector_norm(rows.gradients, dtype=torch.float64).square())
+        squares.append(_square_sum(rows.gradients))
         values.append(values_n)
     for weights, biases in encode_backward(x_lbd, entries, torch.cat(values)):
-        squares += [
-            torch.linalg.vector_norm(part.gradients, dtype=torch.float64).square() for part in (weights, biases)
-        ]
+        squares += [_square_sum(part.gradients) for part in (weights, biases)]
     return float(torch.stack(squares).sum().sqrt())
+
+
+def _square_sum(tensor: Tensor) -> Tensor:
+    # Row by row in float32, a twentieth of the time of float64 throughout; over all at once float32 would lose digits.
+    return torch.linalg.vector_norm(tensor, dim=-1).double().square().sum()
 
 
 def _normalised_error(new_wpd: Tensor, old_wpd: Tensor) -> Tensor:
