@@ -231,7 +231,8 @@ def _wrapped(label: str) -> list[Line]:
     mark = label.find(" ") + 1 if is_automatic(label) else 0
     width = _LABEL_LINE + mark  # the mark does not stand on a line of its own
     text = short(label, width * _LABEL_LINES)
-    lines = textwrap.wrap(text, width) or [text]
+    # Nor does the ellipsis: textwrap breaks at plain blanks only.
+    lines = [line.replace("\xa0…", " …") for line in textwrap.wrap(text.replace(" …", "\xa0…"), width)] or [text]
     if len(lines) > _LABEL_LINES:
         lines = [*lines[: _LABEL_LINES - 1], lines[_LABEL_LINES - 1][: width - 1].rstrip(" ,…") + "…"]
     return [Line(line) for line in lines]
