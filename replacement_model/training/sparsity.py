@@ -93,6 +93,9 @@ class Sparsity(ABC):
     def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
         """Begin with given thresholds (L, F), for decoder norms (L, F)."""
 
+    def restart(self, layer: int, features_u: Tensor) -> None:
+        """Set what is remembered of some features of a layer back to its beginning; running quantiles remember nothing."""
+
     @abstractmethod
     def list(
         self,
