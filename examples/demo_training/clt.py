@@ -19,7 +19,7 @@ from crosstrace.kernels import decode_backward
 from crosstrace.replacement_model.training.core import StepMetrics, Trainer
 from crosstrace.replacement_model.training.evaluation import reconstruct
 from crosstrace.replacement_model.training.parameters import DictionaryShape
-from crosstrace.replacement_model.training.settings import TrainingSettings, load_recipe
+from crosstrace.replacement_model.training.settings import TrainingSettings
 
 RECIPE = Path(__file__).with_suffix(".toml")
 KEPT = 512  # of the features of the recipe
