@@ -2,7 +2,7 @@
 
 Two things are the demo's alone. Every activation is in memory, once for each distinct beginning of a sentence, and is drawn
 in proportion to how many sentences share it, to the power `DRAWN_BY`. And before the last stretch the features that are
-missed least are dropped: the settings are in `clt.toml`, beside this file.
+missed least are dropped. All the rest is the recipe `clt.toml`, beside this file.
 
 Letters: L layers, N positions, B positions of a batch, F features of a layer, K of them that are kept, D d_model.
 """
