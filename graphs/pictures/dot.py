@@ -15,6 +15,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_weak_guess
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.pictures.figure import FONT_SIZE, Drawing, DrawnNode, Figure, Line, drawing_of
@@ -266,12 +267,20 @@ def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
         dot.add_node(_note(f"note_{sign}", (20, 3), quoted(""), (x + 5, y), **_quoted_values(bar)))
         dot.add_node(_note(f"note_{sign}_name", (54, 12), quoted(sign), (x + 44, y), fontsize="9"))
         x += 90
+    if _has_weak_guesses(drawing):
+        room = text_width(GUESS_LEGEND, 9)
+        dot.add_node(_note("note_guess", (room, 12), quoted(GUESS_LEGEND), (x + room / 2, y), fontsize="9"))
 
 
 def _kinds(drawing: Drawing) -> list[str]:
     """Kinds in the legend: supernodes only where there are some."""
     merged = any(node.kind == "supernode" for node in drawing.nodes)
     return [kind for kind in STYLES if kind != "supernode" or merged]
+
+
+def _has_weak_guesses(drawing: Drawing) -> bool:
+    named = (node for node in drawing.nodes if node.kind in ("feature", "supernode"))
+    return any(is_weak_guess(line.text) for node in named for line in node.lines)
 
 
 def _caption(drawing: Drawing) -> str:
@@ -282,6 +291,8 @@ def _caption(drawing: Drawing) -> str:
         f'<td width="14" height="8" fixedsize="true" bgcolor="{colour}"></td><td><font point-size="9">{name} </font></td>'
         for colour, name in swatches
     )
+    if _has_weak_guesses(drawing):
+        cells += f'<td><font point-size="9">{_html_text(GUESS_LEGEND)}</font></td>'
     title = f'<font point-size="13"><b>{_html_text(short(drawing.title, 90))}</b></font>'
     return f'<<table border="0"><tr><td>{title}</td></tr><tr><td><table border="0"><tr>{cells}</tr></table></td></tr></table>>'
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from crosstrace.graphs.analysis.paths import along_strongest_paths
 from crosstrace.graphs.analysis.pruning import cumulative_influence
 from crosstrace.graphs.analysis.subgraphs import restricted
-from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.cards.labels import is_automatic
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.numbers import count, plain, probability, share, signed
 from crosstrace.graphs.text import short
@@ -228,7 +228,8 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
 
 
 def _wrapped(label: str) -> list[Line]:
-    width = _LABEL_LINE + (len("→ ") if is_guess(label) else 0)  # the mark does not stand on a line of its own
+    mark = label.find(" ") + 1 if is_automatic(label) else 0
+    width = _LABEL_LINE + mark  # the mark does not stand on a line of its own
     text = short(label, width * _LABEL_LINES)
     lines = textwrap.wrap(text, width) or [text]
     if len(lines) > _LABEL_LINES:
