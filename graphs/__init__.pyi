@@ -1,6 +1,8 @@
 from .analysis.comparison import GraphComparison as GraphComparison
 from .analysis.comparison import compare as compare
 from .analysis.comparison import write_comparison as write_comparison
+from .analysis.flow import Flow as Flow
+from .analysis.flow import flow_to as flow_to
 from .analysis.influence import row_scale as row_scale
 from .analysis.influence import spread as spread
 from .analysis.influence import target_weights as target_weights
@@ -14,6 +16,10 @@ from .analysis.pruning import prune as prune
 from .analysis.pruning import unpruned as unpruned
 from .analysis.scores import GraphScores as GraphScores
 from .analysis.scores import graph_scores as graph_scores
+from .analysis.story import Story as Story
+from .analysis.story import StoryEdge as StoryEdge
+from .analysis.story import StoryNode as StoryNode
+from .analysis.story import story_of as story_of
 from .analysis.subgraphs import restricted as restricted
 from .analysis.supernodes import suggest_supernodes as suggest_supernodes
 from .cards.feature_cards import FeatureCard as FeatureCard

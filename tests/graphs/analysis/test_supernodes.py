@@ -42,7 +42,7 @@ def test_shared_words_make_groups_and_their_names():
 
 def test_without_labels_shared_neighbours_make_groups():
     assert [nodes for _, nodes in sorted(suggest_supernodes(two_circuits([""] * 6)))] == [[0, 1, 2], [3, 4, 5]]
-    assert sorted(name for name, _ in suggest_supernodes(two_circuits([""] * 6))) == ["L0–2 @ tok0", "L3–5 @ tok1"]
+    assert sorted(name for name, _ in suggest_supernodes(two_circuits([""] * 6))) == ["L0/10 +2", "L3/13 +2"]
 
 
 def test_different_words_keep_the_same_neighbours_apart():

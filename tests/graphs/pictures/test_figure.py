@@ -18,7 +18,7 @@ def edges_of(drawing):
 
 def test_without_supernodes_nodes_and_edges_are_those_kept():
     graph = prune(case("clt_affine")[0])
-    ids, drawing = node_ids(graph), drawing_of(graph, Figure())
+    ids, drawing = node_ids(graph), drawing_of(graph, Figure(everything=True))
     assert [node.name for node in drawing.nodes] == [ids[node] for node in graph.kept_nodes()]
     kept = graph.kept_edges().tocoo()
     expected = {(ids[s], ids[t]): w for t, s, w in zip(kept.row, kept.col, kept.data.tolist(), strict=True)}
@@ -43,7 +43,7 @@ def test_edges_of_merged_supernodes_are_sums(seed):
 
 def test_only_tokens_have_a_probability():
     graph = random_graph(logit_tokens=torch.tensor([100, -1, 102]))
-    lines = {node.name: node.lines for node in drawing_of(graph, Figure()).nodes if node.kind == "logit"}
+    lines = {node.name: node.lines for node in drawing_of(graph, Figure(everything=True)).nodes if node.kind == "logit"}
     assert [len(own) for own in lines.values()] == [2, 1, 2]
 
 
@@ -94,7 +94,7 @@ def test_a_node_that_is_not_there():
 
 def test_tooltips_have_the_numbers_of_tables():
     graph = prune(random_graph(2))
-    drawing = drawing_of(graph, Figure())
+    drawing = drawing_of(graph, Figure(everything=True))
     influence = dict(zip(node_ids(graph), cumulative_influence(graph).tolist(), strict=True))
     for node in drawing.nodes:
         about = node.about.splitlines()[1]
@@ -117,5 +117,5 @@ def test_tooltips_have_the_numbers_of_tables():
 def test_labels_take_two_lines_and_lose_no_first_word(label, expected):
     graph = random_graph(0)
     graph = random_graph(0, feature_labels=[label] * graph.layout.n_features)
-    node = next(node for node in drawing_of(graph, Figure()).nodes if node.kind == "feature")
-    assert [line.text for line in node.lines if not line.small] == expected
+    node = next(node for node in drawing_of(graph, Figure(everything=True)).nodes if node.kind == "feature")
+    assert [line.text.replace("\xa0", " ") for line in node.lines if not line.small] == expected
