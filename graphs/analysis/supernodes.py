@@ -18,7 +18,7 @@ from crosstrace.graphs.analysis.similarity import Cards, Directions, similarity_
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.sparse_rows import Floats
 
-MIN_SIMILARITY = 0.45
+MIN_SIMILARITY = 0.5
 # Distances between all pairs of a position are held at once: 2,000 features are 32 MB.
 _MOST_FEATURES = 2000
 _APART = 1e6  # the distance of what must not be in one group: no average with it is within the threshold

@@ -114,7 +114,7 @@ export class GraphView {
       if (!this.painter.layout) return;
       const { edges, nodes, moving } = this.pending;
       this.pending = { edges: false, nodes: false, moving: false };
-      if (edges) this.painter.drawEdges(moving && this.model.pruned.edges.length > 800);
+      if (edges) this.painter.drawEdges(moving && this.model.edges.length > 800);
       if (nodes) this.painter.drawNodes();
       this.drawOverlay();
     });

@@ -144,13 +144,27 @@ export class Painter {
       return model.layer(node) === model.data.layers && fits ? full : name;
     }
     // The row already shows the layer.
-    return model.label(node) ? short(model.label(node), 40) : `#${model.data.nodes.feature[node]}`;
+    const number = `#${model.data.nodes.feature[node]}`;
+    if (!model.label(node)) return number;
+    return model.isAmbiguous(node) ? `${short(model.label(node), 30)} ${number}` : short(model.label(node), 40);
+  }
+
+  /** Draws what is in view with another pen, for an export. */
+  drawOn(pen: CanvasRenderingContext2D): void {
+    const own = this.contexts;
+    this.contexts = [pen, pen, pen];
+    try {
+      this.drawEdges();
+      this.drawNodes();
+    } finally {
+      this.contexts = own;
+    }
   }
 
   drawEdges(moving = false): void {
     const pen = this.contexts[0];
     pen.clearRect(0, 0, this.width, this.height);
-    const edges = this.model.pruned.edges.subarray(0, moving ? MOVING_EDGES : MOST_EDGES);
+    const edges = this.model.edges.subarray(0, moving ? MOVING_EDGES : MOST_EDGES);
     if (!edges.length) return;
     this.clip(pen);
     const share = this.model.pruned.edgeShare, most = share[edges[0]];

@@ -109,13 +109,19 @@ def named(graph, nodes, cards):
     return group_name(graph, nodes, dict.fromkeys(nodes, 0.5), by_key)
 
 
+def unlabelled():
+    graph = random_graph(L=6, per_layer=8)
+    graph.feature_labels = [""] * graph.layout.n_features
+    return graph
+
+
 def nodes_in(graph, late):
     layer = graph.n_layers - 1 if late else 0
     return [node for node in range(graph.layout.n_features) if graph.place_of(node)[0] == layer][:2]
 
 
 def test_late_groups_are_named_by_what_they_promote_early_ones_by_what_they_fire_on():
-    graph = random_graph(L=6, per_layer=8)
+    graph = unlabelled()
     cards = [card([" Rome", " Paris"], [" Eiffel"]), card([" Paris", " Oslo"], [" Tower"])]
     assert named(graph, nodes_in(graph, late=True), cards) == "→ Paris, Rome, Oslo"
     assert named(graph, nodes_in(graph, late=False), cards) == "~ Eiffel, Tower"
@@ -125,11 +131,11 @@ def test_late_groups_are_named_by_what_they_promote_early_ones_by_what_they_fire
 
 
 def test_what_only_means_its_own_token_says_so_and_given_labels_come_first():
-    graph = random_graph(L=6, per_layer=8)
+    graph = unlabelled()
     nodes = nodes_in(graph, late=False)
     position = graph.place_of(nodes[0])[1]
     graph.token_strings[position] = " of"
     assert named(graph, nodes[:1], [card([], [" of", "of", " Of"])]) == "token: of"
     graph.feature_labels[nodes[0]] = "Texas"
     assert named(graph, nodes[:1], [card([], [" of", "of", " Of"])]) == "Texas"
-    assert named(random_graph(), [0, 1], [{}, {}]) == ""
+    assert named(unlabelled(), [0, 1], [{}, {}]) == ""
