@@ -104,7 +104,7 @@ def _drawn(graph: AttributionGraph, node: StoryNode, name: str, most: float) -> 
             lines = (Line(graph.target_name(i), scale=scale),)
             lines += () if chance is None else (Line(f"p = {probability(chance)}", small=True),)
         case "error":
-            row = 0  # errors of all layers together: their edges go up
+            row = -1  # errors of all layers together enter here, as the token does
             lines = (Line(f"unexplained {passing}", small=True),)
             about = f"{passing} of the influence ends in errors at this position"
         case "rest":

@@ -70,7 +70,7 @@ export class StoryView {
     const most = Math.max(...(story?.nodes ?? []).filter((node) => node.kind !== "target").map((node) => node.influence), 1e-9);
     const perRow = Math.ceil(model.data.layers / MOST_ROWS);
     const row = (node: StoryNode): number =>
-      node.kind === "token" ? -1 : node.kind === "target" ? MOST_ROWS + 1 : node.kind === "error" ? 0 : Math.floor(Math.round(node.layer) / perRow);
+      node.kind === "token" || node.kind === "error" ? -1 : node.kind === "target" ? MOST_ROWS + 1 : Math.floor(Math.round(node.layer) / perRow);
     this.items = (story?.nodes ?? []).map((node, i) => ({
       id: this.clickedAs(i), row: row(node), column: node.position, name: this.name(i), element: this.box(node, i, most),
     }));
