@@ -75,7 +75,8 @@ def page_data(
         assert pruned.node_mask is not None
         fits, reach, edges = pruned.node_mask.numpy().copy(), node_threshold, pruned.kept_edges()
         edge_threshold = 1.0
-        _check_size(int(fits.sum()), edges.nnz, limits)
+        # Tokens always stay; a long prompt is no reason to refuse its page.
+        _check_size(int(fits.sum()) - len(graph.tokens), edges.nnz, limits)
     nodes = np.flatnonzero(fits)
     ids = node_ids(graph)
     features = sorted({graph.feature_key(int(node)) for node in np.flatnonzero(fits[graph.layout.features])})
