@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crosstrace.graphs.analysis.similarity import Cards, promoted
-from crosstrace.graphs.cards.labels import GUESS_MARK, MARK, is_guess
+from crosstrace.graphs.cards.labels import GUESS_MARK, MARK, is_automatic, is_late, is_weak_guess
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.text import short
 
@@ -42,18 +42,13 @@ def group_name(graph: AttributionGraph, nodes: Sequence[int], weights: Mapping[i
     layers = [graph.feature_of(node)[0] for node in nodes]
     found = {node: card for node in nodes if (card := (cards or {}).get(graph.feature_key(node)))}
     names = _promoted_name(graph, nodes, weights, found, total), _fires_on_name(graph, nodes, weights, found, total)
-    late = 3 * sum(layers) >= graph.n_layers * len(layers)
+    late = is_late(sum(layers) / len(layers), graph.n_layers)
     return names[0] or names[1] if late else names[1]
-
-
-def is_late(layer: int, n_layers: int) -> bool:
-    """Say whether a feature of a layer is named by what it promotes rather than by what it fires on."""
-    return 3 * layer >= n_layers
 
 
 def _given(graph: AttributionGraph, node: int) -> str:
     label = graph.feature_labels[graph.layout.feature_of(node)].strip()
-    return "" if is_guess(label) else label
+    return "" if is_automatic(label) else label
 
 
 def _promoted_name(
@@ -72,7 +67,7 @@ def _promoted_name(
 
 def _guessed(graph: AttributionGraph, node: int) -> list[str]:
     name = graph.name_of(node)
-    if not is_guess(name) or GUESS_MARK not in name:
+    if not is_automatic(name) or is_weak_guess(name) or GUESS_MARK not in name:
         return []
     return [token for token in name.partition(GUESS_MARK)[2].strip().split(", ") if token]
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_weak_guess
 from crosstrace.graphs.text import short
 
 FORMAT: Literal["crosstrace-page"] = "crosstrace-page"
@@ -217,6 +218,7 @@ class PageSource:
 def page_contents(source: PageSource) -> PageData:
     """Return the JSON-able value of a page."""
     nodes = source.nodes
+    weak_guesses = any(node.kind == "f" and is_weak_guess(node.label) for node in nodes)
     omitted = np.zeros(len(nodes)) if source.omitted is None else source.omitted
     return {
         "format": FORMAT,
@@ -252,7 +254,7 @@ def page_contents(source: PageSource) -> PageData:
         "scores": source.scores,
         "start": source.start,
         "notTokens": [i for i, node in enumerate(nodes) if not node.is_token],
-        "notes": source.notes,
+        "notes": [*source.notes, *([GUESS_LEGEND] if weak_guesses else [])],
         "fires": {f"{layer}/{feature}": places for (layer, feature), places in source.fires.items()},
         "cards": cards_as_json(source.cards),
         "suggested": source.suggested,

@@ -33,8 +33,8 @@ from crosstrace.graphs.page.contents import (
     page_contents,
     page_label,
 )
-from crosstrace.graphs.page.stories import page_stories
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
+from crosstrace.graphs.page.stories import page_stories
 from crosstrace.graphs.sparse_rows import Floats, Mask, rows_of
 from crosstrace.graphs.viewer_ids import node_ids
 

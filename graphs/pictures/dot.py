@@ -16,6 +16,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_weak_guess
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.pictures.drawing import FONT_SIZE, Drawing, DrawnNode, Line
@@ -291,6 +292,10 @@ def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
             dot.add_node(_note(name, (width, 3), quoted(""), (x + along, y), **_quoted_values(bar)))
         dot.add_node(_note(f"note_{sign}_name", (40, 12), quoted(sign), (x + 37, y), fontsize="9"))
         x += 76
+    if _has_weak_guesses(drawing):
+        room = text_width(GUESS_LEGEND, 9)
+        dot.add_node(_note("note_guess", (room, 12), quoted(GUESS_LEGEND), (x + room / 2, y), fontsize="9"))
+        x += room
     letters = max(int((max(picture.width, x) + 60) / text_width("n", _CAPTION_SIZE)), 60)
     for i, line in enumerate(line for text in drawing.caption for line in textwrap.wrap(visible(text), letters)):
         style = {"fontsize": f"{_CAPTION_SIZE}", "margin": "0", "fontcolor": quoted("#333333")}
@@ -321,6 +326,11 @@ def _kinds(drawing: Drawing) -> list[str]:
     return [kind for kind in STYLES if kind in there | always]
 
 
+def _has_weak_guesses(drawing: Drawing) -> bool:
+    named = (node for node in drawing.nodes if node.kind in ("feature", "supernode"))
+    return any(is_weak_guess(line.text) for node in named for line in node.lines)
+
+
 def _caption(drawing: Drawing) -> str:
     """The prompt over the legend, as an HTML-like label."""
     swatches = [(STYLES[kind].get("fillcolor", "#F0F0F0"), _NAMES[kind]) for kind in _kinds(drawing)]
@@ -329,6 +339,8 @@ def _caption(drawing: Drawing) -> str:
         f'<td width="14" height="8" fixedsize="true" bgcolor="{colour}"></td><td><font point-size="9">{name} </font></td>'
         for colour, name in swatches
     )
+    if _has_weak_guesses(drawing):
+        cells += f'<td><font point-size="9">{_html_text(GUESS_LEGEND)}</font></td>'
     title = f'<font point-size="13"><b>{_html_text(short(drawing.title, 90))}</b></font>'
     lines = [line for text in drawing.caption for line in textwrap.wrap(visible(text), 120)]
     said = "".join(f'<tr><td align="left"><font point-size="9">{_html_text(line)}</font></td></tr>' for line in lines)

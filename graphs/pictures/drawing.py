@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, field
 
-from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.cards.labels import is_automatic
 from crosstrace.graphs.text import short
 
 FONT_SIZE, SMALL_FONT_SIZE = 10.0, 7.5
@@ -88,8 +88,8 @@ def wrapped(label: str, scale: float = 1.0, width: int = LABEL_WIDTH, most: int 
         width: Letters in a line.
         most: How many lines.
     """
-    if is_guess(label):  # the mark does not stand on a line of its own
-        label, width = label.replace(" ", "\xa0", 1), width + 2
+    if is_automatic(label):  # the mark does not stand on a line of its own
+        label, width = label.replace(" ", "\xa0", 1), width + label.find(" ") + 1
     text = short(label, width * most)
     lines = textwrap.wrap(text, width) or [text]
     if len(lines) > most:

@@ -90,7 +90,9 @@ class TrainingSettings:
         end_to_end_window_tokens: Tokens of such a window; fewer where the model takes fewer.
         end_to_end_learning_rate: Its learning rate.
         end_to_end_clip: Its greatest norm of a step's gradient; 0 does not clip.
-        end_to_end_residual_weight: Weight of the residual stream's errors beside the final hidden state's.
+        end_to_end_logit_tokens: Tokens of such a step whose next-token distributions are compared, drawn at random; 0
+            compares final hidden states instead.
+        end_to_end_residual_weight: Weight of the residual stream's errors beside that.
         context_tokens: Tokens of a window that the base model reads, `<bos>` included; fewer where it takes fewer.
         statistics_tokens: Tokens from which means and scales are taken, and data points of the start.
         held_out_share: The share of documents that are not trained on.
@@ -159,6 +161,7 @@ class TrainingSettings:
     end_to_end_window_tokens: int
     end_to_end_learning_rate: float
     end_to_end_clip: float
+    end_to_end_logit_tokens: int
     end_to_end_residual_weight: float
 
     context_tokens: int

@@ -13,7 +13,7 @@ from rich.text import Text
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
-from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.cards.labels import is_automatic
 from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import visible
 from crosstrace.replacement_model.interventions.references import parse_feature
@@ -105,7 +105,7 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
         lines.append(_edges(graph, "    to   ", graph.edges[:, [node]].toarray()[:, 0]))
     label = next((name for row in rows if row in nodes and (name := graph.name_of(nodes[row]))), "")
     if cards is not None and key in cards:
-        given = "" if is_guess(label) else label  # the card has its own
+        given = "" if is_automatic(label) else label  # the card has its own
         show_card(cards, key, console, given, extra=[Text(), *lines])
         return
     why = "there are no feature cards of these transcoders" if cards is None else "it did not fire in the cards' corpus"

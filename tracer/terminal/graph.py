@@ -18,7 +18,7 @@ from crosstrace.graphs.analysis.influence import row_scale, spread, target_weigh
 from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.analysis.scores import untraced
 from crosstrace.graphs.cards.feature_cards import FeatureCards
-from crosstrace.graphs.cards.labels import GUESS_MARK
+from crosstrace.graphs.cards.labels import is_guess
 from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.terminal.tables import (
@@ -29,6 +29,7 @@ from crosstrace.tracer.terminal.tables import (
     add_words,
     at,
     coloured,
+    explain_guesses,
     feature_cells,
     fitted,
     is_narrow,
@@ -188,6 +189,7 @@ def _features(pruned: AttributionGraph, most: int, listed: Sequence[int], n_kept
             share(float(shares[node])),
             coloured(signed(float(direct[node])), float(direct[node])),
         )
+    explain_guesses(table, map(pruned.name_of, strongest.tolist()))
     return table
 
 
@@ -209,6 +211,6 @@ def _step(graph: AttributionGraph, node: int) -> str:
     layer, position, feature = graph.feature_of(node)
     name = graph.name_of(node)
     at = graph.token_name(position)
-    if name.startswith(GUESS_MARK):  # an arrow of its own, which is not the path's
+    if is_guess(name):  # an arrow of its own, which is not the path's
         return f"L{layer}/{feature} ({short(name, 32)}) [{at}]"
     return f"{short(name, 32)} [L{layer}/{feature} {at}]" if name else f"L{layer}/{feature} [{at}]"

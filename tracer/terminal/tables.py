@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_automatic, is_weak_guess
 from crosstrace.graphs.text import short
 
 NARROW = 72
@@ -82,11 +84,17 @@ def add_feature_columns(table: Table, console: Console) -> None:
 def feature_cells(console: Console, label: str, name: str, place: str) -> list[Text]:
     """Return a feature's label, its name such as `L3/417`, and where it is: in three cells, or below one another in one."""
     # Given labels are bold, automatic ones and guesses are not.
-    shown = Text(short(label, 32) if label.strip() else "", style="" if is_guess(label) else "bold")
+    shown = Text(short(label, 32) if label.strip() else "", style="" if is_automatic(label) else "bold")
     if is_narrow(console):
         lines = [shown] if shown else []
         return [Text("\n").join([*lines, Text(name, style="dim"), Text(place)])]
     return [shown, Text(name), Text(place)]
+
+
+def explain_guesses(table: Table, labels: Iterable[str]) -> None:
+    """Say below a table what weak guesses are, if there are some among the labels that it shows."""
+    if any(map(is_weak_guess, labels)):
+        table.caption, table.caption_justify, table.caption_style = Text(GUESS_LEGEND), "left", "dim"
 
 
 def coloured(text: str, value: float) -> Text:

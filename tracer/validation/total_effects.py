@@ -115,11 +115,13 @@ def total_effects(
     measured = [
         (outcome.logit_changes_qv[0].mean() - outcome.logit_changes_qv[0, token]).item() for outcome in outcomes
     ]
+    values = np.ones(graph.n)
+    values[graph.layout.features] = graph.activations[graph.selected_features].numpy()
     shares, predicted = [], []
     for group in groups:
         edges = _without_rows(graph.edges, group)
         shares.append(float(spread(edges, row_scale(edges), weights)[group].sum()))
-        predicted.append(float(signed_effects(edges, weights)[group].sum()))
+        predicted.append(float(signed_effects(edges, weights, values)[group].sum()))
     return TotalEffects(
         sources=[place.name for place in places],
         is_supernode=[number >= n_single for number in range(len(groups))],
@@ -131,12 +133,19 @@ def total_effects(
     )
 
 
-def signed_effects(edges: scipy.sparse.csr_array, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what each node adds to the weighted targets over all paths, with its sign: Σ_{j≥0} w·edgesʲ.
+def signed_effects(
+    edges: scipy.sparse.csr_array, weights: NDArray[np.float64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what each node adds to the weighted targets over all paths, with its sign.
+
+    An edge out of a feature is what its whole activation adds. What a source adds to that activation goes on in
+    proportion, so along a path every edge into a feature is divided by that feature's activation:
+    w · Σ_{j≥0} edges · (diag(1/values) · edges)ʲ for the targets' rows.
 
     Args:
         edges: (n, n) direct effects as in a graph: a row's sources that have rows come before it.
         weights: (n,) weights of the targets.
+        values: (n,) what the edges out of a node are of: activations of features, 1 for targets.
 
     Returns:
         (n,) effects.
@@ -145,7 +154,7 @@ def signed_effects(edges: scipy.sparse.csr_array, weights: NDArray[np.float64]) 
     for row in np.flatnonzero(np.diff(edges.indptr))[::-1]:
         if effects[row]:
             part = slice(edges.indptr[row], edges.indptr[row + 1])
-            effects[edges.indices[part]] += effects[row] * edges.data[part].astype(np.float64)
+            effects[edges.indices[part]] += effects[row] / values[row] * edges.data[part].astype(np.float64)
     return effects
 
 

@@ -128,7 +128,10 @@ def long_graph(P=32_000):
         tokens=torch.arange(P),
         token_strings=[f" word{i % 500}" for i in range(P)],
         edges=edges,
-        **{name: spread_out(getattr(few, name)) for name in ("unattributed", "omitted", "omitted_magnitude", "target_values")},
+        **{
+            name: spread_out(getattr(few, name))
+            for name in ("unattributed", "omitted", "omitted_magnitude", "target_values")
+        },
     )
 
 

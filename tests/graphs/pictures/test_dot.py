@@ -1,5 +1,6 @@
 """DOT, as Graphviz and graphviz-pure read it."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -12,6 +13,7 @@ from drawing import BOTH
 from graph_samples import HOSTILE, case, random_graph
 
 from crosstrace.graphs import Figure, prune, suggest_supernodes, to_pydot, write_dot
+from crosstrace.graphs.cards.labels import GUESS_LEGEND
 from crosstrace.graphs.pictures.dot import NEGATIVE, POSITIVE, html, quoted, tooltip
 from crosstrace.graphs.pictures.drawing import Drawing, DrawnNode, Line
 from crosstrace.graphs.pictures.placement import arrange
@@ -63,6 +65,18 @@ def shown_texts(program, text):
         g.findtext(f"{svg}title"): "|".join(line.text or "" for line in g.iter(f"{svg}text")).replace("\xa0", " ")
         for g in groups
     }
+
+
+@pytest.mark.parametrize("layout", ["positions", "layers"])
+def test_a_picture_with_weak_guesses_says_what_they_are(program, layout, tmp_path):
+    graph = prune(case("clt_affine")[0])
+    for guess, told in (("→ AG, ag", False), ("→? AG, ag", True)):
+        named = dataclasses.replace(graph, feature_labels=[guess] * graph.layout.n_features)
+        write_dot(named, tmp_path / "g.dot", Figure(everything=True, layout=layout))
+        svg = run(program, "-Tsvg", (tmp_path / "g.dot").read_text(encoding="utf-8")).stdout.decode()
+        texts = " ".join(" ".join(ElementTree.fromstring(svg).itertext()).replace("\xa0", " ").split())
+        assert guess in texts
+        assert (GUESS_LEGEND in texts) is told
 
 
 def test_graphviz_reads_every_node_and_edge(program, tmp_path):

@@ -12,6 +12,7 @@ from cases import load_case
 from rich.console import Console
 
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
+from crosstrace.graphs.cards.labels import GUESS_LEGEND
 from crosstrace.graphs.numbers import share
 from crosstrace.replacement_model import ReplacementModel, demo
 from crosstrace.tracer import trace, with_guesses
@@ -108,6 +109,11 @@ def test_names_are_labels_or_guesses_in_tables_and_paths(graph):
     assert "(→ AG, ag) [" in text  # a guess has an arrow of its own, which is not the path's
     assert f"→ AG, ag (L{layer}/{feature}" in nameless.describe(0)
     assert "AG" not in shown(graph)  # labels come first
+    assert GUESS_LEGEND not in text
+    weak = dict.fromkeys(guesses, "→? AG, ag")
+    text = shown(dataclasses.replace(nameless, settings={**graph.settings, "guesses": weak}))
+    assert "(→? AG, ag) [" in text
+    assert text.count(GUESS_LEGEND) == 1  # what the mark means
 
 
 def test_what_is_trivial_can_be_left_out(graph):
