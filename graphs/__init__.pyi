@@ -10,6 +10,7 @@ from .analysis.paths import Path as Path
 from .analysis.paths import Paths as Paths
 from .analysis.paths import along_strongest_paths as along_strongest_paths
 from .analysis.paths import strongest_paths as strongest_paths
+from .analysis.paths import trivial_share as trivial_share
 from .analysis.pruning import check_threshold as check_threshold
 from .analysis.pruning import cumulative_influence as cumulative_influence
 from .analysis.pruning import prune as prune

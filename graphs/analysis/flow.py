@@ -93,15 +93,16 @@ class Flow:
         P = len(graph.tokens)
         layers, positions = places(graph)
         readers = rows_of(graph.edges)
-        pairs = positions[graph.edges.indices] * P + positions[readers]
-        shares = np.bincount(pairs, weights=self.edges, minlength=P * P).reshape(P, P)
-        np.fill_diagonal(shares, 0.0)
-        order = np.argsort(-shares, axis=None, kind="stable")[:most].tolist()
+        # A long prompt has far fewer pairs with an edge than pairs.
+        apart = np.flatnonzero(positions[graph.edges.indices] != positions[readers])
+        keys = positions[graph.edges.indices[apart]] * P + positions[readers[apart]]
+        pairs, which = np.unique(keys, return_inverse=True)
+        shares = np.bincount(which, weights=self.edges[apart], minlength=len(pairs))
         found = []
-        for pair in order:
-            source, target = divmod(pair, P)
-            if (share := float(shares[source, target])) >= max(least, 1e-12):
-                own = pairs == pair
+        for pair in np.argsort(-shares, kind="stable")[:most].tolist():
+            source, target = divmod(int(pairs[pair]), P)
+            if (share := float(shares[pair])) >= max(least, 1e-12):
+                own = apart[which == pair]
                 by_layer = np.bincount(layers[readers[own]], weights=self.edges[own], minlength=graph.n_layers + 1)
                 reached = np.cumsum(by_layer) / by_layer.sum()
                 ends = int(np.searchsorted(reached, 0.1)), int(np.searchsorted(reached, 0.9 - 1e-9))

@@ -49,6 +49,7 @@ def page_data(
     state: Mapping[str, Any] | None = None,
     limits: PageLimits = LIMITS,
     stories: bool = True,
+    notes: Sequence[str] = (),
 ) -> PageData:
     """Return the content of a graph's page; for the arguments see `write_html`.
 
@@ -59,6 +60,7 @@ def page_data(
         state: What is pinned and grouped.
         limits: How much the page may hold.
         stories: Whether it tells the story of each target.
+        notes: Sentences that the page shows.
 
     Raises:
         ValueError: The graph is too large for a page even when pruned; the message says what to do.
@@ -101,6 +103,7 @@ def page_data(
             start={"node": node_threshold, "edge": edge_threshold, "nodeLimit": reach},
             fires=_fires(graph, features),
             omitted=graph.omitted_magnitude.numpy()[nodes],
+            notes=list(notes),
             scores={"replacement": replacement, "completeness": completeness},
             cards=cards_of_features(cards or {}, features, limits),
             suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],

@@ -53,6 +53,8 @@ class Figure:
     """Draw all that pruning kept rather than the story of it; of more than 3,000 edges the strongest."""
     story: Story | None = None
     """The story to draw where nothing else is asked for; `story_of` tells it if None."""
+    notes: Sequence[str] = ()
+    """Sentences under the picture of a story, such as what interventions on its groups did."""
     layout: Layout = "positions"
     """`positions`: layers by tokens of the prompt. `layers`: one rank per layer, order and columns chosen by Graphviz so
     that few edges cross. `force`: connected nodes near each other, without layers and positions."""
@@ -90,7 +92,7 @@ def drawing_of(graph: AttributionGraph, figure: Figure) -> Drawing:
         ValueError: The graph does not have a node that the figure names.
     """
     if figure.tells_story and graph.layout.n_logits:
-        return story_drawing(figure.story or story_of(graph))
+        return story_drawing(figure.story or story_of(graph), figure.notes)
     graph = figure.part_of(graph)
     kept = set(graph.kept_nodes())
     supernodes = [(name, [node for node in nodes if node in kept]) for name, nodes in figure.supernodes]

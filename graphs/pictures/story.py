@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from crosstrace.graphs.analysis.story import Story, StoryNode, layer_range
 from crosstrace.graphs.graph import AttributionGraph
@@ -19,8 +20,13 @@ _LABELLED_EDGES, _LEAST_LABELLED = 14, 0.12
 HOW_TO_GET_ALL = "--all draws the whole pruned graph, -o FILE.html is a page of it."
 
 
-def story_drawing(story: Story) -> Drawing:
-    """Return the drawing of a story: nodes as large as they are influential, edges as wide as their share of the input."""
+def story_drawing(story: Story, notes: Sequence[str] = ()) -> Drawing:
+    """Return the drawing of a story: nodes as large as they are influential, edges as wide as their share of the input.
+
+    Args:
+        story: The story.
+        notes: More sentences for the caption.
+    """
     graph = story.graph
     ids = node_ids(graph)
     most = max((node.influence for node in story.nodes if node.kind not in ("target", "error")), default=0.0) or 1.0
@@ -45,7 +51,7 @@ def story_drawing(story: Story) -> Drawing:
     ]
     rows = {row: _row_name(row, graph.n_layers) for row in range(graph.n_layers)}
     keys = "Figures on lines: share of what a node receives. Dashed lines lower. "
-    caption = [*story.sentences(), keys + HOW_TO_GET_ALL]
+    caption = [*story.sentences(), *notes, keys + HOW_TO_GET_ALL]
     return Drawing(title_of(graph, story.target), graph.n_layers, nodes, edges, [], rows, caption)
 
 
