@@ -49,15 +49,15 @@ class Figure:
     """Draw only those of these nodes that pruning kept."""
     top_paths: int | None = None
     """Draw only this many of the strongest paths to the first target."""
+    layout: Layout = "positions"
+    """`positions`: layers by tokens of the prompt. `layers`: one rank per layer, order and columns chosen by Graphviz so
+    that few edges cross. `force`: connected nodes near each other, without layers and positions."""
     everything: bool = False
     """Draw all that pruning kept rather than the story of it; of more than 3,000 edges the strongest."""
     story: Story | None = None
     """The story to draw where nothing else is asked for; `story_of` tells it if None."""
     notes: Sequence[str] = ()
     """Sentences under the picture of a story, such as what interventions on its groups did."""
-    layout: Layout = "positions"
-    """`positions`: layers by tokens of the prompt. `layers`: one rank per layer, order and columns chosen by Graphviz so
-    that few edges cross. `force`: connected nodes near each other, without layers and positions."""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

@@ -129,4 +129,4 @@ class FigureChoice(NamedTuple):
             only = state.pinned if self.merge else None
         elif self.supernodes or self.merge:
             supernodes = suggest_supernodes(graph, cards)
-        return Figure(supernodes, self.merge, only, self.top_paths, self.everything, layout=self.layout.value)
+        return Figure(supernodes, self.merge, only, self.top_paths, self.layout.value, self.everything)

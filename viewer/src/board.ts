@@ -53,7 +53,7 @@ export function arranged(items: BoardItem[], room: { width: number; height: numb
   const heights = rows.map((row) => Math.max(...columns.map((column) => lines(cell(row, column)).reduce((sum, line) => sum + lineHeight(line) + GAP, -GAP))));
   const natural = { width: widths.reduce((a, b) => a + b, COLUMN_GAP * (columns.length + 1)), height: heights.reduce((a, b) => a + b, 16) };
   const spareX = Math.max(room.width - left - natural.width, 0) / Math.max(columns.length, 1);
-  const gapY = Math.min(Math.max((room.height - natural.height) / Math.max(rows.length - 1, 1), ROW_GAP), 90);
+  const gapY = Math.min(Math.max((room.height - natural.height) / Math.max(rows.length - 1, 1), ROW_GAP), 150);
   const places = new Map<BoardItem, DOMRect>();
   const bands: Arranged["rows"] = [];
   let top = 8;

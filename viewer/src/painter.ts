@@ -44,6 +44,7 @@ export class Painter {
   private currentTransform!: ZoomTransform;
   private boxes: Box[] = [];
   private slanted = false;
+  private heaviestFeature = 0;
   private widths = new Map<string, number>();
   private contexts: CanvasRenderingContext2D[];
 
@@ -130,9 +131,18 @@ export class Painter {
       const text = this.fitted(this.inside(node), room - 14);
       return { x, y, width: Math.min(this.textWidth(text, NAME_FONT) + 16, room), height: 21, text };
     }
-    const most = kind === "error" ? 11 : 16;
-    const size = Math.max(3.5, Math.min(Math.min(slotWidth, slotHeight) * k * 0.72, most));
+    // The more influence, the larger.
+    const largest = kind === "error" ? 11 : 18;
+    const size = Math.max(3.5, Math.min(Math.min(slotWidth, slotHeight) * k * 0.85, largest) * (0.5 + 0.5 * this.weight(node)));
     return { x, y, width: size, height: size, text: "" };
+  }
+
+  /** 0 to 1: the root of a node's influence, as a part of that of the most influential feature. */
+  private weight(node: number): number {
+    const { influence, graph } = this.model;
+    if (this.model.kind(node) === "logit") return 1;
+    if (!this.heaviestFeature) for (let i = 0; i < graph.n; i++) if (graph.kind[i] === "feature") this.heaviestFeature = Math.max(this.heaviestFeature, influence.values[i]);
+    return this.heaviestFeature > 0 ? Math.sqrt(Math.min(influence.values[node] / this.heaviestFeature, 1)) : 1;
   }
 
   private inside(node: number): string {
