@@ -4,7 +4,8 @@
 
 WORK is the folder that `make gemma` fills: `model.gguf` or `model/`, `transcoders/`, and `cards.safetensors`; graphs are
 kept in WORK/graphs and not traced again. Of each prompt the default figure (`story-NAME.svg`), the page and the first
-screen of it (`story-NAME.png`) are written, and `stories.json` and `stories.md` with what was measured.
+screen of it (`story-NAME.png`; needs chromium, node and Pillow) are written, and `stories.json` and `stories.md` with what
+was measured.
 
 The check that a story is true: each group or feature that the figure names, the most influential ones first, is set to 0
 in the model (attention patterns and norms held, later features recomputed), and the change of the answer's centred logit
@@ -18,6 +19,8 @@ import json
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from crosstrace.graphs import (
     AttributionGraph,
@@ -155,7 +158,16 @@ def tell(model: ReplacementModel, cards: FeatureCards | None, name: str, prompt:
         "1500x950",
     ]
     subprocess.run(command, check=True)
+    _shrink(out / f"story-{name}.png")
     return told
+
+
+def _shrink(picture: Path) -> None:
+    """Few colours are in a picture: a palette holds them in a third of the bytes."""
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            picture, optimize=True
+        )
 
 
 def _told(model: ReplacementModel, name: str, prompt: str, story: Story) -> Told:
