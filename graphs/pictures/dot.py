@@ -328,7 +328,7 @@ def _kinds(drawing: Drawing) -> list[str]:
 
 def _has_weak_guesses(drawing: Drawing) -> bool:
     named = (node for node in drawing.nodes if node.kind in ("feature", "supernode"))
-    return any(is_weak_guess(line.text) for node in named for line in node.lines)
+    return any(is_weak_guess(line.text.replace("\xa0", " ")) for node in named for line in node.lines)
 
 
 def _caption(drawing: Drawing) -> str:

@@ -201,10 +201,12 @@ def _paths(pruned: AttributionGraph, most: int, min_features: int, listed: Seque
     if min_features:
         paths = strongest_paths(pruned, n=most, min_features=min_features, counted=listed)
     else:
-        paths = strongest_paths(pruned, n=most, telling=True)
+        paths = strongest_paths(pruned, n=most, telling=True) or strongest_paths(pruned, n=most)
         if (trivial := trivial_share(pruned)) > 0:
             end = pruned.token_name(pruned.place_of(pruned.layout.logit_index(0))[1], 16)
-            table.caption = f"token → output, and token → one feature at {end} → output, together {share(trivial)}"
+            table.caption = Text(
+                f"token → output, and token → one feature at {end} → output, together {share(trivial)}"
+            )
     for path in paths:
         # The path's steps are weighed by share, its sign says whether it raises or lowers the target.
         steps = Text(" → ").join(Text(_step(pruned, node)) for node in path.nodes)
