@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_weak_guess
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.pictures.drawing import FONT_SIZE, Drawing, DrawnNode, Line
+from crosstrace.graphs.pictures.drawing import FONT_SIZE, Drawing, DrawnEdge, DrawnNode, Line
 from crosstrace.graphs.pictures.figure import Figure, drawing_of
 from crosstrace.graphs.pictures.placement import Picture, arrange, frame_label, row_name, size_of, text_width
 from crosstrace.graphs.text import short, visible
@@ -184,13 +184,13 @@ def _add_nodes(dot: pydot.Dot, drawing: Drawing, figure: Figure, picture: Pictur
 
 
 def _anchor(row: int) -> str:
-    return f"note_rank_{row + 1}"
+    return f"note_rank_{row + 2}"
 
 
 def _rank(dot: pydot.Dot, row: int) -> pydot.Subgraph:
     import pydot
 
-    part = pydot.Subgraph(f"layer_{row + 1}", rank="same")
+    part = pydot.Subgraph(f"layer_{row + 2}", rank="same")
     dot.add_subgraph(part)
     return part
 
@@ -312,11 +312,22 @@ def _add_left_aligned(dot: pydot.Dot, name: str, text: str, size: float, y: floa
 def _add_edge_labels(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
     """Figures on lines: notes with a ground, nearer to the target, where lines of one source have parted."""
     for i, edge in enumerate(edge for edge in drawing.edges if edge.label):
-        a, b = picture.boxes[edge.source], picture.boxes[edge.target]
-        place = (a.x + 0.6 * (b.x - a.x), a.y + 0.6 * (b.y - a.y))
+        if (place := _free_place(picture, edge)) is None:
+            continue
         ground = _quoted_values({"style": "filled", "fillcolor": "#FFFFFFD0", "fontcolor": "#333333"})
         size = (text_width(edge.label, 7) + 1, 9)
         dot.add_node(_note(f"note_edge_{i}", size, quoted(edge.label), place, fontsize="7", margin="0", **ground))
+
+
+def _free_place(picture: Picture, edge: DrawnEdge) -> tuple[float, float] | None:
+    """A point on a line that is on no node; None if there is none."""
+    a, b = picture.boxes[edge.source], picture.boxes[edge.target]
+    for part in (0.6, 0.5, 0.7, 0.4, 0.3):
+        x, y = a.x + part * (b.x - a.x), a.y + part * (b.y - a.y)
+        boxes = picture.boxes.values()
+        if not any(abs(box.x - x) < box.width / 2 + 8 and abs(box.y - y) < box.height / 2 + 4 for box in boxes):
+            return x, y
+    return None
 
 
 def _kinds(drawing: Drawing) -> list[str]:

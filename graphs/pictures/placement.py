@@ -296,8 +296,8 @@ def frame_label(name: str) -> str:
 
 def row_name(drawing: Drawing, row: int) -> str:
     """Return what to call a row: its layers, -1 for the tokens, L for the targets."""
-    if row < 0:
-        return "tokens"
     if row == drawing.n_layers:
         return "output"
-    return f"layer {row}" if drawing.rows is None else drawing.rows[row]
+    if drawing.rows is not None:
+        return drawing.rows[row]
+    return "tokens" if row < 0 else f"layer {row}"

@@ -14,6 +14,7 @@ from crosstrace.graphs.viewer_ids import node_ids
 
 _KINDS = {"group": "supernode", "target": "logit", "error": "unexplained"}
 _MOST_ROWS = 9
+_TOKEN_ROW, _ERROR_ROW = -2, -1
 _LARGER = 0.45  # how much larger than the least the letters of the most influential node are
 _LABEL_WIDTH, _LABEL_LINES = 15, 3
 _LABELLED_EDGES, _LEAST_LABELLED = 14, 0.12
@@ -49,7 +50,8 @@ def story_drawing(story: Story, notes: Sequence[str] = ()) -> Drawing:
         )
         for edge in story.edges
     ]
-    rows = {row: _row_name(row, graph.n_layers) for row in range(graph.n_layers)}
+    rows = {_TOKEN_ROW: "tokens", _ERROR_ROW: "errors"}
+    rows |= {row: _row_name(row, graph.n_layers) for row in range(graph.n_layers)}
     keys = "Figures on lines: share of what a node receives. Dashed lines lower. "
     caption = [*story.sentences(), *notes, keys + HOW_TO_GET_ALL]
     return Drawing(title_of(graph, story.target), graph.n_layers, nodes, edges, [], rows, caption)
@@ -99,7 +101,7 @@ def _drawn(graph: AttributionGraph, node: StoryNode, name: str, most: float) -> 
     listed = ", ".join(members[:8]) + (f" and {count(len(members) - 8)} more" if len(members) > 8 else "")
     about = f"{passing} of the influence passes through it"
     band = _layers_of_a_row(graph.n_layers)
-    row = round(node.layer) // band * band
+    row = _TOKEN_ROW if node.kind == "token" else round(node.layer) // band * band
     lines: tuple[Line, ...]
     match node.kind:
         case "token":
@@ -110,7 +112,7 @@ def _drawn(graph: AttributionGraph, node: StoryNode, name: str, most: float) -> 
             lines = (Line(graph.target_name(i), scale=scale),)
             lines += () if chance is None else (Line(f"p = {probability(chance)}", small=True),)
         case "error":
-            row = -1  # errors of all layers together enter here, as the token does
+            row = _ERROR_ROW  # errors of all layers together enter here, as the token does
             lines = (Line(f"unexplained {passing}", small=True),)
             about = f"{passing} of the influence ends in errors at this position"
         case "rest":

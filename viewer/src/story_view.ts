@@ -70,7 +70,7 @@ export class StoryView {
     const most = Math.max(...(story?.nodes ?? []).filter((node) => node.kind !== "target").map((node) => node.influence), 1e-9);
     const perRow = Math.ceil(model.data.layers / MOST_ROWS);
     const row = (node: StoryNode): number =>
-      node.kind === "token" || node.kind === "error" ? -1 : node.kind === "target" ? MOST_ROWS + 1 : Math.floor(Math.round(node.layer) / perRow);
+      node.kind === "token" ? -2 : node.kind === "error" ? -1 : node.kind === "target" ? MOST_ROWS + 1 : Math.floor(Math.round(node.layer) / perRow);
     this.items = (story?.nodes ?? []).map((node, i) => ({
       id: this.clickedAs(i), row: row(node), column: node.position, name: this.name(i), element: this.box(node, i, most),
     }));
@@ -186,7 +186,7 @@ export class StoryView {
 
   rowName(row: number): string {
     const { layers } = this.model.data, perRow = Math.ceil(layers / MOST_ROWS);
-    if (row < 0) return "tokens";
+    if (row < 0) return row < -1 ? "tokens" : "errors";
     if (row > MOST_ROWS) return "output";
     return layerRange([row * perRow, Math.min((row + 1) * perRow, layers) - 1], layers);
   }
