@@ -35,16 +35,17 @@ export interface Arranged {
   height: number;
 }
 
-const GAP = 10, ROW_GAP = 26, COLUMN_GAP = 16, ACROSS = 3;
+const GAP = 10, ROW_GAP = 26, COLUMN_GAP = 12;
+export const ACROSS = 3;
 
-/** Places for boxes of the sizes that their elements have, in at least the room given. */
-export function arranged(items: BoardItem[], room: { width: number; height: number }, left = 0): Arranged {
+/** Places for boxes of the sizes that their elements have, in at least the room given; at most `most` side by side in a cell. */
+export function arranged(items: BoardItem[], room: { width: number; height: number }, left = 0, most = ACROSS): Arranged {
   const rows = [...new Set(items.map((item) => item.row))].sort((a, b) => b - a);
   const columns = [...new Set(items.map((item) => item.column))].sort((a, b) => a - b);
   const size = new Map(items.map((item) => [item, { width: item.element.offsetWidth, height: item.element.offsetHeight }]));
   const cell = (row: number, column: number): BoardItem[] => items.filter((item) => item.row === row && item.column === column);
   const lines = (own: BoardItem[]): BoardItem[][] => {
-    const across = Math.max(1, Math.min(ACROSS, Math.ceil(Math.sqrt(own.length))));
+    const across = Math.max(1, Math.min(most, Math.ceil(Math.sqrt(own.length))));
     return Array.from({ length: Math.ceil(own.length / across) }, (_, i) => own.slice(i * across, (i + 1) * across));
   };
   const lineWidth = (line: BoardItem[]): number => line.reduce((sum, item) => sum + size.get(item)!.width + GAP, -GAP);

@@ -1,6 +1,6 @@
 // The story of one target: groups, features, tokens, and quietly what remains, some forty boxes with the shares they carry.
 
-import { arranged, drawLines, type Arranged, type BoardEdge, type BoardItem } from "./board";
+import { ACROSS, arranged, drawLines, type Arranged, type BoardEdge, type BoardItem } from "./board";
 import type { Story, StoryNode } from "./data";
 import { byId, h, on, svg } from "./dom";
 import type { GraphView } from "./graph_view";
@@ -9,6 +9,8 @@ import { icon } from "./shapes";
 import type { Store } from "./state";
 import { percent, short } from "./text";
 
+/** Smaller letters cannot be read: then the board scrolls. */
+const LEAST_SCALE = 0.62;
 const MOST_ROWS = 9, GUTTER = 62, LABELLED = 18, LEAST_LABELLED = 0.1;
 
 /** `L3`, `L3–6`, or to the output. */
@@ -162,9 +164,19 @@ export class StoryView {
     if (!this.items.length || !width) return;
     board.style.transform = "";
     // Boxes are measured as they are; the whole is then made to fit, as long as its letters can be read.
-    const natural = arranged(this.items, { width: 0, height: 0 }, GUTTER);
-    this.scale = Math.max(Math.min(1, width / natural.width, height / natural.height), room ? 0.3 : 0.72);
-    this.layout = arranged(this.items, { width: width / this.scale, height: height / this.scale }, GUTTER);
+    // First as they are, then narrower, then in taller cells: what needs to shrink least is taken, what needs not to at once.
+    let across = ACROSS, tight = false;
+    this.scale = 0;
+    for (const [few, narrow] of [[ACROSS, false], [2, false], [ACROSS, true], [2, true], [1, true]] as const) {
+      board.classList.toggle("tight", narrow);
+      const natural = arranged(this.items, { width: 0, height: 0 }, GUTTER, few);
+      const scale = Math.min(1, width / natural.width, height / natural.height);
+      if (scale > this.scale * 1.05) [this.scale, across, tight] = [scale, few, narrow];
+      if (this.scale >= 0.95) break;
+    }
+    board.classList.toggle("tight", tight);
+    this.scale = Math.max(this.scale, room ? 0.3 : LEAST_SCALE);
+    this.layout = arranged(this.items, { width: width / this.scale, height: height / this.scale }, GUTTER, across);
     const { places, rows } = this.layout;
     board.style.width = `${this.layout.width}px`;
     board.style.height = `${this.layout.height}px`;
@@ -177,6 +189,8 @@ export class StoryView {
       item.element.style.top = `${place.y}px`;
     }
     drawLines(this.lines, this.edges, places);
+    // The answer stands at the right end, and is in view.
+    byId("story-room").scrollLeft = this.layout.width;
     for (const band of rows) {
       const name = svg("text", { x: 4, y: ((band.top + band.bottom) / 2 + 4).toFixed(1), class: "row-name" });
       name.textContent = this.rowName(band.row);

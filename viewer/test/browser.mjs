@@ -755,7 +755,7 @@ const checks = {
     await checked("view", [name, "is unexplained"]);
     await page.locator("#view-graph").click();
     await settled(page);
-    await checked("view", ["tokens", name]);
+    await checked("view", ["L0", name]);
     await page.evaluate(() => {
       const { store, model } = globalThis.crosstrace;
       store.group("my <group> & more", model.shown.filter((i) => model.kind(i) === "feature").slice(0, 2).map((i) => model.id(i)));
