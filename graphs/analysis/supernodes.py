@@ -95,10 +95,10 @@ def name_groups(
     for name, number_of, nodes in zip(names, numbers, groups, strict=True):
         if names.count(name) > 1:
             name = f"{name} ({number_of})"
-        candidate, number = name, 1
+        candidate, tries = name, 1
         while candidate in taken:
-            number += 1
-            candidate = f"{name} ({number})"
+            tries += 1
+            candidate = f"{name} ({tries})"
         taken.add(candidate)
         named.append((candidate, nodes))
     return named
