@@ -16,6 +16,9 @@ from .analysis.scores import GraphScores as GraphScores
 from .analysis.scores import graph_scores as graph_scores
 from .analysis.subgraphs import restricted as restricted
 from .analysis.supernodes import suggest_supernodes as suggest_supernodes
+from .attention import AttentionPlaces as AttentionPlaces
+from .attention import GraphAttention as GraphAttention
+from .attention import HeadLoadings as HeadLoadings
 from .cards.feature_cards import FeatureCard as FeatureCard
 from .cards.feature_cards import FeatureCards as FeatureCards
 from .cards.feature_cards import with_card_labels as with_card_labels

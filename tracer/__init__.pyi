@@ -1,3 +1,4 @@
+from .attention.loadings import head_loadings as head_loadings
 from .attribution.checkpoint import TraceInterrupted as TraceInterrupted
 from .attribution.directions import decoder_directions as decoder_directions
 from .attribution.plan import Plan as Plan
