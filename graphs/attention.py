@@ -65,7 +65,7 @@ class HeadLoadings:
 class AttentionPlaces:
     """Heads worth asking about, each with the query and the key between which most of what it carries moves.
 
-    Node n stands for the remainder: biases and what no node stands for.
+    The node after the last one that can be a source stands for the remainder: biases and what no node stands for.
 
     Attributes:
         where: (c, 4) int64 rows (layer, head, query, key), the one that carries most first.

@@ -5,7 +5,8 @@ and norms frozen an edge is a sum over the ways from its source to its target. I
 heads or passes the layer's attention by: with x what the source adds to the residual stream that enters the layer, and g
 the target's gradient after its attention,
 
-    heads[l, h] = Σ_{q,k} A[h, q, k] · ⟨ O_hᵀ (g_pa ⊙ s_pa ⊙ g_q),  V (g_in ⊙ s_in ⊙ x_k) ⟩,     bypass[l] = edge − Σ_h heads[l, h].
+    heads[l, h] = Σ_{q,k} A[h, q, k] · ⟨ O_hᵀ (g_pa ⊙ s_pa ⊙ g_q),  V (g_in ⊙ s_in ⊙ x_k) ⟩
+    bypass[l]   = edge − Σ_h heads[l, h]
 
 Deviation: sources are any node, and cross-layer transcoders are allowed: what they write in later layers bypasses.
 One sweep up for each source and one down for each target give x and g; where they meet is a product of (P, W) matrices.
