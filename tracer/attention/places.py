@@ -107,6 +107,14 @@ class TracedPrompt:
             else:
                 yield token_source(record, layout.token_of(node))
 
+    def sources_of(self, entries_n: torch.Tensor) -> Iterator[Source]:
+        """Yield active features as sources, whether or not they have a node.
+
+        Args:
+            entries_n: (n,) int64 ascending indices into the prompt's active features.
+        """
+        yield from feature_sources(self.local.adjoint.record, entries_n)
+
     def targets(self, nodes: Sequence[int]) -> list[Target]:
         """Return nodes as targets, in the order given.
 
@@ -119,6 +127,15 @@ class TracedPrompt:
         features = sorted({node for node in nodes if node < self.graph.layout.features.stop})
         found = dict(zip(features, self.local.feature_targets(torch.from_numpy(self.entries[features])), strict=True))
         return [found[node] if node in found else self._graph_target(node) for node in nodes]
+
+    @property
+    def knows_targets(self) -> bool:
+        """Whether what the graph's targets read can be told; not of directions, whose vectors no graph holds."""
+        try:
+            self.targets(range(self.graph.layout.logits.start, self.graph.n))
+        except ValueError:
+            return False
+        return True
 
     def _graph_target(self, node: int) -> Target:
         graph = self.graph
