@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.page.attention import PageAttention
 from crosstrace.graphs.text import short
 
 FORMAT: Literal["crosstrace-page"] = "crosstrace-page"
@@ -120,6 +121,8 @@ class PageData(TypedDict):
     """By "layer/feature"."""
     suggested: list[list[str]]
     """Supernodes: a name and node ids each."""
+    attention: PageAttention | None
+    """None where the graph keeps none."""
     qParams: dict[str, Any]
     """What is pinned and grouped when the page opens."""
 
@@ -174,6 +177,8 @@ class PageSource:
     notes: list[str] = field(default_factory=list)
     cards: Mapping[Key, Card] = field(default_factory=dict)
     suggested: list[list[str]] = field(default_factory=list)
+    attention: PageAttention | None = None
+    """Which heads carried edges, and why they looked there."""
     q_params: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -219,6 +224,7 @@ def page_contents(source: PageSource) -> PageData:
         "fires": {f"{layer}/{feature}": places for (layer, feature), places in source.fires.items()},
         "cards": cards_as_json(source.cards),
         "suggested": source.suggested,
+        "attention": source.attention,
         "qParams": dict(source.q_params),
     }
 

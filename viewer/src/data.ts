@@ -1,6 +1,8 @@
 // What the page holds, as graphs/page/contents.py declares it, and the graph decoded from it.
 // Letters: n nodes, E edges.
 
+import type { AttentionData } from "./attention";
+
 export type Kind = "feature" | "error" | "token" | "logit";
 
 export interface Card {
@@ -59,6 +61,8 @@ export interface PageData {
   fires: Record<string, [number, number][]>;
   cards: Record<string, Card>;
   suggested: string[][];
+  /** Where the graph keeps it. */
+  attention: AttentionData | null;
   qParams: QParams;
 }
 

@@ -1,5 +1,6 @@
 // Puts the page together.
 
+import { Attention } from "./attention";
 import { byId } from "./dom";
 import type { PageData } from "./data";
 import { decode } from "./data";
@@ -29,6 +30,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
   const subgraph = new Subgraph(model, store, view);
   const toolbar = new Toolbar(model, store);
   const search = new Search(nodesOf(model, store, view));
+  if (data.attention) new Attention(model, store, view, data.attention);
   title(model);
 
   store.listen((before) => {
