@@ -26,6 +26,7 @@ from torch import Tensor
 
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.attention import HeadLoadings
+from crosstrace.graphs.sparse_rows import values_at
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target
 from crosstrace.replacement_model.local.adjoint import Patterns
 from crosstrace.replacement_model.local.sources import Source, ascend
@@ -89,7 +90,7 @@ def check_edges(graph: AttributionGraph, edges: object) -> NDArray[np.int64]:
     outside = (pairs < 0) | (pairs >= graph.n)
     if outside.any():
         raise ValueError(f"edges name node {pairs[outside][0]}; the graph has nodes 0 to {graph.n - 1}")
-    lacking = np.flatnonzero(np.asarray(graph.edges[pairs[:, 0], pairs[:, 1]]).ravel() == 0)
+    lacking = np.flatnonzero(values_at(graph.edges, pairs[:, 0], pairs[:, 1]) == 0)
     if len(lacking):
         target, source = pairs[lacking[0]].tolist()
         raise ValueError(
@@ -133,7 +134,7 @@ def loadings_of(
     )
     sweep.run(progress)
     edges = torch.from_numpy(pairs)
-    known = torch.from_numpy(np.asarray(traced.graph.edges[pairs[:, 0], pairs[:, 1]]).ravel().astype(np.float64))
+    known = torch.from_numpy(values_at(traced.graph.edges, pairs[:, 0], pairs[:, 1]).astype(np.float64))
     _check_meeting(traced, pairs, sweep.edges_e.cpu().double(), known)
     heads_elh = sweep.heads_elh.cpu()
     return HeadLoadings(edges, heads_elh, (sweep.edges_e.cpu()[:, None] - heads_elh.sum(-1)))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crosstrace.graphs import AttributionGraph, prune, row_scale, spread, target_weights
 from crosstrace.graphs.attention import AttentionPlaces, GraphAttention, HeadLoadings
+from crosstrace.graphs.sparse_rows import values_at
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import defaults
 from crosstrace.tracer.attention.loadings import loadings_of
@@ -116,8 +117,7 @@ def edge_influence(graph: AttributionGraph, pairs: NDArray[np.int64]) -> NDArray
     kept, weights = graph.kept_edges(), target_weights(graph)
     scale = row_scale(kept)
     strength = (spread(kept, scale, weights) + weights) * scale
-    signs = np.sign(np.asarray(kept[pairs[:, 0], pairs[:, 1]]).ravel())
-    return strength[pairs[:, 0]] * signs
+    return strength[pairs[:, 0]] * np.sign(values_at(kept, pairs[:, 0], pairs[:, 1]))
 
 
 def with_attention(
