@@ -78,7 +78,7 @@ def test_the_file_keeps_attention_and_refuses_damage(graph, file, tmp_path):
     broken = AttributionGraph.load(file)
     broken.attention.places.where[0, 0] = 99
     broken.save(tmp_path / "broken.safetensors")
-    with pytest.raises(ValueError, match="attention.where holds an index outside 0..5"):
+    with pytest.raises(ValueError, match=r"attention\.where holds an index outside 0\.\.5"):
         AttributionGraph.load(tmp_path / "broken.safetensors")
 
 
@@ -149,7 +149,7 @@ def test_nodes_and_heads_are_read_as_people_write_them(graph):
     for text, said in (("nothing", "names no node"), ("Texas", "names .* nodes"), ("error L9@1", "not in the graph")):
         with pytest.raises(ValueError, match=said):
             find_node(graph, text)
-    with pytest.raises(ValueError, match="write LAYER.HEAD"):
+    with pytest.raises(ValueError, match=r"write LAYER\.HEAD"):
         parse_head("four")
 
 
