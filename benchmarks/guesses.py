@@ -8,7 +8,7 @@ of 2 × features × d_model × vocabulary operations, which is most of the time.
 checked against `direct_logits`, which computes them layer by layer. With `--bfloat16` the same product in bfloat16 is timed
 beside it: it is faster only on processors with instructions for it (AVX512-BF16, AMX), and its ranking would have to be
 repaired in float32. Without a model, the embedded demo is measured. How alike tokens are by chance is found once a model,
-before anything is timed; it takes as long as 128 features.
+before anything is timed; it takes as long as 64 features.
 """
 
 from __future__ import annotations

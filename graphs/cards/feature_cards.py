@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosstrace.graphs.cards.labels import PROMOTED_IN_LABELS, automatic_label, stands_out_at
+from crosstrace.graphs.cards.labels import PROMOTED_IN_LABELS, automatic_label, is_late, stands_out_at
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.notebook import note, table, text
 from crosstrace.graphs.numbers import count, plain, share, signed
@@ -401,7 +401,12 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         spread = float(self._tensors[f"{layer}.spread"][row])
         coherent = self._coherent(layer)
         return automatic_label(
-            peaks, promoted, spread, self.vocabulary_size, None if coherent is None else bool(coherent[row])
+            peaks,
+            promoted,
+            spread,
+            self.vocabulary_size,
+            None if coherent is None else bool(coherent[row]),
+            is_late(layer, self.n_layers),
         )
 
     def _histogram(self, layer: int, row: int) -> dict[str, list[float]]:
@@ -424,7 +429,7 @@ def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> Att
 
     Example:
         >>> with_card_labels(graph, FeatureCards("cards.safetensors")).feature_labels[0]
-        '~ Dallas → Texas'
+        '~ → Texas'
     """
     if cards is None:
         return graph

@@ -19,7 +19,7 @@ from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance, promoted_tokens
 
 _LOOKED_AT = 8  # strongest tokens, of which some may be shown alike
-_DIRECTIONS = 128  # that tell what chance gives: fewer than for cards, as they take as long as that many guesses
+_DIRECTIONS = 64  # that tell what chance gives: fewer than for cards, as they take as long as that many guesses
 _by_chance: WeakKeyDictionary[ReplacementModel, float] = WeakKeyDictionary()
 
 Key = tuple[int, int]

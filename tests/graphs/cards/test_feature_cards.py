@@ -22,7 +22,7 @@ def cards(tmp_path) -> FeatureCards:
 
 def test_a_card_by_hand(cards):
     assert cards[0, 1] == {
-        "label": "~ Dallas",
+        "label": "~ token: Dallas",
         "promoted": [[" Texas", 0.5], [" Austin", 0.25]],
         "suppressed": [[" Paris", -1.0], ["<bos>", -0.5]],
         "contexts": [
@@ -52,7 +52,7 @@ def test_a_mapping_of_the_features_that_fired(cards):
 def test_searching_tokens(cards):
     assert cards.search("austin") == [(1, 0), (0, 3), (0, 1)]  # in labels by logit; promoted, but not the most
     assert cards.find(" DALLAS ") == {(0, 1): "automatic label", (1, 0): "context"}
-    assert cards.find("is") == {(1, 0): "automatic label", (0, 3): "context", (0, 1): "context"}
+    assert cards.find("is") == {(1, 0): "fires on", (0, 3): "context", (0, 1): "context"}
     assert cards.find("~ austin → aus") == {(0, 3): "automatic label"}
     assert cards.search("nothing") == []
     assert cards.search("a", limit=1) == [(1, 0)]
