@@ -64,6 +64,8 @@ def automatic_label(
         coherent: Whether the promoted tokens are more alike than chance makes them; None where that is not known.
         late: Whether the feature is in the last two thirds of the layers.
 
+    Tokens that hold a comma, an arrow or a tilde are quoted, as in guesses.
+
     Example:
         >>> automatic_label([" is", " is"], [(" Austin", 9.0)], 0.5, 820)
         '~ is → Austin'
@@ -71,24 +73,22 @@ def automatic_label(
     if late and promoted and (coherent or _stands_out(promoted, spread, vocabulary)):
         # A token with less than half of the strongest logit says nothing of the feature.
         strong = [token for token, logit in promoted[:PROMOTED_IN_LABELS] if logit > promoted[0][1] / 2]
-        shown_first = {token.strip().casefold(): short(token, _LONGEST) for token in reversed(strong)}
+        shown_first = {token.strip().casefold(): _told_apart(token) for token in reversed(strong)}
         return f"{MARK} {GUESS_MARK} {', '.join([*shown_first.values()][::-1][:3])}"
     words: dict[str, str] = {}
     for peak in peaks:
         words.setdefault(peak.strip().casefold(), peak)
     common = Counter(peak.strip().casefold() for peak in peaks).most_common()
     shown = 1 if common and 2 * common[0][1] >= len(peaks) else 2
-    label = ", ".join(short(words[word], _LONGEST) for word, _ in common[:shown])
+    label = ", ".join(_told_apart(words[word]) for word, _ in common[:shown])
     if shown < len(common) and shown > 1:
         label += " …"
     if promoted and coherent:
-        told = {
-            token.strip().casefold(): short(token, _LONGEST) for token, _ in reversed(promoted[:PROMOTED_IN_LABELS])
-        }
+        told = {token.strip().casefold(): _told_apart(token) for token, _ in reversed(promoted[:PROMOTED_IN_LABELS])}
         promotes = f"→ {', '.join([*told.values()][::-1][:2])}"
         label = promotes if shown > 1 else f"{label} {promotes}"
     elif _stands_out(promoted, spread, vocabulary):
-        label += f" → {short(promoted[0][0], _LONGEST)}"
+        label += f" → {_told_apart(promoted[0][0])}"
     elif common and 5 * common[0][1] >= 4 * len(peaks):
         label = f"token: {label}"
     return f"{MARK} {label}"
@@ -98,7 +98,7 @@ def guessed_label(promoted: Sequence[tuple[str, float]], spread: float, vocabula
     """Return a guess at what a feature means, from what it promotes alone; "" if it promotes nothing.
 
     Tokens that are shown alike, such as " Paris" and "Paris", count as one. A third token is
-    named if the guess stays short. Tokens that hold a comma or a quotation mark are quoted.
+    named if the guess stays short. Tokens that hold a comma, an arrow or a tilde are quoted.
 
     Args:
         promoted: Tokens and their logits, strongest first; a few more than the guess names.
@@ -148,4 +148,4 @@ def _stands_out(promoted: Sequence[tuple[str, float]], spread: float, vocabulary
 def _told_apart(token: str) -> str:
     """A token as one entry of a list that commas separate."""
     shown = short(token, _LONGEST)
-    return f"'{shown}'" if set(shown) & set(",'\"→~") else shown
+    return f"'{shown}'" if set(shown) & set(",→~") else shown

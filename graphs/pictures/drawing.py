@@ -91,7 +91,8 @@ def wrapped(label: str, scale: float = 1.0, width: int = LABEL_WIDTH, most: int 
     if is_automatic(label):  # the mark does not stand on a line of its own
         label, width = label.replace(" ", "\xa0", 1), width + label.find(" ") + 1
     text = short(label, width * most)
-    lines = textwrap.wrap(text, width) or [text]
+    # Nor does the ellipsis: textwrap breaks at plain blanks only.
+    lines = [line.replace("\xa0…", " …") for line in textwrap.wrap(text.replace(" …", "\xa0…"), width)] or [text]
     if len(lines) > most:
         lines = [*lines[: most - 1], lines[most - 1][: width - 1].rstrip(" ,…") + "…"]
     return [Line(line, scale=scale) for line in lines]

@@ -18,7 +18,7 @@ from crosstrace.graphs.analysis.influence import row_scale, spread, target_weigh
 from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.analysis.scores import untraced
 from crosstrace.graphs.cards.feature_cards import FeatureCards
-from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.cards.labels import GUESS_MARK
 from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.terminal.tables import (
@@ -220,6 +220,6 @@ def _step(graph: AttributionGraph, node: int) -> str:
     layer, position, feature = graph.feature_of(node)
     name = graph.name_of(node)
     at = graph.token_name(position)
-    if is_guess(name):  # an arrow of its own, which is not the path's
+    if GUESS_MARK in name:  # an arrow of its own, which is not the path's
         return f"L{layer}/{feature} ({short(name, 32)}) [{at}]"
     return f"{short(name, 32)} [L{layer}/{feature} {at}]" if name else f"L{layer}/{feature} [{at}]"

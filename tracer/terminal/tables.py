@@ -16,6 +16,7 @@ from crosstrace.graphs.text import short
 NARROW = 72
 """Terminals with fewer columns get tables with fewer columns: words that stand side by side stand below one another."""
 _TOKEN_CELLS = 16
+_GAP = 3
 
 
 def plain_table(title: str) -> Table:
@@ -89,6 +90,30 @@ def feature_cells(console: Console, label: str, name: str, place: str) -> list[T
         lines = [shown] if shown else []
         return [Text("\n").join([*lines, Text(name, style="dim"), Text(place)])]
     return [shown, Text(name), Text(place)]
+
+
+def beside(title: str, pieces: Iterable[Text], width: int) -> Table:
+    """Return a title and, beside it, pieces with gaps between them; none is broken where a line ends unless it is longer.
+
+    Args:
+        title: What stands at the left, of the first line alone.
+        pieces: What stands at the right, one after the other.
+        width: Terminal cells for both.
+    """
+    room = width - cell_len(title)
+    text, used = Text(), 0
+    for piece in pieces:
+        gap = _GAP if used else 0
+        if gap and used + gap + piece.cell_len > room:
+            text.append("\n")
+            used = gap = 0
+        text.append(" " * gap).append_text(piece)
+        used += gap + piece.cell_len
+    table = Table.grid()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text(title, style="dim"), text)
+    return table
 
 
 def explain_guesses(table: Table, labels: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.sparse
@@ -60,9 +61,12 @@ class TotalEffects:
         is_supernode: Whether each source is a supernode.
         influence: The graph's own measure, without a sign: normalised absolute paths.
         predicted: The signed sum over paths, which is what the linear model loses with the source.
-        measured: Logit before less logit after.
+        measured: Logit before less logit after, with free norms.
+        measured_frozen: The same with frozen norm denominators, as in the graph: what is left between it and `predicted`
+            are features that cross their thresholds, and those without a row.
         influence_correlation: Of `influence` and the absolute values of `measured`.
         signed_correlation: Of `predicted` and `measured`.
+        frozen_correlation: Of `predicted` and `measured_frozen`.
     """
 
     sources: list[str]
@@ -70,8 +74,10 @@ class TotalEffects:
     influence: list[float]
     predicted: list[float]
     measured: list[float]
+    measured_frozen: list[float]
     influence_correlation: RankCorrelation
     signed_correlation: RankCorrelation
+    frozen_correlation: RankCorrelation
 
 
 def total_effects(
@@ -83,7 +89,7 @@ def total_effects(
     seed: int,
     supernodes: Sequence[tuple[str, Sequence[int]]] = (),
 ) -> TotalEffects:
-    """Ablate the features with the most influence on a target, then supernodes, under `Freeze.iterative()`.
+    """Ablate the features with the most influence on a target, then supernodes, with everything else recomputed.
 
     Args:
         model: The model and transcoders of the graph.
@@ -109,12 +115,13 @@ def total_effects(
             groups.append(features)
             places.append(_supernode(graph, features, name))
     token, position = int(graph.logit_tokens[target]), int(graph.logit_positions[target])
-    outcomes = intervene_batch(
-        model, [(local, [Ablate(place)]) for place in places], Freeze.iterative(), positions=(position,)
-    )
-    measured = [
-        (outcome.logit_changes_qv[0].mean() - outcome.logit_changes_qv[0, token]).item() for outcome in outcomes
-    ]
+
+    def measure(norms: Literal["free", "frozen"]) -> list[float]:
+        ablated = [(local, [Ablate(place)]) for place in places]
+        outcomes = intervene_batch(model, ablated, Freeze.iterative(norms=norms), positions=(position,))
+        return [(one.logit_changes_qv[0].mean() - one.logit_changes_qv[0, token]).item() for one in outcomes]
+
+    measured, measured_frozen = measure("free"), measure("frozen")
     values = np.ones(graph.n)
     values[graph.layout.features] = graph.activations[graph.selected_features].numpy()
     shares, predicted = [], []
@@ -128,8 +135,10 @@ def total_effects(
         influence=shares,
         predicted=predicted,
         measured=measured,
+        measured_frozen=measured_frozen,
         influence_correlation=rank_correlation(shares, np.abs(measured), seed),
         signed_correlation=rank_correlation(predicted, measured, seed),
+        frozen_correlation=rank_correlation(predicted, measured_frozen, seed),
     )
 
 

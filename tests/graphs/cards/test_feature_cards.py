@@ -58,6 +58,15 @@ def test_searching_tokens(cards):
     assert cards.search("a", limit=1) == [(1, 0)]
 
 
+@pytest.mark.parametrize("first", [",", "',", "→", "~ a, b", "'", "…"])
+def test_a_feature_is_found_by_its_whole_label(tmp_path, first):
+    cards = FeatureCards(
+        write_sample(tmp_path / "c.safetensors", [f"{first}{i}" * (i > 0) or first for i in range(len(STRINGS))])
+    )
+    for key in cards:
+        assert key in cards.find(cards.label(key))
+
+
 def test_hostile_strings_come_back_as_they_were(tmp_path):
     strings = [*HOSTILE, *STRINGS][: len(STRINGS)]
     cards = FeatureCards(write_sample(tmp_path / "c.safetensors", strings))
@@ -134,5 +143,6 @@ def test_labels_for_features_without_one(cards):
     mask = torch.ones(graph.n, dtype=torch.bool)
     mask[1:n] = False
     pruned = dataclasses.replace(graph, node_mask=mask)
-    assert with_card_labels(pruned, cards).feature_labels == graph.feature_labels
+    # Lists and neighbours name features that pruning dropped, too.
+    assert with_card_labels(pruned, cards).feature_labels == labelled.feature_labels
     assert with_card_labels(graph, None) is graph

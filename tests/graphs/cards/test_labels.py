@@ -23,6 +23,8 @@ ON_ITS_OWN = 1.2 * math.sqrt(2 * math.log(1000))
         ([" a", " b", " c", " c", " d"], WEAK, "~ c, a …"),
         ([" The", "the", "THE", " of"], STRONG, "~ The → Austin"),
         (["\n"], [], "~ token: ↵"),
+        ([",", " a", " ."], [], "~ ',', a …"),  # a comma in the list is no token
+        ([" is"], [("→", 9.0)], "~ is → '→'"),
         ([" a-very-long-token-of-a-tokenizer"], [], "~ token: a-very-long-tok…"),
     ],
 )
@@ -49,6 +51,11 @@ def test_how_far_a_token_must_stand_out():
 def test_coherent_tokens_are_named_whether_or_not_one_stands_out(peaks, coherent, label):
     promoted = [(" Austin", 3.0), ("austin", 2.9), (" Dallas", 2.8), (" Waco", 2.7)]
     assert automatic_label(peaks, promoted, 1.0, 1000, coherent) == label
+
+
+def test_tokens_of_punctuation_are_quoted():
+    promoted = [("),", 3.0), (").", 2.9)]
+    assert automatic_label([",", " a", "b"], promoted, 1.0, 1000, True) == "~ → '),', )."
 
 
 def test_without_coherence_a_token_that_stands_out_is_named_as_ever():

@@ -110,6 +110,8 @@ def test_names_are_labels_or_guesses_in_tables_and_paths(graph):
     assert "(→ AG, ag) [" in text  # a guess has an arrow of its own, which is not the path's
     assert f"→ AG, ag (L{layer}/{feature}" in nameless.describe(0)
     assert "AG" not in shown(graph)  # labels come first
+    automatic = dataclasses.replace(graph, feature_labels=["~ in → Rome, Oslo"] * graph.layout.n_features)
+    assert "(~ in → Rome, Oslo) [" in shown(automatic)
     assert GUESS_LEGEND not in text
     weak = dict.fromkeys(guesses, "→? AG, ag")
     text = shown(dataclasses.replace(nameless, settings={**graph.settings, "guesses": weak}))

@@ -62,7 +62,7 @@ def test_total_effects_have_a_line_for_each_feature_and_supernode(validation: Va
     assert all(name.startswith("group") for name, group in zip(total.sources, total.is_supernode, strict=True) if group)
     singles = total.influence[:30]
     assert singles == sorted(singles, reverse=True)
-    for correlation in (total.influence_correlation, total.signed_correlation):
+    for correlation in (total.influence_correlation, total.signed_correlation, total.frozen_correlation):
         assert -1 <= correlation.low <= correlation.value <= correlation.high <= 1
     assert total.influence_correlation.value > 0.3  # random weights, but strong features still matter more
 
@@ -81,6 +81,8 @@ def test_groups_given_are_ablated_as_one(traced: tuple[Case, ReplacementModel, A
     target = int(graph.logit_tokens[graph.logit_probabilities.argmax()])
     change_v = model.intervene(graph.tokens, places).logit_changes_qv[-1]
     assert total.measured[4] == pytest.approx(float(change_v.mean() - change_v[target]), rel=1e-4, abs=1e-5)
+    change_v = model.intervene(graph.tokens, places, Freeze.iterative(norms="frozen")).logit_changes_qv[-1]
+    assert total.measured_frozen[4] == pytest.approx(float(change_v.mean() - change_v[target]), rel=1e-4, abs=1e-5)
 
 
 def test_features_of_one_automatic_label_are_no_supernode(
