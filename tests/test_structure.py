@@ -48,6 +48,7 @@ LEVELS = {
     "graphs": [
         ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints"],
         ["tensor_file", "storage"],
+        ["attention"],
         ["graph"],
         ["viewer_ids", "saved_state"],
         ["cards"],
@@ -60,6 +61,7 @@ LEVELS = {
     "tracer": [
         ["defaults", "progress", "weights"],
         ["attribution", "cards", "evaluation"],
+        ["attention"],
         ["interventions", "validation"],
         ["terminal"],
         ["commands"],

@@ -20,6 +20,10 @@ CARD_LOGITS = 10
 CARDS_SAVE_SECONDS = 60.0
 CARDS_SAVE_SHARE = 0.05
 
+# Attention: heads that are taken apart, those that carry most, and the strongest terms kept of each.
+ATTENTION_HEADS = 8
+ATTENTION_TERMS = 10
+
 # Evaluation: tokens that count, and how many of them, the first, have single layers replaced.
 EVALUATION_TOKENS = 10_000
 EVALUATION_LAYER_TOKENS = 1_024

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_weak_guess
+from crosstrace.graphs.page.attention import PageAttention
 from crosstrace.graphs.text import short
 
 FORMAT: Literal["crosstrace-page"] = "crosstrace-page"
@@ -157,6 +158,8 @@ class PageData(TypedDict):
     """Supernodes: a name and node ids each."""
     stories: list[PageStory]
     """One a target; none where only JSON was there to make the page of."""
+    attention: PageAttention | None
+    """None where the graph keeps none."""
     qParams: dict[str, Any]
     """What is pinned and grouped when the page opens."""
 
@@ -212,6 +215,8 @@ class PageSource:
     cards: Mapping[Key, Card] = field(default_factory=dict)
     suggested: list[list[str]] = field(default_factory=list)
     stories: list[PageStory] = field(default_factory=list)
+    attention: PageAttention | None = None
+    """Which heads carried edges, and why they looked there."""
     q_params: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -259,6 +264,7 @@ def page_contents(source: PageSource) -> PageData:
         "cards": cards_as_json(source.cards),
         "suggested": source.suggested,
         "stories": source.stories,
+        "attention": source.attention,
         "qParams": dict(source.q_params),
     }
 

@@ -23,6 +23,7 @@ from crosstrace.graphs.analysis.scores import graph_scores, untraced
 from crosstrace.graphs.analysis.supernodes import suggest_supernodes
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.page.attention import page_attention
 from crosstrace.graphs.page.contents import (
     Card,
     Key,
@@ -108,6 +109,7 @@ def page_data(
             cards=cards_of_features(cards or {}, features, limits),
             suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
             stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
+            attention=page_attention(graph, {int(node): ids[node] for node in nodes}),
             q_params=state or {},
         )
     )

@@ -66,5 +66,5 @@ def test_what_is_kept_goes_on_as_if_the_rest_had_fallen_silent(clt, trainer):
 
 def test_the_demo_s_recipe_is_one(clt):
     settings = load_recipe(clt.RECIPE)
-    assert settings.kind == "clt" and settings.start == "far-apart"
-    assert settings.features > clt.KEPT
+    assert (settings.kind, settings.start) == ("clt", "far-apart")
+    assert clt.KEPT < settings.features

@@ -119,6 +119,13 @@ def trace(
     merge: Merge = False,
     top_paths: TopPaths = None,
     layout: Layout = GraphLayout.POSITIONS,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention",
+            help="Also keep which head carried each edge, and why the heads that matter most looked there.",
+        ),
+    ] = False,
 ) -> None:
     """Trace a prompt into its attribution graph.
 
@@ -161,6 +168,10 @@ def trace(
             note=note,
         )
         pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=_ALSO_NAMED)
+        if attention:
+            from crosstrace.tracer.attention.ranking import with_attention
+
+            pruned = with_attention(pruned, loaded, progress=False if quiet else None)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         delivery = deliver_graph(pruned, output, figure, cards, show, debug)
         is_safe = any(path.suffix.lower() == ".safetensors" for path in delivery.written)

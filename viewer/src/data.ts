@@ -1,6 +1,8 @@
 // What the page holds, as graphs/page/contents.py declares it, and the graph decoded from it.
 // Letters: n nodes, E edges.
 
+import type { AttentionData } from "./attention";
+
 export type Kind = "feature" | "error" | "token" | "logit";
 
 export interface Card {
@@ -88,6 +90,8 @@ export interface PageData {
   suggested: string[][];
   /** One a target, the weightiest first; none where the page was made of JSON. */
   stories: Story[];
+  /** Where the graph keeps it. */
+  attention: AttentionData | null;
   qParams: QParams;
 }
 

@@ -1,5 +1,6 @@
 // Puts the page together.
 
+import { Attention } from "./attention";
 import { byId } from "./dom";
 import type { PageData } from "./data";
 import { decode } from "./data";
@@ -40,6 +41,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
   const toolbar = new Toolbar(model, store);
   const filters = new FilterBar(model, store);
   const search = new Search(nodesOf(model, store, view));
+  if (data.attention) new Attention(model, store, view, data.attention);
   new Exporter(model, store, view, story, subgraph, say);
   splitter("panel-size", byId("panel"), "width", 260, () => innerWidth - 320);
   splitter("subgraph-size", byId("subgraph"), "height", 120, () => innerHeight - 240);

@@ -40,6 +40,8 @@ export class Painter {
   width = 0;
   height = 0;
   theme!: Theme;
+  /** The colour of an edge; null for that of its sign. */
+  edgeColour: ((edge: number) => string | null) | null = null;
   private currentLayout!: Layout;
   private currentTransform!: ZoomTransform;
   private boxes: Box[] = [];
@@ -208,7 +210,7 @@ export class Painter {
     pen.bezierCurveTo(from.x - aside, startY - bend, to.x - aside, endY + bend, to.x, endY);
     pen.globalAlpha = opacity;
     pen.lineWidth = width;
-    pen.strokeStyle = weights[edge] > 0 ? this.theme.positive : this.theme.negative;
+    pen.strokeStyle = this.edgeColour?.(edge) ?? (weights[edge] > 0 ? this.theme.positive : this.theme.negative);
     // The sign is shown by dashes as well as by colour.
     pen.setLineDash(weights[edge] > 0 ? [] : [2 + 1.5 * width, 2 + width]);
     pen.stroke();
