@@ -25,7 +25,7 @@ RECIPE = Path(__file__).with_suffix(".toml")
 KEPT = 512  # of the features of the recipe
 DROPPED_AT = 0.6  # as a share of the run
 DRAWN_BY = 0.6  # beginnings that many sentences share are drawn more often, but not so often that the rest is drowned
-TOLD_EVERY = 125  # steps
+TOLD_EVERY = 250  # steps
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def _far_apart(points_nd: Tensor, n_drawn: int, generator: torch.Generator) -> T
     No point is drawn twice, nor one like it, while there are others; then the rest is drawn evenly.
     """
     squares_n = points_nd.square().sum(1)
-    distances_n, picked = torch.full_like(squares_n, torch.inf), []
+    distances_n = torch.full_like(squares_n, torch.inf)
+    picked: list[int] = []
     while len(picked) < n_drawn:
         weights_n = distances_n.cpu() if picked else torch.ones(len(points_nd))
         if not weights_n.any():
