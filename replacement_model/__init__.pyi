@@ -9,6 +9,7 @@ from .architectures.registry import register_architecture as register_architectu
 from .architectures.sites import ModelSites as ModelSites
 from .architectures.sites import Site as Site
 from .base_model import BaseModel as BaseModel
+from .base_model import LoadedModel as LoadedModel
 from .dictionaries.base import Activation as Activation
 from .dictionaries.base import ActivationKind as ActivationKind
 from .dictionaries.base import Encoder as Encoder

@@ -247,8 +247,6 @@ class ReplacementModel:
         Byte tokens are written `<0x0A>`, so that each has a text of its own; the tokens of a model without a tokenizer are
         written `<id>`.
         """
-        if self.tokenizer is None:
-            return [f"<{token}>" for token in tokens_p.tolist()]
         return prompts.token_strings(tokens_p.tolist(), self.tokenizer)
 
     def local(self, prompt: Prompt) -> LocalReplacementModel:
@@ -497,3 +495,16 @@ class ReplacementModel:
             return_activations,
             **sampling,
         )
+
+
+def dictionary_of(model: LoadedModel, dictionary: DictionaryInUse | None = None) -> DictionaryInUse:
+    """Return the dictionary that is meant: the one that is named, or else a replacement model's transcoders.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    if dictionary is not None:
+        return dictionary
+    if isinstance(model, ReplacementModel):
+        return model.transcoders
+    raise ValueError(f"{model.name} is a model without transcoders: name the dictionary to read it with")

@@ -20,6 +20,10 @@ CARD_LOGITS = 10
 CARDS_SAVE_SECONDS = 60.0
 CARDS_SAVE_SHARE = 0.05
 
+# Reading: latents kept at each position of every layer, and rows of the table on the screen.
+READ_TOP = 10
+READ_ROWS = 20
+
 # Evaluation: tokens that count, and how many of them, the first, have single layers replaced.
 EVALUATION_TOKENS = 10_000
 EVALUATION_LAYER_TOKENS = 1_024

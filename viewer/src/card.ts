@@ -6,14 +6,13 @@ import type { Model } from "./model";
 import { percent, plain, signed, visible } from "./text";
 
 export function featureCard(model: Model, node: number): HTMLElement[] {
-  const card = model.card(node);
-  const parts: (HTMLElement | null)[] = [
-    firing(model, node),
-    tokens("Promotes", card.promoted, "plus"),
-    tokens("Suppresses", card.suppressed, "minus"),
-    histogram(card),
-    contexts(card),
-  ];
+  const fires = firing(model, node);
+  return [...(fires ? [fires] : []), ...cardSections(model.card(node))];
+}
+
+/** What a card says, whatever prompt the feature fires in. */
+export function cardSections(card: Card): HTMLElement[] {
+  const parts = [tokens("Promotes", card.promoted, "plus"), tokens("Suppresses", card.suppressed, "minus"), histogram(card), contexts(card)];
   return parts.filter((part): part is HTMLElement => part !== null);
 }
 

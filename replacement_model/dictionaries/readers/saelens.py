@@ -220,9 +220,8 @@ def _place(path: Path, config: Mapping[str, Any]) -> tuple[int, Site]:
     hook = config.get("hook_name", config.get("hook_point"))
     if not isinstance(hook, str):
         raise ValueError(f"{path}: hook_name is {hook!r}; expected a place such as blocks.9.hook_resid_post")
-    if written := config.get("hook_name_out"):
-        if written != hook:
-            raise ValueError(f"{path}: reads {hook!r} and writes {written!r}; an SAE writes what it reads")
+    if (written := config.get("hook_name_out")) and written != hook:
+        raise ValueError(f"{path}: reads {hook!r} and writes {written!r}; an SAE writes what it reads")
     if match := _TRANSFORMERS.fullmatch(hook):
         return int(match[1]), Site.RESIDUAL
     match = _TRANSFORMER_LENS.fullmatch(hook)
