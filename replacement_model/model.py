@@ -23,6 +23,8 @@ from crosstrace.replacement_model.architectures.float64 import float64_arithmeti
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
+from crosstrace.replacement_model.base_model import LoadedModel
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.freeze import Errors, Freeze

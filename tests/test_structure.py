@@ -60,6 +60,8 @@ LEVELS = {
     "tracer": [
         ["defaults", "progress", "weights"],
         ["attribution", "cards", "evaluation"],
+        ["probes"],
+        ["reading"],
         ["interventions", "validation"],
         ["terminal"],
         ["commands"],

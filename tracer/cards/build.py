@@ -275,7 +275,9 @@ def add_batch(
     run.tokens += int(batch.lengths_b.sum())
 
 
-def _header(model: LoadedModel, used: DictionaryInUse, corpus: Corpus | Texts, run: CardRun, logits: int) -> dict[str, Any]:
+def _header(
+    model: LoadedModel, used: DictionaryInUse, corpus: Corpus | Texts, run: CardRun, logits: int
+) -> dict[str, Any]:
     before, after = run.identity["window"]
     return {
         "model": run.identity["model"],

@@ -26,9 +26,7 @@ Key = tuple[int, int]
 """(layer, feature)."""
 
 
-def guesses(
-    model: LoadedModel, features: Sequence[Key], dictionary: DictionaryInUse | None = None
-) -> dict[Key, str]:
+def guesses(model: LoadedModel, features: Sequence[Key], dictionary: DictionaryInUse | None = None) -> dict[Key, str]:
     """Guess at the meaning of features by what they promote.
 
     Args:

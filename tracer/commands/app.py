@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-VERBS = ("trace", "show", "view", "prune", "compare", "features", "read", "probe", "intervene", "validate", "train", "evaluate")
+VERBS = (
+    "trace",
+    "show",
+    "view",
+    "prune",
+    "compare",
+    "features",
+    "read",
+    "probe",
+    "intervene",
+    "validate",
+    "train",
+    "evaluate",
+)
 """The verbs in the order of the help: each is the function of that name in the module of that name beside this one."""
 
 app = typer.Typer(

@@ -31,8 +31,8 @@ def far_l0(layers: Iterable[MeasuredL0]) -> str | None:
         layers: The layers of one dictionary.
 
     Example:
-        >>> far_l0([MeasuredL0(9, 412.3, 15)])
-        '1 of 1 layers are far from the L0 in the config, layer 9 most: 412.3 measured and 15 expected; is this the model and the site that it was trained on?'
+        >>> far_l0([MeasuredL0(9, 412.3, 15)])[:60]
+        '1 of 1 layers are far from the L0 in the config, layer 9 mos'
     """
     layers = list(layers)
     far = [layer for layer in layers if layer.factor >= _FAR]

@@ -8,10 +8,8 @@ Letters: P positions, X those of them that count, D the width of a site, n activ
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -245,7 +243,10 @@ class _Layer:
         taken: dict[int, int] = {}
         rows = []
         for at, feature, value in zip(
-            self.positions_n[order].tolist(), self.features_n[order].tolist(), self.values_n[order].tolist(), strict=True
+            self.positions_n[order].tolist(),
+            self.features_n[order].tolist(),
+            self.values_n[order].tolist(),
+            strict=True,
         ):
             taken[at] = taken.get(at, 0) + 1
             if taken[at] <= top:

@@ -9,13 +9,14 @@ from typing import Any
 
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.page.reading import ReadingPageData, write_reading_html
+from crosstrace.tracer.probes.probe import Scores
 from crosstrace.tracer.reading.read import Reading
 
 SUFFIXES = (".json", ".html", ".htm")
 
 
-def reading_as_dict(reading: Reading) -> dict[str, Any]:
-    """Return a reading as its JSON has it: `tokens`, `latents` at each position, and what it was read with."""
+def reading_as_dict(reading: Reading, scores: Scores | None = None) -> dict[str, Any]:
+    """Return a reading as its JSON has it: `tokens`, `latents` at each position, what it was read with, a probe's scores."""
     return {
         "prompt": reading.prompt,
         "model": reading.model_name,
@@ -45,15 +46,17 @@ def reading_as_dict(reading: Reading) -> dict[str, Any]:
             }
             for dictionary in reading.dictionaries
         ],
+        **({} if scores is None else {"probe": scores.to_dict()}),
     }
 
 
-def write_reading(reading: Reading, path: str | os.PathLike[str]) -> None:
+def write_reading(reading: Reading, path: str | os.PathLike[str], scores: Scores | None = None) -> None:
     """Write a reading as JSON (`.json`), or as a page (`.html`) on which one points at a token and sees its latents.
 
     Args:
         reading: The reading.
         path: The file, which is written whole or not at all.
+        scores: What a probe says of the tokens; JSON holds it too.
 
     Raises:
         ValueError: The suffix is neither.
@@ -61,12 +64,14 @@ def write_reading(reading: Reading, path: str | os.PathLike[str]) -> None:
     """
     match Path(path).suffix.lower():
         case ".json":
-            text = json.dumps(reading_as_dict(reading), indent=1, ensure_ascii=False)
+            text = json.dumps(reading_as_dict(reading, scores), indent=1, ensure_ascii=False)
             write_atomically(path, (text + "\n").encode("utf-8", "surrogatepass"))
         case ".html" | ".htm":
             write_reading_html(reading_page_data(reading), path)
         case suffix:
-            raise ValueError(f"{os.fspath(path)}: a reading is written as .json or .html, not {suffix or 'without suffix'}")
+            raise ValueError(
+                f"{os.fspath(path)}: a reading is written as .json or .html, not {suffix or 'without suffix'}"
+            )
 
 
 def reading_page_data(reading: Reading) -> ReadingPageData:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosstrace.graphs.numbers import count, plain, signed
+from crosstrace.graphs.numbers import count, plain
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.defaults import READ_ROWS
 from crosstrace.tracer.reading.read import Key, Reading
-from crosstrace.tracer.terminal.tables import add_row, add_words, at, fitted, is_narrow, plain_table
+from crosstrace.tracer.terminal.tables import add_row, at, fitted, is_narrow, plain_table
 
 _SHADES = "░▒▓█"
 _TOKEN_CELLS, _LABEL_CELLS, _PEAK_CELLS = 9, 18, 12
@@ -55,7 +55,7 @@ def _table(reading: Reading, keys: Sequence[Key], console: Console) -> Table:
     label_cells = 0 if narrow or not any(labels[key] for key in keys) else _LABEL_CELLS
     positions = range(reading.excluded_first, len(reading.tokens))
     texts = [fitted(short(reading.tokens[p], 16), _TOKEN_CELLS) for p in positions]
-    widths = [max(4, cell_len(text)) for text in texts]
+    widths = [max(5, cell_len(text)) for text in texts]
     left = console.width - name_cells - (label_cells + 2 if label_cells else 0) - 2
     if sum(width + 1 for width in widths) <= left:
         return _spread_out(reading, keys, names, labels, label_cells, positions, texts, widths)
