@@ -135,7 +135,8 @@ def main() -> None:
         write_answers(arguments.answers)
         return
     with tempfile.TemporaryDirectory() as folder:
-        command = [installed(arguments.saelens), __file__, "--answers", folder]
+        # -P: this folder has a kernels.py, which transformers would take for the package of that name.
+        command = [installed(arguments.saelens), "-P", __file__, "--answers", folder]
         subprocess.run([str(part) for part in command], check=True)
         sys.exit(not compare(Path(folder)))
 

@@ -30,6 +30,7 @@ from .interventions.generation import generate as generate
 from .interventions.kinds import Ablate as Ablate
 from .interventions.kinds import Add as Add
 from .interventions.kinds import AllFeatures as AllFeatures
+from .interventions.kinds import DirectionAt as DirectionAt
 from .interventions.kinds import ErrorAt as ErrorAt
 from .interventions.kinds import FeatureAt as FeatureAt
 from .interventions.kinds import Intervention as Intervention

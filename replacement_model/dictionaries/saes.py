@@ -96,6 +96,24 @@ class Saes(DictionaryInUse[SparseDictionary]):
         mean_p1, size_p1 = self._scale(input_pd)
         return made_pd * size_p1 + mean_p1
 
+    def gradient(self, layer: int, feature: int, input_d: Tensor) -> Tensor:
+        """Return the gradient (D,) float32 of a latent's pre-activation with respect to what it reads.
+
+        Where tokens are scaled, the scale is held at that of the input, as the denominators of the model's own norms are.
+
+        Args:
+            layer: The layer.
+            feature: The latent.
+            input_d: (D,) what it reads.
+        """
+        column_d = self.encoder(layer).w_enc_df[:, feature].float()
+        if self.reader.token_scaling is TokenScaling.NONE:
+            return column_d
+        _, size_p1 = self._scale(input_d[None])
+        if self.reader.token_scaling is TokenScaling.LAYER_NORM:
+            return (column_d - column_d.mean()) / (size_p1[0, 0] + _LAYER_NORM_EPSILON)
+        return column_d / size_p1[0, 0]
+
     def _encoded(self, layer: int, input_pd: Tensor) -> Tensor:
         """What encoders are given for raw inputs (P, D)."""
         if self.reader.token_scaling is not TokenScaling.NONE:

@@ -71,6 +71,25 @@ def open_named_sae(name: str) -> SparseDictionary:
     return reader
 
 
+def named_saes(saes: Sequence[str] | None, references: Sequence[str], loaded_demo: bool) -> list[SparseDictionary]:
+    """Open the SAEs whose latents references name.
+
+    Args:
+        saes: As `--sae` names them.
+        references: What may refer to latents.
+        loaded_demo: Whether the model is the demo, whose own SAEs are opened where a reference is to a latent.
+
+    Raises:
+        ValueError: The files are damaged, or hold something else.
+        OSError: There are none.
+    """
+    from crosstrace.replacement_model.dictionaries.latents import parse_latent
+
+    if not saes and loaded_demo and any(parse_latent(text.partition("@")[0]) for text in references):
+        saes = ["demo"]
+    return [open_named_sae(name) for name in saes or ()]
+
+
 def cards_of_dictionaries(base: BaseModel, used: Sequence[DictionaryInUse]) -> dict[int, FeatureCards]:
     """Return the feature cards that lie beside dictionaries, by the dictionaries' numbers."""
     from crosstrace.replacement_model.fingerprints import weight_fingerprints
