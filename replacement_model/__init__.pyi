@@ -22,6 +22,7 @@ from .dictionaries.readers.opening import open_transcoders as open_transcoders
 from .dictionaries.readers.registry import register_reader as register_reader
 from .dictionaries.saes import Saes as Saes
 from .dictionaries.transcoders import Transcoders as Transcoders
+from .dictionaries.use import in_use as in_use
 from .fingerprints import weight_fingerprints as weight_fingerprints
 from .interventions.freeze import Errors as Errors
 from .interventions.freeze import Freeze as Freeze

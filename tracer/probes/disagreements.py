@@ -89,12 +89,13 @@ def disagreements(
     Raises:
         ValueError: A text does not say what it claims, or cannot be read; file and line are named.
     """
+    score = probe.scorer(model, used)
     rows = []
     for example in examples:
         if example.says is None:
             raise ValueError(f"{example.place}: it is not said what the text claims")
         try:
-            rows.append(Compared(example.text, probe.score(model, example.text, used).whole, example.says))
+            rows.append(Compared(example.text, score(example.text).whole, example.says))
         except ValueError as problem:
             raise ValueError(f"{example.place}: {problem}") from None
     return Disagreements(probe.name, rows)

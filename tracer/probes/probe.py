@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from crosstrace.tracer.probes.fit import Auroc, Fitted, Matrix, area, behind, fi
 from crosstrace.tracer.probes.pooled import Columns, Pooling, pool, token_latents
 
 FORMAT, VERSION = "crosstrace-probe", 1
+# Latents that a score names at each token.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -231,32 +233,41 @@ class Probe:
         Raises:
             ValueError: The prompt cannot be used, or the model or a dictionary is another one; one line that names it.
         """
+        return self.scorer(model, used)(prompt)
+
+    def scorer(self, model: LoadedModel, used: Sequence[DictionaryInUse]) -> Callable[[Prompt], Scores]:
+        """Return a function that scores prompts as `score` does; model and dictionaries are checked once.
+
+        Raises:
+            ValueError: The model or a dictionary is another one.
+        """
         own = self._own(model, used)
-        size = model.description
-        ids = prompt_ids(prompt, model.tokenizer, model.name, size.vocab_size, size.max_positions).tolist()
-        first = size.excluded_first_of(ids)
-        if len(ids) <= first:
-            raise ValueError(f"the prompt has {len(ids)} tokens, and the first {first} carry no latents")
-        columns = Columns.of(own)
+        columns, size = Columns.of(own), model.description
         where = [columns.offsets[latent.dictionary, latent.layer] + latent.feature for latent in self.latents]
         weights = np.array([latent.weight for latent in self.latents])
-        [latents_pc] = token_latents(model, [ids], [first], own, columns)
-        added_pk = np.asarray(latents_pc[:, where].todense(), dtype=np.float64) * weights
-        pooled = _pooled(latents_pc[:, where], self.pooling)
-        strongest = np.argsort(-abs(added_pk), axis=1, kind="stable")[:, :3]
-        return Scores(
-            self.name,
-            token_strings(ids, model.tokenizer),
-            [*([float("nan")] * first), *(added_pk.sum(1) + self.bias).tolist()],
-            float(pooled @ weights + self.bias),
-            [
-                *([[]] * first),
-                *(
-                    [(self.latents[i].name, self.latents[i].label, float(added[i])) for i in order.tolist() if added[i]]
-                    for added, order in zip(added_pk, strongest, strict=True)
-                ),
-            ],
-        )
+
+        def score(prompt: Prompt) -> Scores:
+            ids = prompt_ids(prompt, model.tokenizer, model.name, size.vocab_size, size.max_positions).tolist()
+            first = size.excluded_first_of(ids)
+            if len(ids) <= first:
+                raise ValueError(f"the prompt has {len(ids)} tokens, and the first {first} carry no latents")
+            [latents_pc] = token_latents(model, [ids], [first], own, columns)
+            read_pk = np.asarray(latents_pc[:, where].todense(), dtype=np.float64)
+            added_pk = read_pk * weights
+            strongest = np.argsort(-abs(added_pk), axis=1, kind="stable")[:, :_NAMED]
+            named = [
+                [(self.latents[i].name, self.latents[i].label, float(added[i])) for i in order.tolist() if added[i]]
+                for added, order in zip(added_pk, strongest, strict=True)
+            ]
+            return Scores(
+                self.name,
+                token_strings(ids, model.tokenizer),
+                [*([float("nan")] * first), *(added_pk.sum(1) + self.bias).tolist()],
+                float(_pooled(read_pk, self.pooling) @ weights + self.bias),
+                [*([[]] * first), *named],
+            )
+
+        return score
 
     def _own(self, model: LoadedModel, used: Sequence[DictionaryInUse]) -> list[DictionaryInUse]:
         """Return the dictionaries that the probe reads, in its order."""
@@ -273,15 +284,14 @@ class Probe:
         return own
 
 
-def _pooled(latents_pk: scipy.sparse.csr_array, pooling: Pooling) -> NDArray[np.float64]:
-    dense_pk = np.asarray(latents_pk.todense(), dtype=np.float64)
+def _pooled(latents_pk: NDArray[np.float64], pooling: Pooling) -> NDArray[np.float64]:
     match pooling:
         case Pooling.LAST:
-            return dense_pk[-1]
+            return latents_pk[-1]
         case Pooling.MAX:
-            return dense_pk.max(0)
+            return latents_pk.max(0)
         case Pooling.MEAN:
-            return dense_pk.mean(0)
+            return latents_pk.mean(0)
 
 
 def fit_probe(
