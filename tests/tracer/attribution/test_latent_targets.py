@@ -54,7 +54,7 @@ def test_what_cannot_be_traced_is_one_line(model, tmp_path):
         ("mlp_out/2/7", [mlp], "latents of mlp_out cannot be traced"),
         ("resid_post/2/7@0", [residual], "the first 1 positions carry no latents"),
     ):
-        with pytest.raises(ValueError, match="resid_post|mlp_out") as caught:
+        with pytest.raises(ValueError, match=r"resid_post|mlp_out") as caught:
             trace(model, PROMPT, target, saes=saes, progress=False)
         assert message in str(caught.value)
     assert parse_target("resid_post/2/7@-1").position == -1
