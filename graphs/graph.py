@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from crosstrace.graphs.attention import GraphAttention
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
 from crosstrace.graphs.numbers import count, probability
@@ -23,6 +24,7 @@ from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
 from crosstrace.graphs.text import distinct, short
 
+_ATTENTION_PREFIX = "attention."
 _LENGTHS = {"N": "active_features", "K": "selected_features", "P": "tokens", "k": "logit_tokens"}
 
 
@@ -35,6 +37,7 @@ def _strings(length: str) -> Mapping[str, Any]:
     return {"kind": "strings", "shape": (length,)}
 
 
+_ATTENTION: Mapping[str, Any] = {"kind": "attention"}
 _SPARSE: Mapping[str, Any] = {"kind": "sparse", "shape": ("n", "n")}
 
 
@@ -109,6 +112,10 @@ class AttributionGraph:
     target_probabilities: torch.Tensor | None = field(default=None, metadata=_tensor(torch.float32, "k"))
     """(k,) float32: the model's probability of each target that is an output token, 0 for other targets. None where
     `logit_probabilities` are the probabilities, as in graphs of earlier versions."""
+
+    attention: GraphAttention | None = field(default=None, metadata=_ATTENTION)
+    """Which head carried each edge, and why the heads that matter most looked where they did; None unless they were
+    computed (see `crosstrace.tracer.with_attention`)."""
 
     def __post_init__(self) -> None:
         self._names: dict[tuple[int, bool], tuple[list[str], list[str]]] = {}
@@ -332,6 +339,8 @@ class AttributionGraph:
         for part in _fields("sparse"):
             if (matrix := getattr(self, part.name)) is not None:
                 tensors |= csr_tensors(_stored_name(part), matrix)
+        if self.attention is not None:
+            tensors |= {f"{_ATTENTION_PREFIX}{name}": tensor for name, tensor in self.attention.tensors()}
         write_values(path, {part.name: getattr(self, part.name) for part in _fields("strings", "value")}, tensors)
 
     @classmethod
@@ -356,7 +365,16 @@ class AttributionGraph:
             for part in sparse:
                 if csr_names(_stored_name(part))[0] in tensors:
                     values[part.name] = csr_of(_stored_name(part), tensors, n)
-            return cls(**values)
+            kept = {
+                name.removeprefix(_ATTENTION_PREFIX): tensors[name]
+                for name in tensors
+                if name.startswith(_ATTENTION_PREFIX)
+            }
+            graph = cls(**values)
+            if kept:
+                layout = graph.layout
+                graph.attention = GraphAttention.of_tensors(kept, layout.n, layout.n_layers, layout.n_positions)
+            return graph
         except (ValueError, TypeError, KeyError) as problem:
             raise ValueError(f"{path}: {' '.join(str(problem).split())}") from None
 

@@ -60,3 +60,22 @@ def keep(edges: scipy.sparse.csr_array, kept: Mask) -> scipy.sparse.csr_array:
     kept_before = np.concatenate([[0], np.cumsum(kept)])
     indptr = kept_before[edges.indptr].astype(edges.indptr.dtype)
     return scipy.sparse.csr_array((edges.data[kept], edges.indices[kept], indptr), shape=edges.shape)
+
+
+def values_at(
+    edges: scipy.sparse.csr_array, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the entries at some places, 0 where none is stored.
+
+    Args:
+        edges: (n, n) with sorted columns.
+        rows: (m,) rows.
+        columns: (m,) columns.
+    """
+    n = edges.shape[1]
+    stored = rows_of(edges) * n + edges.indices
+    wanted = rows * n + columns
+    at = np.minimum(np.searchsorted(stored, wanted), max(len(stored) - 1, 0))
+    if not len(stored):
+        return np.zeros(len(wanted), dtype=np.float32)
+    return np.where(stored[at] == wanted, edges.data[at], np.float32(0))

@@ -47,6 +47,7 @@ from .local.adjoint import Rows as Rows
 from .local.adjoint import Target as Target
 from .local.local_model import LocalReplacementModel as LocalReplacementModel
 from .local.running_model import RunningModel as RunningModel
+from .local.sources import Source as Source
 from .model import ReplacementModel as ReplacementModel
 from .model import ReplacementOutput as ReplacementOutput
 from .prompts import Prompt as Prompt

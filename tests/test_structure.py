@@ -48,10 +48,11 @@ LEVELS = {
     "graphs": [
         ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints"],
         ["tensor_file", "storage"],
+        ["attention"],
         ["graph"],
         ["viewer_ids", "saved_state"],
-        ["analysis"],
         ["cards"],
+        ["analysis"],
         ["pictures"],
         ["exporters"],
         ["page"],
@@ -60,7 +61,7 @@ LEVELS = {
     "tracer": [
         ["defaults", "progress", "weights"],
         ["attribution", "cards", "evaluation"],
-        ["probes"],
+        ["probes", "attention"],
         ["reading"],
         ["interventions", "validation"],
         ["terminal"],

@@ -1,3 +1,15 @@
+from .attention.ablation import AblationCheck as AblationCheck
+from .attention.ablation import ablation_check as ablation_check
+from .attention.loadings import head_loadings as head_loadings
+from .attention.places import TracedPrompt as TracedPrompt
+from .attention.ranking import HeadRanking as HeadRanking
+from .attention.ranking import RankedHead as RankedHead
+from .attention.ranking import rank_heads as rank_heads
+from .attention.ranking import with_attention as with_attention
+from .attention.scores import HeadScores as HeadScores
+from .attention.scores import LogAttentionTerms as LogAttentionTerms
+from .attention.scores import QKTerms as QKTerms
+from .attention.scores import qk_terms as qk_terms
 from .attribution.checkpoint import TraceInterrupted as TraceInterrupted
 from .attribution.directions import decoder_directions as decoder_directions
 from .attribution.plan import Plan as Plan

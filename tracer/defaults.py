@@ -24,6 +24,10 @@ CARDS_SAVE_SHARE = 0.05
 READ_TOP = 10
 READ_ROWS = 20
 
+# Attention: heads that are taken apart, those that carry most, and the strongest terms kept of each.
+ATTENTION_HEADS = 8
+ATTENTION_TERMS = 10
+
 # Evaluation: tokens that count, and how many of them, the first, have single layers replaced.
 EVALUATION_TOKENS = 10_000
 EVALUATION_LAYER_TOKENS = 1_024

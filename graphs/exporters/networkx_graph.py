@@ -6,6 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.attention import GraphAttention
+from crosstrace.graphs.exporters.attention import head_values
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.viewer_ids import node_ids
 
@@ -23,7 +25,9 @@ def to_networkx(graph: AttributionGraph) -> networkx.DiGraph:
     - Features also have `feature`, `activation` and `words` (their label, "" where unknown).
     - Tokens also have `token_id`.
     - Targets have their own string as `token`, and `token_id` (-1 where they are not a token) and `probability` (then 0).
-    - Edges have `weight` (signed).
+    - Edges have `weight` (signed). In a graph with attention they also have `head` and `head_loading`, the head that carries
+      most ("L3.H2", "" where none does) and how much that is, and `head_loadings`, [layer, head, value] of all heads as
+      JSON.
     - The graph has `prompt`, `model_name`, `transcoders_name`, `n_layers` and `settings` (as JSON, so that networkx can
       write GraphML).
 
@@ -47,7 +51,22 @@ def to_networkx(graph: AttributionGraph) -> networkx.DiGraph:
         digraph.add_node(node, node_id=ids[node], influence=influence[node], **_attributes(graph, node))
     edges = graph.kept_edges().tocoo()
     digraph.add_weighted_edges_from(zip(edges.col.tolist(), edges.row.tolist(), edges.data.tolist(), strict=True))
+    if graph.attention is not None:
+        for source, target in digraph.edges:
+            digraph.edges[source, target].update(_edge_attention(graph.attention, target, source))
     return digraph
+
+
+def _edge_attention(attention: GraphAttention, target: int, source: int) -> dict[str, Any]:
+    values = head_values(attention, target, source)
+    if values is None:
+        return {}
+    layer, head, most = max(values, key=lambda value: abs(value[2]), default=(0, 0, 0.0))
+    return {
+        "head": f"L{layer}.H{head}" if values else "",
+        "head_loading": most,
+        "head_loadings": json.dumps(values),
+    }
 
 
 def _attributes(graph: AttributionGraph, node: int) -> dict[str, Any]:

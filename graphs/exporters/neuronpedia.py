@@ -12,8 +12,15 @@ import math
 import os
 from typing import Any
 
-from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.analysis.pruning import cumulative_influence, unpruned
 from crosstrace.graphs.analysis.scores import graph_scores, what_scores_count
+from crosstrace.graphs.exporters.attention import (
+    REMAINDER,
+    contributor_ids,
+    head_values,
+    qk_tracing_results,
+    results_by_target,
+)
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.saved_state import SavedState
@@ -57,7 +64,7 @@ def graph_as_json(
     """
     ids = node_ids(graph)
     edges = graph.kept_edges().tocoo()
-    return {
+    content = {
         "metadata": _metadata(
             graph,
             viewer_name("slug", slug, "-".join(graph.prompt.lower().split())[:60], "graph"),
@@ -71,6 +78,54 @@ def graph_as_json(
             for source, target, weight in zip(edges.col.tolist(), edges.row.tolist(), edges.data.tolist(), strict=True)
         ],
     }
+    if graph.attention is not None:
+        _add_attention(graph, content, list(zip(edges.row.tolist(), edges.col.tolist(), strict=True)))
+    return content
+
+
+_OF_CONTRIBUTORS = ("node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp", "activation")
+
+
+def _add_attention(graph: AttributionGraph, content: dict[str, Any], edges: list[tuple[int, int]]) -> None:
+    """Add keys that viewers ignore (`head_loadings` of links, `attention`) and those that Neuronpedia knows."""
+    attention = graph.attention
+    assert attention is not None
+    for link, (target, source) in zip(content["links"], edges, strict=True):
+        if (values := head_values(attention, target, source)) is not None:
+            link["head_loadings"] = [list(value) for value in values]
+    ids, places = contributor_ids(graph), attention.places
+    results = [qk_tracing_results(places, place, ids) for place in range(len(places))]
+    fed = node_ids(graph)
+    content["attention"] = {
+        "n_heads": attention.loadings.heads.shape[2],
+        "heads": [
+            {
+                **dict(zip(("layer", "head", "query", "key"), where, strict=True)),
+                "carried": float(places.carried[place]),
+                "net": float(places.net[place]),
+                "score": float(places.scores[place]),
+                "feeds": fed[int(places.fed[place])],
+                **results[place],
+            }
+            for place, where in enumerate(places.where.tolist())
+        ],
+    }
+    nodes = {node["node_id"]: node for node in content["nodes"]}
+    dropped: dict[str, Any] = {}
+    everything = {node["node_id"]: node for node in _nodes(unpruned(graph), node_ids(graph))}
+    for node, place in results_by_target(graph).items():
+        if (shown := nodes.get(fed[node])) is None:
+            continue
+        # Contributors have to be nodes here, which the remainder is not.
+        shown["qk_tracing_results"] = {
+            name: [entry for entry in entries if REMAINDER not in entry] for name, entries in results[place].items()
+        }
+        named = (part for entries in shown["qk_tracing_results"].values() for entry in entries for part in entry[:-1])
+        dropped |= {name: everything[name] for name in named if name not in nodes}
+    if dropped:
+        content["qk_only_nodes"] = {
+            name: {key: node[key] for key in _OF_CONTRIBUTORS} for name, node in sorted(dropped.items())
+        }
 
 
 def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:

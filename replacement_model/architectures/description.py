@@ -28,6 +28,11 @@ class ModulePaths:
         post_feedforward_norm: The norm of what the MLP writes.
         value: Below the attention module: the projection (K * head_dim, D).
         output: Below the attention module: the projection (D, H * head_dim).
+        query: Below the attention module: the projection (H * head_dim, D). None if it is not known; then attention scores
+            are not taken apart, like with the three that follow.
+        key: Below the attention module: the projection (K * head_dim, D).
+        query_norm: Below the attention module: the norm of each head's query, which is then rotated.
+        key_norm: Below the attention module: the norm of each kv head's key, which is then rotated.
         mlp: Below a decoder layer: what lies between the norms before and after the MLP. None if it is not known; then
             training end to end, which replaces MLPs, runs them in vain.
     """
@@ -45,6 +50,10 @@ class ModulePaths:
     value: str
     output: str
     mlp: str | None = None
+    query: str | None = None
+    key: str | None = None
+    query_norm: str | None = None
+    key_norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class ModelDescription:
         chat_header_ids: Its tokens. Where a prompt begins with them, all of them are excluded; see `for_prompt`.
         windows: For each layer the number of last positions that it attends to, None for all of them. Empty if all
             layers attend to all positions.
+        score_scale: What the products of queries and keys are multiplied with to give the scores before softmax; None if
+            it is not known.
     """
 
     n_layers: int
@@ -84,6 +95,7 @@ class ModelDescription:
     chat_header: str = ""
     chat_header_ids: tuple[int, ...] = ()
     windows: tuple[int | None, ...] = ()
+    score_scale: float | None = None
 
     def window(self, layer: int) -> int | None:
         """Return how many last positions a layer attends to, itself included; None for all of them."""

@@ -92,6 +92,10 @@ class LayerSites:
     value: nn.Module
     output: nn.Module
     mlp: nn.Module | None
+    query: nn.Module | None
+    key: nn.Module | None
+    query_norm: nn.Module | None
+    key_norm: nn.Module | None
 
     @staticmethod
     def of(layer: nn.Module, modules: ModulePaths) -> LayerSites:
@@ -107,6 +111,10 @@ class LayerSites:
             attention.get_submodule(modules.value),
             attention.get_submodule(modules.output),
             None if modules.mlp is None else layer.get_submodule(modules.mlp),
+            *(
+                None if path is None else attention.get_submodule(path)
+                for path in (modules.query, modules.key, modules.query_norm, modules.key_norm)
+            ),
         )
 
     def module(self, site: Site) -> nn.Module:

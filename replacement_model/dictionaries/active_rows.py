@@ -74,6 +74,17 @@ class ActiveRows:
                 vectors_jnd = rows_njd.to(self.device, torch.float64).transpose(0, 1) * values_n[part, None]
                 out_lpd[layer : layer + written].index_add_(1, activations.positions[part], vectors_jnd, alpha=-1)
 
+    def rows_of(self, layer: int, entries_n: Tensor) -> Tensor:
+        """Return the rows (n, J, D) float32 of some of a layer's entries, on the device.
+
+        Args:
+            layer: The layer.
+            entries_n: (n,) int64 indices into the layer's entries.
+        """
+        rows_ujd = self.rows_ujd[layer]
+        stored_n = entries_n if self.index_n is None else self.index_n[layer][entries_n.to(self.index_n[layer].device)]
+        return rows_ujd[stored_n.to(rows_ujd.device)].to(self.device, torch.float32)
+
     def _rows(self, layer: int, entries: slice) -> Tensor:
         assert self.index_n is not None
         rows_ujd = self.rows_ujd[layer]

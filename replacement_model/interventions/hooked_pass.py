@@ -9,7 +9,7 @@ D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,12 @@ _ReadLocal = Callable[[LocalReplacementModel], Tensor]
 
 
 def hooked_pass(
-    model: RunningModel, prompts: PaddedPrompts, edits: EditTable, freeze: Freeze, errors: HeldErrors
+    model: RunningModel,
+    prompts: PaddedPrompts,
+    edits: EditTable,
+    freeze: Freeze,
+    errors: HeldErrors,
+    also: Sequence[tuple[nn.Module, Hook]] = (),
 ) -> PassResult:
     """Run a batch through the `transformers` model under hooks.
 
@@ -43,6 +48,7 @@ def hooked_pass(
         edits: Their edits.
         freeze: What is held.
         errors: How errors are treated.
+        also: More hooks, which come after those of the pass.
 
     Returns:
         The result, with the final norm's output.
@@ -51,7 +57,7 @@ def hooked_pass(
     passing.begin(edits, prompts.window, prompts)
     embedded_bwd = passing.embedded(prompts.stack(lambda m: m.residuals_lpd[0]))
     positions_bw = torch.arange(prompts.width, device=embedded_bwd.device) - prompts.shift_b[:, None]
-    with hooked(passing.hooks()):
+    with hooked([*passing.hooks(), *also]):
         model.sites.text_model(
             inputs_embeds=embedded_bwd,
             attention_mask=prompts.real_bw.long(),

@@ -11,18 +11,22 @@ B target rows, S of them started, N active features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from crosstrace.replacement_model.architectures.description import ModelDescription
-from crosstrace.replacement_model.local.frozen import FrozenLayer
+from crosstrace.replacement_model.local.folding import FoldedLayers, folded_patterns
 from crosstrace.replacement_model.local.record import PassRecord
 
-# The share of the budget that folded layers may take to be kept.
-_FOLDED_SHARE = 8
+Patterns = Sequence[tuple[slice, slice, Tensor]]
+"""The keys, the queries and the folded pattern (H, Q, C) of each block of attention."""
+MeetOutput = Callable[[int, Tensor], None]
+"""Called with a layer and the gradients (P', S, D) with respect to its MLP's output."""
+MeetHeads = Callable[[int, Tensor, Patterns], None]
+"""Called with a layer, the gradients (H, P', S, W) with respect to what its heads write, and its patterns."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +66,12 @@ class Rows:
     unattributed_b: Tensor
 
 
-@dataclass(frozen=True)
-class _FoldedLayer:
-    """One layer's matrices in float32 with the gains folded in."""
-
-    output_dx: Tensor  # (D, H * W) rows times the gain of the norm after attention
-    value_xd: Tensor  # (K * W, D) columns times the gain of the norm before
-    skip_dd: Tensor | None  # (D, D) transposed, columns times the gain of the norm before the MLP
-
-
 class Adjoint:
     """The adjoint of one prompt's local replacement model, with buffers that batches share.
 
     Attributes:
         record: The forward pass that it is the adjoint of.
+        folded: Its layers with the norms folded into them.
     """
 
     def __init__(self, record: PassRecord, budget: int) -> None:
@@ -83,18 +79,16 @@ class Adjoint:
 
         Args:
             record: What the forward pass left behind.
-            budget: Bytes for transcoders and all that a prompt needs on the device; see `keeps_folded`.
+            budget: Bytes for transcoders and all that a prompt needs on the device; see `FoldedLayers`.
         """
         self.record = record
-        with_skip = any(layer.has_skip for layer in record.layers)
-        self._keeps_folded = keeps_folded(record.description, with_skip, budget)
-        self._folded: dict[int, _FoldedLayer] = {}
+        self.folded = FoldedLayers(record, budget)
         self._buffers: dict[str, Tensor] = {}
 
     def release(self) -> None:
         """Give back the buffers and folded layers; they are made again when needed."""
         self._buffers.clear()
-        self._folded.clear()
+        self.folded.release()
 
     @torch.no_grad()
     def rows(self, targets: Sequence[Target]) -> Rows:
@@ -119,13 +113,8 @@ class Adjoint:
         errors_blp = torch.zeros(n_rows, n_layers, n_all, device=device)
         tokens_bp = torch.zeros(n_rows, n_all, device=device)
         unattributed_b = torch.zeros(n_rows, device=device)
-        gradient_psd = self._buffer("gradient", n_positions, 0, d_model)
 
-        gradient_psd = self._start(targets, gradient_psd, top, after_attention=True)
-        if gradient_psd.shape[1]:
-            self._through_attention(top, gradient_psd)
-        gradient_psd = self._start(targets, gradient_psd, top, after_attention=False)
-        for layer in range(top - 1, -1, -1):
+        def meet_output(layer: int, gradient_psd: Tensor) -> None:
             started = gradient_psd.shape[1]
             outputs_pbld[:, :started, layer] = gradient_psd
             outputs_pbld[:, started:, layer] = 0
@@ -135,18 +124,56 @@ class Adjoint:
             )
             errors_blp[:started, layer, :n_positions] = met_ps2[..., 0].T
             unattributed_b[:started] += met_ps2[..., 1].sum(0)
-            skip_dd = self._fold(layer).skip_dd
-            if skip_dd is not None:
-                skipped_psd = (gradient_psd.view(-1, d_model) @ skip_dd).view_as(gradient_psd)
-                gradient_psd.addcmul_(record.layers[layer].mlp_norm.inverse_rms_p1[:n_positions, None], skipped_psd)
-            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=True)
-            self._through_attention(layer, gradient_psd)
-            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=False)
+
+        gradient_psd = self.descend(targets, meet_output=meet_output)
         tokens_bp[:, :n_positions] = torch.bmm(gradient_psd, record.residuals_lpd[0, :n_positions, :, None])[..., 0].T
         features_bn = record.active_rows.scores(
             record.activations, outputs_pbld.transpose(0, 1), [target.layer for target in targets]
         )
         return Rows(features_bn, errors_blp, tokens_bp, unattributed_b)
+
+    @torch.no_grad()
+    def descend(
+        self,
+        targets: Sequence[Target],
+        lowest: int = 0,
+        meet_output: MeetOutput | None = None,
+        meet_heads: MeetHeads | None = None,
+    ) -> Tensor:
+        """Carry the gradients of targets down the layers.
+
+        What it calls back with lies in buffers that the next layer overwrites, and holds the S targets that have started,
+        which are the first ones.
+
+        Args:
+            targets: Highest first; of one layer those that are read after its attention last, as they start below.
+            lowest: Where to stop: the gradients are those of what enters this layer.
+            meet_output: Called for each MLP's output on the way.
+            meet_heads: Called for each layer's attention on the way.
+
+        Returns:
+            (P', S, D) gradients with respect to the residual stream that enters the lowest layer.
+        """
+        top = targets[0].layer
+        n_positions, d_model = max(target.position for target in targets) + 1, self.record.errors_lpd.shape[-1]
+        gradient_psd = self._buffer("gradient", n_positions, 0, d_model)
+        gradient_psd = self._start(targets, gradient_psd, top, after_attention=True)
+        if gradient_psd.shape[1]:
+            self._through_attention(top, gradient_psd, meet_heads)
+        gradient_psd = self._start(targets, gradient_psd, top, after_attention=False)
+        for layer in range(top - 1, lowest - 1, -1):
+            if meet_output is not None:
+                meet_output(layer, gradient_psd)
+            skip_dd = self.folded[layer].skip_dd
+            if skip_dd is not None:
+                skipped_psd = (gradient_psd.view(-1, d_model) @ skip_dd).view_as(gradient_psd)
+                gradient_psd.addcmul_(
+                    self.record.layers[layer].mlp_norm.inverse_rms_p1[:n_positions, None], skipped_psd
+                )
+            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=True)
+            self._through_attention(layer, gradient_psd, meet_heads)
+            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=False)
+        return gradient_psd
 
     def _start(self, targets: Sequence[Target], gradient_psd: Tensor, layer: int, after_attention: bool) -> Tensor:
         """The gradients (P', S, D) with the targets that are read here added to them; they come next in order."""
@@ -168,19 +195,21 @@ class Adjoint:
         grown_psd[positions_b, rows_b] = torch.stack([target.gradient_d for target in new])
         return grown_psd
 
-    def _through_attention(self, layer: int, gradient_psd: Tensor) -> None:
+    def _through_attention(self, layer: int, gradient_psd: Tensor, meet_heads: MeetHeads | None = None) -> None:
         """Carry a gradient (P', S, D) through attention, in place: add V^T A^T O^T of it, between the norms' scales."""
         n_positions, started, d_model = gradient_psd.shape
         size = self.record.description
         width, kv_heads, n_heads = size.head_dim, size.n_kv_heads, size.n_heads
         shared = n_heads // kv_heads  # heads that read one kv head
-        frozen, folded = self.record.layers[layer], self._fold(layer)
+        folded = self.folded[layer]
         flat_xd = gradient_psd.view(-1, d_model)
         mixed_hqx = self._buffer("mixed", n_heads, n_positions, started * width)
         for head in range(n_heads):
             columns = slice(head * width, (head + 1) * width)
             torch.mm(flat_xd, folded.output_dx[:, columns], out=mixed_hqx[head].view(-1, width))
-        patterns = list(self._patterns(frozen, n_positions))
+        patterns = list(folded_patterns(self.record.layers[layer], slice(0, n_positions)))
+        if meet_heads is not None:
+            meet_heads(layer, mixed_hqx.view(n_heads, n_positions, started, width), patterns)
         values_cx = self._buffer("values", n_positions, started * width)
         for kv_head in range(kv_heads):
             heads = slice(kv_head * shared, (kv_head + 1) * shared)
@@ -194,33 +223,6 @@ class Adjoint:
                     values_cx[keys].addmm_(pattern_hqc[heads.start + head].T, mixed[head])
             flat_xd.addmm_(values_cx.view(-1, width), folded.value_xd[kv_head * width : (kv_head + 1) * width])
 
-    def _patterns(self, frozen: FrozenLayer, n_positions: int) -> Iterator[tuple[slice, slice, Tensor]]:
-        """The keys, queries and attention (H, Q', C) of each block, with 1 / rms of both norms folded in."""
-        after_q = frozen.attention_norm.inverse_rms_p1[:, 0]
-        before_c = frozen.input_norm.inverse_rms_p1[:, 0]
-        for block in frozen.attention.blocks:
-            if block.keys.start >= n_positions:
-                break
-            keys = slice(block.keys.start, min(block.keys.stop, n_positions))
-            queries = slice(block.queries.start, min(block.queries.stop, n_positions))
-            n_queries, n_keys = queries.stop - queries.start, keys.stop - keys.start
-            seen_hqc = block.probabilities_hqc[:, :n_queries, :n_keys].to(after_q.device)
-            yield keys, queries, seen_hqc * (after_q[queries, None] * before_c[keys])
-
-    def _fold(self, layer: int) -> _FoldedLayer:
-        if layer in self._folded:
-            return self._folded[layer]
-        frozen = self.record.layers[layer]
-        skip_dd = frozen.skip_dd
-        folded = _FoldedLayer(
-            frozen.output_weight.float() * frozen.attention_norm.gain_d[:, None],
-            frozen.value_weight.float() * frozen.input_norm.gain_d,
-            None if skip_dd is None else skip_dd.float().T * frozen.mlp_norm.gain_d,
-        )
-        if self._keeps_folded:
-            self._folded[layer] = folded
-        return folded
-
     def _buffer(self, name: str, *shape: int) -> Tensor:
         """An uninitialised tensor; the next call with this name gets the same memory."""
         size = 1
@@ -230,18 +232,6 @@ class Adjoint:
             self._buffers.pop(name, None)  # before the new one is made, so that both never exist at once
             self._buffers[name] = torch.empty(size, device=self.record.errors_lpd.device)
         return self._buffers[name][:size].view(shape)
-
-
-def folded_bytes(description: ModelDescription, with_skip: bool) -> int:
-    """Return the memory of all layers' folded matrices, in bytes."""
-    heads = description.n_heads + description.n_kv_heads
-    skip = description.d_model if with_skip else 0
-    return 4 * description.n_layers * description.d_model * (heads * description.head_dim + skip)
-
-
-def keeps_folded(description: ModelDescription, with_skip: bool, budget: int) -> bool:
-    """Tell whether folded layers are kept between batches, within their share of the budget in bytes, or made anew."""
-    return folded_bytes(description, with_skip) <= budget // _FOLDED_SHARE
 
 
 def row_bytes(description: ModelDescription, n_positions: int, n_active: int) -> int:

@@ -54,6 +54,7 @@ class Capture:
         self.mids: list[Tensor] = []
         self.layers: list[FrozenLayer] = []
         self.final_norm: FrozenNorm
+        self._rotations: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
 
     def hooks(self) -> list[tuple[nn.Module, Hook]]:
         """Return the hooks, as `hooked` takes them."""
@@ -87,6 +88,17 @@ class Capture:
         window = self.sites.description.window(len(self.layers))
         attention = FrozenAttention.from_dense(self._kept(output[1][0]), window, self.store)
         self._attended = (self._here(output[0][0]), attention)
+        rotation = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
+        self._rotation = None if rotation is None else self._kept_rotation(rotation)
+
+    def _kept_rotation(self, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A layer's cosines and sines (P, head_dim) as kept, shared by the layers that are given the same."""
+        known = self._rotations.get(id(rotation[0]))
+        if known is None or known[0] is not rotation[0]:
+            cosines_1pw, sines_1pw = rotation
+            known = cosines_1pw, (self._kept(cosines_1pw[0]), self._kept(sines_1pw[0]))
+            self._rotations[id(cosines_1pw)] = known
+        return known[1]
 
     def _mlp_input(self, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
         layer, index = self.sites.layers[len(self.layers)], len(self.layers)
@@ -110,6 +122,7 @@ class Capture:
                 input_norm=self._freeze(layer.input_norm, self._residual_pd),
                 attention_norm=self._freeze(layer.post_attention_norm, attended_pd),
                 mlp_norm=mlp_norm,
+                rotation=self._rotation,
             )
         )
 

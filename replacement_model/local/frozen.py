@@ -138,6 +138,8 @@ class FrozenLayer:
         input_norm: The norm before attention.
         attention_norm: The norm after attention.
         mlp_norm: The norm before the MLP; all ones if transcoders read the residual stream before that norm.
+        rotation: The layer's own rotation of queries and keys: its cosines and sines, (P, head_dim) float32 each; None where
+            attention is not given any.
     """
 
     attention: FrozenAttention
@@ -148,6 +150,7 @@ class FrozenLayer:
     input_norm: FrozenNorm
     attention_norm: FrozenNorm
     mlp_norm: FrozenNorm
+    rotation: tuple[Tensor, Tensor] | None = None
 
     @property
     def attention_hqk(self) -> Tensor:

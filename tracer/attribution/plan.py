@@ -23,7 +23,8 @@ from crosstrace.replacement_model.architectures.float64 import WIDENED
 from crosstrace.replacement_model.dictionaries.readers import download_bytes, open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.hub import missing_bytes
-from crosstrace.replacement_model.local.adjoint import folded_bytes, keeps_folded, row_bytes
+from crosstrace.replacement_model.local.adjoint import row_bytes
+from crosstrace.replacement_model.local.folding import folded_bytes, keeps_folded
 from crosstrace.replacement_model.local.frozen import BLOCK_KEYS, keeps_attention_on_host
 from crosstrace.replacement_model.memory import resident_bytes, usable_bytes
 from crosstrace.replacement_model.prompts import text_ids

@@ -96,6 +96,7 @@ class ResolvedTarget:
         weight: Its weight in influence: the probability of a token that was not named; 1 for every target named by
             hand.
         probability: The model's probability of the token; 0 if the target is not a single token.
+        contrast: The two tokens of a contrast, the one that counts positive first.
     """
 
     target: Target
@@ -103,6 +104,7 @@ class ResolvedTarget:
     string: str
     weight: float
     probability: float = 0.0
+    contrast: tuple[int, int] | None = None
 
 
 _TOKEN = r'("(?:[^"\\]|\\.)*"|#\d+)'
@@ -235,7 +237,8 @@ def resolve_targets(
                     raise ValueError(f"a contrast needs two different tokens, not {spec.plus!r} twice")
                 names = distinct(model.token_strings(torch.tensor([plus, minus])), [plus, minus])
                 target = local.logit_target({plus: 1.0, minus: -1.0}, place)
-                resolved.append(ResolvedTarget(target, -1, f"{names[0]} − {names[1]}", weight))
+                name = f"{names[0]} − {names[1]}"
+                resolved.append(ResolvedTarget(target, -1, name, weight, contrast=(plus, minus)))
             case Feature():
                 resolved.append(_feature(local, spec, place, weight))
             case LatentReference():

@@ -141,6 +141,8 @@ def trace(
         "fingerprints": weight_fingerprints(model),
         "versions": _versions(),
     }
+    if contrasts := {str(i): list(target.contrast) for i, target in enumerate(wanted) if target.contrast is not None}:
+        settings["contrasts"] = contrasts  # their names may not tell which tokens they are of
     saved.keep(store)
     graph = _assemble(model, local, wanted, store, settings)
     if guess_names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from crosstrace.replacement_model import LoadedModel, ReplacementModel
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.model import dictionary_of
 from crosstrace.replacement_model.prompts import token_strings
-from crosstrace.replacement_model.readouts.direct_logits import promoted_tokens
+from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance, promoted_tokens
 
 _LOOKED_AT = 8  # strongest tokens, of which some may be shown alike
+_DIRECTIONS = 64  # that tell what chance gives: fewer than for cards, as they take as long as that many guesses
+_by_chance: WeakKeyDictionary[LoadedModel, float] = WeakKeyDictionary()
 
 Key = tuple[int, int]
 """(layer, feature)."""
@@ -35,21 +38,27 @@ def guesses(model: LoadedModel, features: Sequence[Key], dictionary: DictionaryI
         dictionary: Whose features; None for the replacement model's transcoders.
 
     Returns:
-        Guesses such as `→ AG, ag`; features whose promoted tokens say nothing are not in it.
+        Guesses such as `→ AG, ag`, or `→? AG, ag` where the tokens are no more alike than chance makes them (see
+        `graphs/cards/labels.py`). Features whose decoders are zero are not in it.
 
     Example:
         >>> guesses(model, [(3, 417)])
         {(3, 417): '→ Austin, Texas'}
     """
     features = list(dict.fromkeys(features))
+    if not features:
+        return {}
     found = promoted_tokens(model, features, _LOOKED_AT, dictionary)
     distinct, where = found.promoted.unique(return_inverse=True)
     texts = token_strings(distinct.tolist(), model.tokenizer)
+    if model not in _by_chance:
+        _by_chance[model] = coherence_by_chance(model, _DIRECTIONS)
+    coherent = found.coherence > _by_chance[model]
     named = {}
-    rows = zip(features, where.tolist(), found.raised.tolist(), found.spread.tolist(), strict=True)
-    for key, tokens, logits, width in rows:
+    columns = (where, found.raised, found.spread, coherent)
+    for key, tokens, logits, width, alike in zip(features, *(column.tolist() for column in columns), strict=True):
         promoted = [(texts[token], logit) for token, logit in zip(tokens, logits, strict=True)]
-        if guess := guessed_label(promoted, width, model.description.vocab_size):
+        if guess := guessed_label(promoted, width, model.description.vocab_size, alike):
             named[key] = guess
     return named
 
@@ -103,7 +112,7 @@ def with_guesses(graph: AttributionGraph, model: ReplacementModel, beyond_kept: 
     if not missing:
         return graph
     found = guesses(model, missing)
-    # A flat one is kept too, as "": it need not be looked at again.
+    # A decoder of zeros is kept too, as "": it need not be looked at again.
     added = {_written(key): found.get(key, "") for key in missing}
     return dataclasses.replace(graph, settings={**graph.settings, "guesses": {**known, **added}})
 

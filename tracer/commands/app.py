@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 VERBS = (
     "trace",
@@ -19,10 +20,13 @@ VERBS = (
     "probe",
     "intervene",
     "validate",
+    "attention",
     "train",
     "evaluate",
 )
 """The verbs in the order of the help: each is the function of that name in the module of that name beside this one."""
+
+_SPECIAL: dict[str, type[TyperCommand]] = {}
 
 app = typer.Typer(
     name="crosstrace",
@@ -41,11 +45,14 @@ def main() -> None:
 
 def add_verb(verb: Callable[..., None]) -> None:
     """Add a function to the command line under its own name; its docstring is the help text."""
-    app.command()(verb)
+    app.command(cls=_SPECIAL.get(verb.__name__))(verb)
 
 
 for name in VERBS:
-    add_verb(getattr(import_module(f"crosstrace.tracer.commands.{name}"), name))
+    module = import_module(f"crosstrace.tracer.commands.{name}")
+    if name == "attention":
+        _SPECIAL[name] = module.PairedEdges
+    add_verb(getattr(module, name))
 
 
 @app.callback(invoke_without_command=True)

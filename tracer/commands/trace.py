@@ -12,6 +12,7 @@ from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import check_graph_outputs, check_thresholds, deliver_graph
 from crosstrace.tracer.commands.dictionaries import named_saes
 from crosstrace.tracer.commands.figure_options import (
+    Everything,
     FigureChoice,
     GraphLayout,
     Groups,
@@ -115,18 +116,26 @@ def trace(
     ] = None,
     node_threshold: NodeThreshold = NODE_THRESHOLD,
     edge_threshold: EdgeThreshold = EDGE_THRESHOLD,
+    everything: Everything = False,
     supernodes: Supernodes = False,
     groups: Groups = None,
     merge: Merge = False,
     top_paths: TopPaths = None,
     layout: Layout = GraphLayout.POSITIONS,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention",
+            help="Also keep which head carried each edge, and why the heads that matter most looked there.",
+        ),
+    ] = False,
 ) -> None:
     """Trace a prompt into its attribution graph.
 
     Example: crosstrace trace "The capital of the state containing Dallas is" -o dallas.svg
     """
     chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first)
-    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
+    figure = FigureChoice(everything, supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         check_graph_outputs(output, figure)
         check_thresholds(node_threshold, edge_threshold)
@@ -164,6 +173,10 @@ def trace(
             saes=readers,
         )
         pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=_ALSO_NAMED)
+        if attention:
+            from crosstrace.tracer.attention.ranking import with_attention
+
+            pruned = with_attention(pruned, loaded, progress=False if quiet else None)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         delivery = deliver_graph(pruned, output, figure, cards, show, debug)
         is_safe = any(path.suffix.lower() == ".safetensors" for path in delivery.written)

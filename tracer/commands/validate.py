@@ -44,7 +44,7 @@ def validate(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Check a graph with interventions: direct and total effects, faithfulness, and the replacement model itself.
+    """Check a graph with interventions: direct and total effects, heads, faithfulness, and the replacement model itself.
 
     Without --model and --transcoders, those that the graph names are used.
 
@@ -67,6 +67,7 @@ def validate(
         delivery = write_each(output, lambda path: write_validation(validation, path), debug)
         if not quiet:
             show_validation(validation)
-        if validation.direct.problem:
-            delivery.failures.append(ValueError(validation.direct.problem))
+        for problem in (validation.direct.problem, validation.heads.problem):
+            if problem:
+                delivery.failures.append(ValueError(problem))
         delivery.finish(quiet)

@@ -44,13 +44,22 @@ def _checks(validation: Validation) -> Table:
         f"{count(direct.n_sources, 'source')} doubled, {count(direct.n_edges, 'edge')}: "
         f"relative error {error(direct.relative_error)}, largest error {error(direct.max_error)}",
     )
+    heads = validation.heads
+    if heads.heads:
+        add_row(
+            table,
+            "head loadings",
+            f"{count(len(heads.heads), 'head')} taken out, {count(heads.n_targets, 'target')}, {count(heads.n_edges, 'edge')}: "
+            f"relative error {error(heads.relative_error)}; with norms free targets lose {share(heads.free_difference)} "
+            "more or less",
+        )
     n_single = total.is_supernode.count(False)
     ablated = f"{count(n_single, 'feature')} and {count(len(total.sources) - n_single, 'supernode')} ablated"
     add_row(
         table,
         f"total effects on {target}",
         f"{ablated}: rank correlation of influence with |change| {total.influence_correlation}, of signed paths with "
-        f"change {total.signed_correlation}",
+        f"change {total.signed_correlation}, with frozen norms {total.frozen_correlation}",
     )
     add_row(
         table,

@@ -1,8 +1,8 @@
 """Check an attribution graph against what interventions do to the model.
 
 Ameisen et al. 2025, "Circuit Tracing", sections "Validating Attribution Graph Hypotheses with Interventions" and
-"Evaluating Mechanistic Faithfulness". Four checks: direct effects (edges), total effects (influence), faithfulness
-curves (keep only some features, or remove only them), and how good the replacement model is on the prompt.
+"Evaluating Mechanistic Faithfulness". Five checks: direct effects (edges), head loadings, total effects (influence),
+faithfulness curves (keep only some features, or remove only them), and how good the replacement model is on the prompt.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from dataclasses import dataclass
 
 from crosstrace.graphs import AttributionGraph, prune
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
+from crosstrace.tracer.attention.places import TracedPrompt
 from crosstrace.tracer.cards.naming import with_guesses
 from crosstrace.tracer.validation.direct_effects import DirectEffects, direct_effects
 from crosstrace.tracer.validation.faithfulness import Curve, faithfulness_curves
+from crosstrace.tracer.validation.heads import HeadCheck, head_check
 from crosstrace.tracer.validation.replacement_quality import Quality, replacement_quality
 from crosstrace.tracer.validation.total_effects import TotalEffects, total_effects
-from crosstrace.tracer.weights import Note, check_graph_weights
+from crosstrace.tracer.weights import Note
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The four checks of one graph.
+    """The five checks of one graph.
 
     Attributes:
         prompt: The graph's prompt.
@@ -30,6 +32,7 @@ class Validation:
         transcoders_name: The transcoders it was checked with.
         target: The output token on which total effects and curves are read.
         direct: Edges against changes when sources are doubled.
+        heads: Head loadings against changes when heads are taken out.
         total: Influence against changes when features are ablated.
         curves: What is left of the target when features are kept or removed.
         quality: The replacement model against the model.
@@ -40,6 +43,7 @@ class Validation:
     transcoders_name: str
     target: str
     direct: DirectEffects
+    heads: HeadCheck
     total: TotalEffects
     curves: list[Curve]
     quality: Quality
@@ -75,10 +79,8 @@ def validate_graph(
         >>> validation.direct.relative_error < 1e-4
         True
     """
-    excluded = graph.settings.get("excluded_first", model.description.excluded_first)
-    model = model.excluding(int(excluded))
-    check_graph_weights(model, graph, note)
-    local = model.local(graph.tokens)
+    traced = TracedPrompt(model, graph, note)
+    model, local = traced.model, traced.local
     _check_same(model, local, graph)
     outputs = [i for i in range(len(graph.logit_tokens)) if int(graph.logit_tokens[i]) >= 0]
     if not outputs:
@@ -92,6 +94,7 @@ def validate_graph(
         transcoders_name=model.transcoders.name,
         target=graph.logit_strings[target],
         direct=direct_effects(model, local, graph, n_sources, seed),
+        heads=head_check(traced, pruned),
         total=total_effects(model, local, graph, target, n_features, seed, supernodes),
         curves=faithfulness_curves(model, local, pruned, target),
         quality=replacement_quality(model, local),
