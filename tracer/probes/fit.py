@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse
 import scipy.stats
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32] | scipy.sparse.csr_array
+Matrix: TypeAlias = Any
+"""(E, C) float32: a NumPy array, or a sparse array of scipy, which has no types."""
 Flags = NDArray[np.bool_]
 # Inverse strengths of the penalty that cross-validation chooses from.
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -110,7 +111,7 @@ def fit(rows: Matrix, labels_e: Flags, groups_e: NDArray[np.int64], sparse: bool
     learn = scikit_learn()
     if sparse:
         centre_c: Any = 0.0
-        peak_c = abs(rows).max(axis=0)
+        peak_c: Any = abs(rows).max(axis=0)
         scale_c = np.asarray(peak_c.todense() if scipy.sparse.issparse(peak_c) else peak_c, dtype=np.float64).ravel()
     else:
         centre_c, scale_c = rows.mean(axis=0).astype(np.float64), rows.std(axis=0).astype(np.float64)

@@ -78,8 +78,7 @@ def test_wrong_usage_and_what_cannot_be(tmp_path):
     ):
         assert run(*arguments).exit_code == 2, arguments
     assert "SAE folder nowhere does not exist" in error_of("read", PROMPT, "--sae", "nowhere")
-    (tmp_path / "p.safetensors").write_bytes((demo.MODEL_DIR / "model.safetensors").read_bytes())
-    assert "not a probe" in error_of("read", PROMPT, "--probe", tmp_path / "p.safetensors")
+    assert "not a probe" in error_of("read", PROMPT, "--probe", demo.CARDS_FILE)
     assert "no such file" in error_of(
         "probe", "--positive", "a.txt", "--negative", "b.txt", "-o", tmp_path / "q.safetensors"
     )
