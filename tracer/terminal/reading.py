@@ -17,7 +17,7 @@ from crosstrace.graphs.numbers import count, plain
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.defaults import READ_ROWS
 from crosstrace.tracer.reading.read import Key, Reading
-from crosstrace.tracer.terminal.tables import add_row, at, fitted, is_narrow, plain_table
+from crosstrace.tracer.terminal.tables import add_row, at, explain_guesses, fitted, is_narrow, plain_table
 
 _SHADES = "░▒▓█"
 _TOKEN_CELLS, _LABEL_CELLS, _PEAK_CELLS = 9, 18, 12
@@ -36,11 +36,13 @@ def show_reading(reading: Reading, console: Console | None = None, rows: int = R
     for number, dictionary in enumerate(reading.dictionaries):
         layers = ", ".join(f"L{layer.layer} {plain(layer.measured)}" for layer in dictionary.layers[:8])
         more = f" and {len(dictionary.layers) - 8} more" if len(dictionary.layers) > 8 else ""
-        about = f"{'reads'} {dictionary.site}; active at a token: {layers}{more}"
+        about = f"reads {dictionary.site}; active at a token: {layers}{more}"
         console.print(Text.assemble((visible(dictionary.name), "bold"), f" {about}"), soft_wrap=False)
         shown = [key for key in keys if key[0] == number]
         if shown:
-            console.print(_table(reading, shown, console))
+            table = _table(reading, shown, console)
+            explain_guesses(table, (latent.label for latent in reading.latents if latent.key in set(shown)))
+            console.print(table)
         else:
             console.print(Text("no latent is active", style="dim"))
     kept = count(len(reading.activations), "latent")
