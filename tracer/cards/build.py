@@ -19,7 +19,7 @@ import torch
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import LoadedModel, SparseDictionary
-from crosstrace.replacement_model.demo import CARDS_FILE
+from crosstrace.replacement_model.demo import DEMO_DIR
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 from crosstrace.replacement_model.dictionaries.use import in_use
@@ -141,9 +141,9 @@ def build_cards(
     return FeatureCards(target)
 
 
-def _usual_path(transcoders: str) -> Path:
-    path = cards_path(transcoders)
-    return Path(path.name) if path == CARDS_FILE else path
+def _usual_path(name: str) -> Path:
+    path = cards_path(name)
+    return Path(path.name) if path.is_relative_to(DEMO_DIR) else path  # the package is left as it came
 
 
 def model_dictionary(model: LoadedModel, dictionary: SparseDictionary | DictionaryInUse | None) -> DictionaryInUse:

@@ -99,7 +99,7 @@ Saes = Annotated[
         "-s",
         "--sae",
         metavar="NAME",
-        help="An SAE or crosscoder of its: a folder, or org/repo/sub/folder\\[@revision] on the hub; one layer, or a family of "
+        help="An SAE of its: a folder, or org/repo/sub/folder\\[@revision] on the hub; one layer, or a family of "
         "layers. Repeatable, for several sites too.",
         show_default="the demo's, for the demo",
         rich_help_panel=_MACHINE,
