@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
+    from crosstrace.replacement_model import LoadedModel
+    from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
     from crosstrace.replacement_model.texts import Corpus
 
 _FOUND = 20
@@ -159,12 +161,14 @@ def features(
             from crosstrace.tracer.cards.build import build_cards
 
             source = Corpus(corpus, text_field, skip_broken)
+            base: LoadedModel
+            dictionary: DictionaryInUse | None = None
             if chosen is None:
                 base, [dictionary] = open_to_read(
                     model, sae, None, device, dtype, memory_budget, device_map, exclude_first
                 )
             else:
-                base, dictionary = chosen.load(), None
+                base = chosen.load()
             found = build_cards(
                 base,
                 source,

@@ -90,14 +90,14 @@ def probe(
 
         check_writable(output)
         scikit_learn()
-        texts = [read_examples(path, text_field, group_field) for path in (positive, negative)]
+        having, lacking = (read_examples(path, text_field, group_field) for path in (positive, negative))
         base, used = open_to_read(model, sae, transcoders, device, dtype, memory_budget, device_map, exclude_first)
-        for dictionary in read(base, texts[0][0].text, used, top=1).dictionaries:
+        for dictionary in read(base, having[0].text, used, top=1).dictionaries:
             if line := far_l0(dictionary.layers):
                 note(f"{dictionary.name}: {line}")
         pooling = Pooling.LAST if last else Pooling.MAX if largest else Pooling.MEAN
         found = fit_probe(
-            base, *texts, used, pooling, name=name or output.stem, seed=seed, progress=False if quiet else None
+            base, having, lacking, used, pooling, name=name or output.stem, seed=seed, progress=False if quiet else None
         )
         cards = cards_of_dictionaries(base, used)
         found = _named(found, [FeatureNames(base, cards.get(i), dictionary) for i, dictionary in enumerate(used)])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 
-from crosstrace.replacement_model import DirectionAt, Intervention, LoadedModel
+from crosstrace.replacement_model import Add, DirectionAt, Intervention, LoadedModel
 from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.dictionaries.latents import parse_latent, sae_of
 from crosstrace.replacement_model.dictionaries.saes import Saes
@@ -42,6 +41,8 @@ def with_latents(interventions: Sequence[Intervention], model: LoadedModel, saes
                 )
             [vector_d] = written_rows(model, sae, latent.layer, torch.tensor([latent.feature]))
             direction = DirectionAt(str(latent), latent.layer, vector_d, None if at is None else parse_positions(at))
-            intervention = dataclasses.replace(intervention, where=direction)
+            if not isinstance(intervention, Add):
+                raise ValueError(f"{direction}: a direction can be added to, not {type(intervention).__name__.lower()}")
+            intervention = Add(direction, intervention.amount)
         replaced.append(intervention)
     return replaced

@@ -109,7 +109,7 @@ def pool(
                 f"{example.place}: no token counts: the first {firsts[-1]} of {len(tokens)} carry no latents"
             )
         ids.append(tokens)
-    latents: list[scipy.sparse.csr_array] = [None] * len(examples)  # type: ignore[list-item]
+    latents: list[scipy.sparse.csr_array] = [None] * len(examples)
     raw: list[NDArray[np.float32]] = [None] * len(examples)  # type: ignore[list-item]
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))  # alike in length: little padding
     total = sum(map(len, ids))

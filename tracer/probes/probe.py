@@ -205,7 +205,7 @@ class Probe:
                 )
             columns = [tensors[name].tolist() for name in ("dictionary", "layer", "feature", "weight", "share")]
             latents = [ProbeLatent(*row) for row in zip(*columns, header["names"], header["labels"], strict=True)]
-            report = {
+            report: dict[str, Any] = {
                 key: Auroc(**value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
                 for key, value in header["report"].items()
             }
