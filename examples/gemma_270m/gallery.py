@@ -186,7 +186,7 @@ class Gallery:
             str(gguf if gguf.exists() else work / "model"), transcoders=str(work / "transcoders")
         )
         cards = work / "cards.safetensors"
-        self.cards = FeatureCards.load(cards) if cards.exists() else None
+        self.cards = FeatureCards(cards) if cards.exists() else None
         self.out, self.console = out, console
 
     def tell(self, story: Story) -> Told:
