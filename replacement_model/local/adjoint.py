@@ -146,7 +146,7 @@ class Adjoint:
         which are the first ones.
 
         Args:
-            targets: Highest first; of one layer those that are read after its attention last, as they start below.
+            targets: Highest first: of one layer, those that are read after its attention first.
             lowest: Where to stop: the gradients are those of what enters this layer.
             meet_output: Called for each MLP's output on the way.
             meet_heads: Called for each layer's attention on the way.

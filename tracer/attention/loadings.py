@@ -266,7 +266,7 @@ class Sweep:
         at_a_time = self._batch_size(int(self.ends[targets].max()), floats)
         batches = [order[start : start + at_a_time] for start in range(0, len(order), at_a_time)]
         # Highest first, as the adjoint takes them.
-        return [batch[np.lexsort((self.read_after[batch] * -1, -self.tops[batch]))[::1]] for batch in batches]
+        return [batch[np.lexsort((~self.read_after[batch], -self.tops[batch]))] for batch in batches]
 
     def _up(self, batch: NDArray[np.int64]) -> _Values:
         """Sweep up some sources: keep what heads read of them, and read their edges where they arrive."""
