@@ -7,7 +7,8 @@ A guess is what a feature's decoder rows, added up, raise most through the final
 of 2 × features × d_model × vocabulary operations, which is most of the time. Before anything is timed, some features are
 checked against `direct_logits`, which computes them layer by layer. With `--bfloat16` the same product in bfloat16 is timed
 beside it: it is faster only on processors with instructions for it (AVX512-BF16, AMX), and its ranking would have to be
-repaired in float32. Without a model, the embedded demo is measured.
+repaired in float32. Without a model, the embedded demo is measured. How alike tokens are by chance is found once a model,
+before anything is timed; it takes as long as 64 features.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 
 import torch
 
+from crosstrace.graphs.cards.labels import is_weak_guess
 from crosstrace.replacement_model import ReplacementModel, direct_logits
 from crosstrace.replacement_model.readouts.direct_logits import promoted_tokens
 from crosstrace.tracer import guesses
@@ -77,8 +79,10 @@ def main() -> None:
         f"{size.n_layers} layers, d_model {size.d_model:,}, vocabulary {size.vocab_size:,}; guesses agree with direct_logits"
     )
     print(f"{'features':>9} {'threads':>7} {'GFLOP':>7} {'wall s':>7} {'CPU s':>7} {'GFLOP/s':>8}")
+    weak, features = 0.0, []
     for count in map(int, arguments.features.split(",")):
         features = spread_features(model, count)
+        weak = sum(map(is_weak_guess, guesses(model, features).values())) / len(features)
         work = 2e-9 * len(features) * size.d_model * size.vocab_size
         for threads in map(int, arguments.threads.split(",")):
             torch.set_num_threads(threads)
@@ -89,6 +93,7 @@ def main() -> None:
                 columns = model.sites.unembedding.bfloat16().T
                 wall, cpu = seconds(lambda rows=rows, columns=columns: product(rows, columns), 1)
                 print(f"{'bfloat16':>9} {threads:>7} {work:>7.1f} {wall:>7.2f} {cpu:>7.2f} {work / wall:>8.0f}")
+    print(f"{weak:.0%} of the last {len(features):,} guesses are weak")
 
 
 def product(rows: torch.Tensor, columns: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """Make the embedded demo from its facts: train the model, then its transcoder, name the features, and measure it all.
 
     python examples/train_demo.py --out DIR          # default: the package's own demo folder
+    python examples/train_demo.py --transcoder       # only the transcoder, of the model in DIR
     python examples/train_demo.py --describe         # only names and cards of the features, of what is there
 
 Takes under half an hour on two cores; the same machine and number of threads give the same files. What is measured is
@@ -21,14 +22,13 @@ import torch
 from demo_training.activations import collect, distinct_prefixes
 from demo_training.cards import make_cards
 from demo_training.circuit import ablate_texas, read_cities
-from demo_training.clt import CltSettings, Scaling, train_clt
+from demo_training.clt import RECIPE, train_clt
 from demo_training.labels import make_labels
-from demo_training.model import ModelSettings, answers_right, encode, train_model
+from demo_training.model import ModelSettings, answers_right, encode, save_model, train_model
 from demo_training.quality import dedicated_features, explained_variance, firings, same_top_token
-from demo_training.store import save_clt, save_model
 
 from crosstrace.graphs import graph_scores
-from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model import BaseModel, ReplacementModel, load_recipe
 from crosstrace.replacement_model.demo import (
     CARDS_FILE,
     DALLAS_PROMPT,
@@ -38,6 +38,7 @@ from crosstrace.replacement_model.demo import (
     load_facts,
 )
 from crosstrace.replacement_model.demo.corpus import build_tokenizer, held_out_sentences, sentences, training_sentences
+from crosstrace.replacement_model.training.export import export
 from crosstrace.tracer import trace
 
 MODEL_FOLDER = MODEL_DIR.relative_to(DEMO_DIR)
@@ -63,24 +64,26 @@ def load(folder: Path) -> ReplacementModel:
     return ReplacementModel.from_pretrained(folder / MODEL_FOLDER, folder / CLT_FOLDER, "cpu", torch.float32)
 
 
-def build(folder: Path, seed: int, model_settings: ModelSettings, clt_settings: CltSettings) -> None:
-    """Train everything and write it to `folder`."""
+def build(folder: Path, seed: int, source: Path | None) -> None:
+    """Train everything and write it to `folder`; where `source` has the model, the transcoder alone."""
     facts = load_facts()
-    tokenizer = build_tokenizer(facts)
     texts = training_sentences(facts)
-    say(f"{len(texts):,} sentences to train on, {len(held_out_sentences(facts)):,} held out, {len(tokenizer)} tokens")
-    model = train_model(texts, tokenizer, facts, model_settings, seed, say)
-    save_model(model, tokenizer, folder / MODEL_FOLDER)
+    say(f"{len(texts):,} sentences to train on, {len(held_out_sentences(facts)):,} held out")
+    if source is None:
+        tokenizer = build_tokenizer(facts)
+        model = train_model(texts, tokenizer, facts, ModelSettings(), seed, say)
+        save_model(model, tokenizer, folder / MODEL_FOLDER)
+    else:
+        shutil.copytree(source / MODEL_FOLDER, folder / MODEL_FOLDER)
+    base = BaseModel.from_pretrained(folder / MODEL_FOLDER, "cpu", torch.float32)
 
-    ids = encode(texts, tokenizer)
-    activations = collect(model, ids, tokenizer)
+    ids = encode(texts, base.tokenizer)
+    activations = collect(base.model, ids, base.tokenizer)
     first, counts = distinct_prefixes(activations, ids)
-    inputs, outputs = activations.inputs[:, first], activations.outputs[:, first]
     say(f"transcoder: {len(activations.token):,} positions, {len(first):,} of them distinct")
-    scaling = Scaling.of(inputs, outputs, counts)
-    # Beginnings that many sentences share are drawn more often, but not so often that the rest is drowned.
-    clt = train_clt(scaling.inputs(inputs), scaling.outputs(outputs), counts.pow(0.6), clt_settings, seed, say)
-    save_clt(clt, scaling, folder / CLT_FOLDER)
+    inputs, outputs = activations.inputs[:, first], activations.outputs[:, first]
+    trainer = train_clt(inputs, outputs, counts, load_recipe(RECIPE, seed=seed), say)
+    export(trainer, folder / CLT_FOLDER, "crosstrace-demo")
     describe(folder)
 
 
@@ -186,6 +189,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--accept", action="store_true", help="replace existing files even where a bar is missed")
+    parser.add_argument("--transcoder", action="store_true", help="keep the model in --out, train its transcoder alone")
     parser.add_argument("--measure", action="store_true", help="only print the table for what is in --out")
     parser.add_argument("--describe", action="store_true", help="only name the features of what is in --out anew")
     args = parser.parse_args()
@@ -201,7 +205,7 @@ def main() -> int:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         built = Path(scratch)
-        build(built, args.seed, ModelSettings(), CltSettings())
+        build(built, args.seed, args.out if args.transcoder else None)
         say(f"trained in {(time.perf_counter() - start) / 60:.1f} minutes\n")
         rows = measure(built)
         print_table(rows)

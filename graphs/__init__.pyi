@@ -1,6 +1,8 @@
 from .analysis.comparison import GraphComparison as GraphComparison
 from .analysis.comparison import compare as compare
 from .analysis.comparison import write_comparison as write_comparison
+from .analysis.flow import Flow as Flow
+from .analysis.flow import flow_to as flow_to
 from .analysis.influence import row_scale as row_scale
 from .analysis.influence import spread as spread
 from .analysis.influence import target_weights as target_weights
@@ -8,12 +10,17 @@ from .analysis.paths import Path as Path
 from .analysis.paths import Paths as Paths
 from .analysis.paths import along_strongest_paths as along_strongest_paths
 from .analysis.paths import strongest_paths as strongest_paths
+from .analysis.paths import trivial_share as trivial_share
 from .analysis.pruning import check_threshold as check_threshold
 from .analysis.pruning import cumulative_influence as cumulative_influence
 from .analysis.pruning import prune as prune
 from .analysis.pruning import unpruned as unpruned
 from .analysis.scores import GraphScores as GraphScores
 from .analysis.scores import graph_scores as graph_scores
+from .analysis.story import Story as Story
+from .analysis.story import StoryEdge as StoryEdge
+from .analysis.story import StoryNode as StoryNode
+from .analysis.story import story_of as story_of
 from .analysis.subgraphs import restricted as restricted
 from .analysis.supernodes import suggest_supernodes as suggest_supernodes
 from .attention import AttentionPlaces as AttentionPlaces

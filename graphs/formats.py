@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,13 +214,24 @@ def _write_html(graph: AttributionGraph, path: str | os.PathLike[str], export: E
 def _write_dot(graph: AttributionGraph, path: str | os.PathLike[str], export: Export) -> None:
     from crosstrace.graphs.pictures.dot import write_dot
 
-    write_dot(graph, path, export.figure)
+    write_dot(graph, path, _with_story(graph, export))
 
 
 def _write_picture(graph: AttributionGraph, path: str | os.PathLike[str], export: Export) -> str:
     from crosstrace.graphs.pictures.graphviz import render
 
-    return render(graph, path, export.figure)
+    return render(graph, path, _with_story(graph, export))
+
+
+def _with_story(graph: AttributionGraph, export: Export) -> Figure:
+    """The figure, whose story knows the cards."""
+    from crosstrace.graphs.analysis.story import story_of
+    from crosstrace.graphs.pictures.figure import Figure
+
+    figure = export.figure or Figure()
+    if figure.tells_story and figure.story is None and graph.layout.n_logits:
+        figure = replace(figure, story=story_of(graph, export.cards))
+    return figure
 
 
 def _write_graphml(graph: AttributionGraph, path: str | os.PathLike[str], export: Export) -> None:

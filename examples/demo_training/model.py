@@ -11,6 +11,7 @@ Letters: B sentences in a batch, P positions, C cities, V vocabulary, D d_model.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +171,14 @@ def train_model(
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
     return model.eval()
+
+
+def save_model(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The weights are bfloat16 values already (see `train_model`), so that storing them so loses nothing."""
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():  # safetensors writes what its owner alone can read; an installed package must not
+        path.chmod(0o644)
 
 
 @torch.no_grad()

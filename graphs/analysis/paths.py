@@ -14,8 +14,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
+from crosstrace.graphs.analysis.flow import places
 from crosstrace.graphs.analysis.influence import row_scale
 from crosstrace.graphs.analysis.subgraphs import restricted
 from crosstrace.graphs.graph import AttributionGraph
@@ -61,6 +63,8 @@ def strongest_paths(
     through_features: bool = True,
     min_features: int = 0,
     counted: Collection[int] | None = None,
+    telling: bool = False,
+    through: Collection[int] | None = None,
 ) -> Paths:
     """Return the n strongest paths from a token to a target, strongest first; fewer if there are fewer.
 
@@ -74,6 +78,9 @@ def strongest_paths(
         through_features: Leave out the direct edge from a token to `target`, unless there is no other path.
         min_features: Leave out paths with fewer features between token and target.
         counted: Of the features, only these count towards `min_features`; None for all of them.
+        telling: Leave out paths that say little: those through a single feature, unless it is at another position than
+            the target is read at. `trivial_share` says how much goes along them.
+        through: Leave out paths that go through none of these features; the other conditions then do not count.
 
     Raises:
         IndexError: There is no node `target`.
@@ -97,10 +104,18 @@ def strongest_paths(
 
     with np.errstate(divide="ignore"):
         log_scale = np.log(row_scale(graph.edges))
-    counts = np.zeros(graph.n, dtype=np.bool_)
-    counts[layout.features] = True
-    if counted is not None:
-        counts &= np.isin(np.arange(graph.n), list(counted))
+    # How much each node counts towards the least that a path must have.
+    counts = np.zeros(graph.n, dtype=np.int64)
+    counts[layout.features] = 1
+    if through is not None:
+        counts *= np.isin(np.arange(graph.n), list(through))
+        min_features = 1
+    elif counted is not None:
+        counts *= np.isin(np.arange(graph.n), list(counted))
+    elif telling:
+        elsewhere = places(graph)[1][layout.features] != graph.place_of(target)[1]
+        counts[layout.features] += elsewhere
+        min_features = max(min_features, 2)
     # best[i, c, r]: log strength of the r-th best path into node i with c features before it (at the end of the axis, with
     # at least so many); it comes from path from_rank[i, c, r] of node from_node[i, c, r] with from_count[i, c, r] features.
     best = np.full((graph.n, min_features + 1, n), -np.inf)
@@ -118,7 +133,7 @@ def strongest_paths(
         shares = np.log(np.abs(weights.astype(np.float64))) + log_scale[row]
         strengths = best[sources] + shares[:, None, None]
         for count in range(min_features + 1):
-            # Which of a source's counts lead to this one: the same, or one less where the source itself counts.
+            # Which of a source's counts lead to this one: the same, or less where the source itself counts.
             fits = np.minimum(np.arange(min_features + 1)[None] + counts[sources, None], min_features) == count
             found = np.where(fits[:, :, None], strengths, -np.inf).ravel()
             order = _largest(found, n)
@@ -137,6 +152,29 @@ def strongest_paths(
     ranks = np.flatnonzero(best[target, min_features] > -np.inf).tolist()
     came = (from_node, from_count, from_rank)
     return Paths(graph, (_walk_back(graph, (target, min_features, rank), best, came) for rank in ranks))
+
+
+def trivial_share(graph: AttributionGraph, target: int | None = None) -> float:
+    """Return the share of a target's input along the paths that `telling` leaves out.
+
+    These go from a token to the target directly, or through one feature at the position where the target is read.
+
+    Args:
+        graph: Raw or pruned; only edges that the masks keep count, as shares of the row's whole input.
+        target: A target node; the first if None.
+
+    Example:
+        >>> trivial_share(pruned)
+        0.09
+    """
+    layout, edges = graph.layout, graph.kept_edges()
+    target = layout.logit_index(0) if target is None else target
+    shares = scipy.sparse.csr_array(abs(edges).multiply(row_scale(graph.edges)[:, None]))
+    row = shares[[target]].toarray().ravel()
+    from_tokens = np.asarray(shares[:, layout.tokens].sum(axis=1)).ravel()
+    here = places(graph)[1][layout.features] == graph.place_of(target)[1]
+    features = row[layout.features] * from_tokens[layout.features]
+    return float(row[layout.tokens].sum() + features[here].sum())
 
 
 def along_strongest_paths(graph: AttributionGraph, n: int) -> AttributionGraph:

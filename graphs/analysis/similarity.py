@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.cards.labels import is_automatic
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.sparse_rows import Floats, Mask
 
@@ -54,7 +55,9 @@ def similarity_of(
     """
     keys = [graph.feature_key(node) for node in features]
     known_cards = {key: cards[key] for key in keys if key in cards} if cards else {}
-    labels = [graph.feature_labels[graph.layout.feature_of(node)] for node in features]
+    # Automatic labels repeat what cards say.
+    given = (graph.feature_labels[graph.layout.feature_of(node)] for node in features)
+    labels = ["" if is_automatic(label) else label for label in given]
     kinds = [
         _labels(labels),
         _promoted(keys, known_cards),

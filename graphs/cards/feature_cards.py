@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosstrace.graphs.cards.labels import PROMOTED_IN_LABELS, automatic_label, stands_out_at
+from crosstrace.graphs.cards.labels import PROMOTED_IN_LABELS, automatic_label, is_late, stands_out_at
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.notebook import note, table, text
 from crosstrace.graphs.numbers import count, plain, share, signed
@@ -286,11 +286,11 @@ class FeatureCards(Mapping[Key, FeatureCard]):
             `context`. In that order, then by the logit of the token where it is promoted, then by firing rate.
         """
         wanted = text.strip().casefold()
-        # A label is made of tokens: one that holds the text holds its longest part in one of them.
-        part = max((piece.strip() for piece in re.split("[,→…~]", wanted)), key=len)
+        # A label is made of tokens, some of them in quotes: one that holds the text holds its longest part in one of them.
+        part = max((piece.strip(" '") for piece in re.split("[,→…~]", wanted)), key=len)
         strings = [self._string(number).casefold() for number in range(len(self._tensors["token_ids"]))]
         whole = np.array([bool(wanted) and wanted in string for string in strings], dtype=np.bool_)
-        in_label = np.array([bool(part) and part in string.strip() for string in strings], dtype=np.bool_)
+        in_label = np.array([bool(wanted) and part in string.strip() for string in strings], dtype=np.bool_)
         # With the number of matches before each token of the corpus, any window is one subtraction.
         before = np.concatenate([[0], np.cumsum(whole[self._tensors["tokens"]], dtype=np.int64)])
         found: list[tuple[int, float, float, Key]] = []
@@ -401,7 +401,12 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         spread = float(self._tensors[f"{layer}.spread"][row])
         coherent = self._coherent(layer)
         return automatic_label(
-            peaks, promoted, spread, self.vocabulary_size, None if coherent is None else bool(coherent[row])
+            peaks,
+            promoted,
+            spread,
+            self.vocabulary_size,
+            None if coherent is None else bool(coherent[row]),
+            is_late(layer, self.n_layers),
         )
 
     def _histogram(self, layer: int, row: int) -> dict[str, list[float]]:
@@ -416,9 +421,7 @@ class FeatureCards(Mapping[Key, FeatureCard]):
 
 
 def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> AttributionGraph:
-    """Return the graph with automatic labels for the features that have none.
-
-    In a pruned graph only the features that pruning kept get one.
+    """Return the graph with automatic labels for the features that have none, also those that pruning dropped.
 
     Args:
         graph: Raw or pruned.
@@ -426,15 +429,13 @@ def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> Att
 
     Example:
         >>> with_card_labels(graph, FeatureCards("cards.safetensors")).feature_labels[0]
-        '~ Dallas → Texas'
+        '~ → Texas'
     """
     if cards is None:
         return graph
     labels = list(graph.feature_labels)
     known: dict[Key, str] = {}
-    for node in graph.kept_nodes():
-        if node >= len(labels):
-            break
+    for node in range(graph.layout.n_features):
         if not labels[node].strip():
             key = graph.feature_key(node)
             if key not in known:

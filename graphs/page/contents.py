@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_weak_guess
 from crosstrace.graphs.page.attention import PageAttention
 from crosstrace.graphs.text import short
 
@@ -84,6 +85,40 @@ class Scores(TypedDict):
     completeness: float | None
 
 
+class PageStoryNode(TypedDict):
+    """A node of a story; see `crosstrace.graphs.StoryNode`."""
+
+    kind: str
+    name: str
+    ids: list[str]
+    """Of its members that the page holds."""
+    position: int
+    layers: list[int]
+    """First and last."""
+    layer: float
+    influence: float
+
+
+class PageStory(TypedDict):
+    """Where one target comes from; see `crosstrace.graphs.Story`."""
+
+    target: str
+    """Its id."""
+    nodes: list[PageStoryNode]
+    edges: list[list[float]]
+    """Numbers of source and target in `nodes`, weight, share of the target's input; weakest first."""
+    entering: list[float]
+    """P shares of the influence that enter at the tokens."""
+    lost: list[float]
+    """P shares that end in errors at the positions."""
+    unexplained: float
+    moves: list[list[float]]
+    """Position of the source, of the reader, share, first and last layer of the readers; largest first."""
+    covered: float
+    leftOut: int
+    cutEdges: int
+
+
 class PageData(TypedDict):
     """The JSON value inside a page."""
 
@@ -121,6 +156,8 @@ class PageData(TypedDict):
     """By "layer/feature"."""
     suggested: list[list[str]]
     """Supernodes: a name and node ids each."""
+    stories: list[PageStory]
+    """One a target; none where only JSON was there to make the page of."""
     attention: PageAttention | None
     """None where the graph keeps none."""
     qParams: dict[str, Any]
@@ -177,6 +214,7 @@ class PageSource:
     notes: list[str] = field(default_factory=list)
     cards: Mapping[Key, Card] = field(default_factory=dict)
     suggested: list[list[str]] = field(default_factory=list)
+    stories: list[PageStory] = field(default_factory=list)
     attention: PageAttention | None = None
     """Which heads carried edges, and why they looked there."""
     q_params: Mapping[str, Any] = field(default_factory=dict)
@@ -185,6 +223,7 @@ class PageSource:
 def page_contents(source: PageSource) -> PageData:
     """Return the JSON-able value of a page."""
     nodes = source.nodes
+    weak_guesses = any(node.kind == "f" and is_weak_guess(node.label) for node in nodes)
     omitted = np.zeros(len(nodes)) if source.omitted is None else source.omitted
     return {
         "format": FORMAT,
@@ -220,10 +259,11 @@ def page_contents(source: PageSource) -> PageData:
         "scores": source.scores,
         "start": source.start,
         "notTokens": [i for i, node in enumerate(nodes) if not node.is_token],
-        "notes": source.notes,
+        "notes": [*source.notes, *([GUESS_LEGEND] if weak_guesses else [])],
         "fires": {f"{layer}/{feature}": places for (layer, feature), places in source.fires.items()},
         "cards": cards_as_json(source.cards),
         "suggested": source.suggested,
+        "stories": source.stories,
         "attention": source.attention,
         "qParams": dict(source.q_params),
     }

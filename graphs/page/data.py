@@ -35,6 +35,7 @@ from crosstrace.graphs.page.contents import (
     page_label,
 )
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
+from crosstrace.graphs.page.stories import page_stories
 from crosstrace.graphs.sparse_rows import Floats, Mask, rows_of
 from crosstrace.graphs.viewer_ids import node_ids
 
@@ -48,8 +49,19 @@ def page_data(
     supernodes: Supernodes | None = None,
     state: Mapping[str, Any] | None = None,
     limits: PageLimits = LIMITS,
+    stories: bool = True,
+    notes: Sequence[str] = (),
 ) -> PageData:
     """Return the content of a graph's page; for the arguments see `write_html`.
+
+    Args:
+        graph: Raw or pruned.
+        cards: What is known of features.
+        supernodes: Groups to suggest; `suggest_supernodes` chooses them if None.
+        state: What is pinned and grouped.
+        limits: How much the page may hold.
+        stories: Whether it tells the story of each target.
+        notes: Sentences that the page shows.
 
     Raises:
         ValueError: The graph is too large for a page even when pruned; the message says what to do.
@@ -66,12 +78,14 @@ def page_data(
         assert pruned.node_mask is not None
         fits, reach, edges = pruned.node_mask.numpy().copy(), node_threshold, pruned.kept_edges()
         edge_threshold = 1.0
-        _check_size(int(fits.sum()), edges.nnz, limits)
+        # Tokens always stay; a long prompt is no reason to refuse its page.
+        _check_size(int(fits.sum()) - len(graph.tokens), edges.nnz, limits)
     nodes = np.flatnonzero(fits)
     ids = node_ids(graph)
     features = sorted({graph.feature_key(int(node)) for node in np.flatnonzero(fits[graph.layout.features])})
-    if supernodes is None:
-        supernodes = suggest_supernodes(graph, cards)
+    pruned = graph if graph.node_mask is not None else prune(graph, node_threshold, edge_threshold)
+    supernodes = suggest_supernodes(pruned, cards) if supernodes is None else list(supernodes)
+    on_page = {int(node): ids[node] for node in nodes}
     replacement, completeness = (None if math.isnan(score) else score for score in graph_scores(unpruned(graph)))
     return page_contents(
         PageSource(
@@ -90,9 +104,11 @@ def page_data(
             start={"node": node_threshold, "edge": edge_threshold, "nodeLimit": reach},
             fires=_fires(graph, features),
             omitted=graph.omitted_magnitude.numpy()[nodes],
+            notes=list(notes),
             scores={"replacement": replacement, "completeness": completeness},
             cards=cards_of_features(cards or {}, features, limits),
             suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
+            stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
             attention=page_attention(graph, {int(node): ids[node] for node in nodes}),
             q_params=state or {},
         )

@@ -42,6 +42,7 @@ def write_html(
     supernodes: Sequence[tuple[str, Sequence[int]]] | None = None,
     state: Mapping[str, Any] | None = None,
     limits: PageLimits = LIMITS,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the graph as an interactive page: one `.html` file that opens offline.
 
@@ -57,6 +58,7 @@ def write_html(
         supernodes: Groups that the page suggests, (name, nodes); `suggest_supernodes` chooses them if None.
         state: What is pinned and grouped when the page opens: `pinnedIds`, `supernodes`, `clickedId`, as the page saves it.
         limits: How much the page may hold.
+        notes: Sentences that the page shows, such as what interventions on its groups did.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -65,7 +67,7 @@ def write_html(
     Example:
         >>> write_html(prune(graph), "dallas.html", cards={(3, 417): {"label": "Texas", "promoted": [" Austin"]}})
     """
-    write_atomically(path, page(page_data(graph, cards, supernodes, state, limits), limits=limits))
+    write_atomically(path, page(page_data(graph, cards, supernodes, state, limits, notes=notes), limits=limits))
 
 
 def view(

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_weak_guess
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.pictures.figure import FONT_SIZE, Drawing, DrawnNode, Figure, Line, drawing_of
-from crosstrace.graphs.pictures.placement import Picture, arrange, size_of, text_width
+from crosstrace.graphs.pictures.drawing import FONT_SIZE, Drawing, DrawnEdge, DrawnNode, Line
+from crosstrace.graphs.pictures.figure import Figure, drawing_of
+from crosstrace.graphs.pictures.placement import Picture, arrange, frame_label, row_name, size_of, text_width
 from crosstrace.graphs.text import short, visible
 
 if TYPE_CHECKING:
@@ -30,11 +33,21 @@ _FEATURE = {"style": "rounded,filled", "fillcolor": "#DCEEF9", "color": "#56B4E9
 STYLES = {
     "feature": {"shape": "box"} | _FEATURE,
     "supernode": {"shape": "box", "peripheries": "2"} | _FEATURE,
+    "rest": {"shape": "box", "style": "rounded,dashed", "color": "#8A97A3", "fontcolor": "#555555"},
+    "unexplained": {"shape": "box", "style": "dashed", "color": "#999999", "fontcolor": "#555555"},
     "error": {"shape": "diamond", "style": "filled", "fillcolor": "#CCCCCC", "color": "#999999"},
     "token": {"shape": "box", "style": "filled", "fillcolor": "#FBE6BF", "color": "#E69F00"},
     "logit": {"shape": "octagon", "style": "filled", "fillcolor": "#C5E8DC", "color": "#009E73"},
 }
-_NAMES = {"feature": "feature", "supernode": "supernode", "error": "error", "token": "token", "logit": "output"}
+_NAMES = {
+    "feature": "feature",
+    "supernode": "group of features",
+    "rest": "small remainder",
+    "unexplained": "errors of a position",
+    "error": "error",
+    "token": "token",
+    "logit": "output",
+}
 _HTML_SIGNS = {
     "\\": "\\\\",
     "&": "&amp;",
@@ -44,6 +57,7 @@ _HTML_SIGNS = {
     # Graphviz hands its XML parser one piece of text at a time: a last "]" might begin "]]>", and is an error there.
     "]": "&#93;",
 }
+_CAPTION_SIZE = 9
 _FRAME = {"style": "rounded,filled", "fillcolor": "#F4F6F8", "color": "#8A97A3", "fontcolor": "#333333"}
 
 
@@ -79,6 +93,7 @@ def to_pydot(graph: AttributionGraph, figure: Figure | None = None) -> pydot.Dot
         _add_nodes(dot, drawing, figure, picture)
         _add_frames(dot, drawing, picture)
         _add_edges(dot, drawing)
+        _add_edge_labels(dot, drawing, picture)
         _add_margins(dot, drawing, picture)
     else:
         _add_nodes(dot, drawing, figure, None)
@@ -108,7 +123,9 @@ def html(lines: tuple[Line, ...], bold: bool = True) -> str:
     for line in lines:
         text = _html_text(line.text)
         if line.small:
-            text = f'<font point-size="{line.size:g}" color="#555555">{text}</font>'
+            text = f'<font point-size="{line.size:.3g}" color="#555555">{text}</font>'
+        elif line.scale != 1:
+            text = f'<font point-size="{line.size:.3g}">{text}</font>'
         shown.append(f"<b>{text}</b>" if bold and not line.small else text)
     return f"<{'<br/>'.join(shown)}>"
 
@@ -155,17 +172,25 @@ def _add_nodes(dot: pydot.Dot, drawing: Drawing, figure: Figure, picture: Pictur
         part = dot if figure.layout == "force" else _rank(dot, row)
         for node in rows[row]:
             part.add_node(_node(node, picture))
+        if figure.layout == "layers":  # nodes without edges between their layers would share a rank
+            part.add_node(_note(_anchor(row), (60, 12), quoted(row_name(drawing, row)), fontsize="9"))
     if figure.layout == "layers":
+        for lower, upper in pairwise(sorted(rows)):
+            dot.add_edge(_edge(_anchor(lower), _anchor(upper), style="invis", weight="9"))
         # Graphviz chooses the order within a rank, but the prompt should read as it was written.
         tokens = sorted((node for node in drawing.nodes if node.kind == "token"), key=lambda node: node.position)
         for left, right in pairwise(tokens):
             dot.add_edge(_edge(left.name, right.name, style="invis"))
 
 
+def _anchor(row: int) -> str:
+    return f"note_rank_{row + 2}"
+
+
 def _rank(dot: pydot.Dot, row: int) -> pydot.Subgraph:
     import pydot
 
-    part = pydot.Subgraph(f"layer_{row + 1}", rank="same")
+    part = pydot.Subgraph(f"layer_{row + 2}", rank="same")
     dot.add_subgraph(part)
     return part
 
@@ -195,9 +220,9 @@ def _edge(source: str, target: str, **attributes: Any) -> pydot.Edge:
 
 
 def _add_edges(dot: pydot.Dot, drawing: Drawing) -> None:
-    strongest = max((abs(edge.weight) for edge in drawing.edges), default=0.0)
+    strongest = max((edge.share for edge in drawing.edges), default=0.0)
     for edge in drawing.edges:
-        strength = math.sqrt(abs(edge.weight) / strongest)
+        strength = math.sqrt(edge.share / strongest)
         opacity = round(255 * (0.15 + 0.75 * strength))
         dot.add_edge(
             _edge(
@@ -206,6 +231,8 @@ def _add_edges(dot: pydot.Dot, drawing: Drawing) -> None:
                 penwidth=f"{0.3 + 4 * strength:.3f}",
                 arrowsize=f"{0.25 + 0.35 * strength:.3f}",
                 color=quoted(f"{POSITIVE if edge.weight > 0 else NEGATIVE}{opacity:02X}"),
+                # Greyscale shows the sign, too.
+                **({} if edge.weight > 0 else {"style": "dashed"}),
                 tooltip=tooltip(edge.about),
             )
         )
@@ -218,8 +245,7 @@ def _add_frames(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
         if node.group >= 0:
             inside[node.group, node.position].append(node.name)
     for i, (frame, ((group, _), names)) in enumerate(zip(picture.frames, inside.items(), strict=True)):
-        width = frame.right - frame.left
-        label = short(drawing.groups[group], max(int(width / text_width("n", 8)), 3))
+        label = frame_label(drawing.groups[group])
         bounds = ",".join(f"{value:.2f}" for value in (frame.left, frame.bottom, frame.right, frame.top))
         middle = f"{(frame.left + frame.right) / 2:.2f},{frame.top - 7:.2f}"
         _add_cluster(dot, i, label, names, bb=quoted(bounds), lp=quoted(middle))
@@ -231,7 +257,7 @@ def _add_clusters(dot: pydot.Dot, drawing: Drawing) -> None:
         if node.group >= 0:
             inside[node.group].append(node.name)
     for group, names in inside.items():
-        _add_cluster(dot, group, short(drawing.groups[group], 32), names)
+        _add_cluster(dot, group, frame_label(drawing.groups[group]), names)
 
 
 def _add_cluster(dot: pydot.Dot, i: int, label: str, names: list[str], **attributes: str) -> None:
@@ -245,15 +271,13 @@ def _add_cluster(dot: pydot.Dot, i: int, label: str, names: list[str], **attribu
 
 
 def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
-    """Row names at the left, the prompt above, the legend below: as nodes named `note_…`."""
+    """Row names at the left, the prompt above, legend and caption below: as nodes named `note_…`."""
     for i, row in enumerate(picture.rows):
         place = (-50.0, (row.bottom + row.top) / 2)
         dot.add_node(_note(f"note_row_{i}", (60, 20), quoted(row.name), place))
     title = short(drawing.title, max(60, int(picture.width / 8)))
-    width = text_width(title, 13)
     style = {"fontname": quoted(f"{FONT}-Bold"), "fontsize": "13", "fontcolor": quoted("#000000"), "margin": "0"}
-    left_aligned = quoted(title).removesuffix('"') + '\\l"'
-    dot.add_node(_note("note_title", (width, 24), left_aligned, (width / 2 - 68, picture.height + 36), **style))
+    _add_left_aligned(dot, "note_title", title, 13, picture.height + 36, style)
     x, y = -60.0, -38.0
     for kind in _kinds(drawing):
         dot.add_node(_note(f"note_{kind}", (10, 10), quoted(""), (x, y), **_quoted_values(STYLES[kind])))
@@ -261,29 +285,78 @@ def _add_margins(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
         name = quoted(_NAMES[kind])
         dot.add_node(_note(f"note_{kind}_name", (room, 12), name, (x + 10 + room / 2, y), fontsize="9"))
         x += 34 + room
-    for sign, colour in (("positive", POSITIVE), ("negative", NEGATIVE)):
-        bar = {"shape": "box", "style": "filled", "fillcolor": colour, "color": colour, "penwidth": "0"}
-        dot.add_node(_note(f"note_{sign}", (20, 3), quoted(""), (x + 5, y), **_quoted_values(bar)))
-        dot.add_node(_note(f"note_{sign}_name", (54, 12), quoted(sign), (x + 44, y), fontsize="9"))
-        x += 90
+    for sign, colour, bars in (("raises", POSITIVE, ((5, 20),)), ("lowers", NEGATIVE, ((-1, 6), (9, 6)))):
+        for k, (along, width) in enumerate(bars):
+            bar = {"shape": "box", "style": "filled", "fillcolor": colour, "color": colour, "penwidth": "0"}
+            name = f"note_{sign}_{k}"
+            dot.add_node(_note(name, (width, 3), quoted(""), (x + along, y), **_quoted_values(bar)))
+        dot.add_node(_note(f"note_{sign}_name", (40, 12), quoted(sign), (x + 37, y), fontsize="9"))
+        x += 76
+    if _has_weak_guesses(drawing):
+        room = text_width(GUESS_LEGEND, 9)
+        dot.add_node(_note("note_guess", (room, 12), quoted(GUESS_LEGEND), (x + room / 2, y), fontsize="9"))
+        x += room
+    letters = max(int((max(picture.width, x) + 60) / text_width("n", _CAPTION_SIZE)), 60)
+    for i, line in enumerate(line for text in drawing.caption for line in textwrap.wrap(visible(text), letters)):
+        style = {"fontsize": f"{_CAPTION_SIZE}", "margin": "0", "fontcolor": quoted("#333333")}
+        _add_left_aligned(dot, f"note_caption_{i}", line, _CAPTION_SIZE, y - 20 - 13 * i, style)
+
+
+def _add_left_aligned(dot: pydot.Dot, name: str, text: str, size: float, y: float, style: dict[str, Any]) -> None:
+    width = text_width(text, size)
+    dot.add_node(
+        _note(name, (width, 1.8 * size), quoted(text).removesuffix('"') + '\\l"', (width / 2 - 68, y), **style)
+    )
+
+
+def _add_edge_labels(dot: pydot.Dot, drawing: Drawing, picture: Picture) -> None:
+    """Figures on lines: notes with a ground, nearer to the target, where lines of one source have parted."""
+    for i, edge in enumerate(edge for edge in drawing.edges if edge.label):
+        if (place := _free_place(picture, edge)) is None:
+            continue
+        ground = _quoted_values({"style": "filled", "fillcolor": "#FFFFFFD0", "fontcolor": "#333333"})
+        size = (text_width(edge.label, 7) + 1, 9)
+        dot.add_node(_note(f"note_edge_{i}", size, quoted(edge.label), place, fontsize="7", margin="0", **ground))
+
+
+def _free_place(picture: Picture, edge: DrawnEdge) -> tuple[float, float] | None:
+    """A point on a line that is on no node; None if there is none."""
+    a, b = picture.boxes[edge.source], picture.boxes[edge.target]
+    for part in (0.6, 0.5, 0.7, 0.4, 0.3):
+        x, y = a.x + part * (b.x - a.x), a.y + part * (b.y - a.y)
+        boxes = picture.boxes.values()
+        if not any(abs(box.x - x) < box.width / 2 + 8 and abs(box.y - y) < box.height / 2 + 4 for box in boxes):
+            return x, y
+    return None
 
 
 def _kinds(drawing: Drawing) -> list[str]:
-    """Kinds in the legend: supernodes only where there are some."""
-    merged = any(node.kind == "supernode" for node in drawing.nodes)
-    return [kind for kind in STYLES if kind != "supernode" or merged]
+    """Kinds in the legend: groups and remainders only where there are some."""
+    there = {node.kind for node in drawing.nodes}
+    always = set() if drawing.caption and "unexplained" in there else {"feature", "error", "token", "logit"}
+    return [kind for kind in STYLES if kind in there | always]
+
+
+def _has_weak_guesses(drawing: Drawing) -> bool:
+    named = (node for node in drawing.nodes if node.kind in ("feature", "supernode"))
+    return any(is_weak_guess(line.text.replace("\xa0", " ")) for node in named for line in node.lines)
 
 
 def _caption(drawing: Drawing) -> str:
     """The prompt over the legend, as an HTML-like label."""
-    swatches = [(STYLES[kind]["fillcolor"], _NAMES[kind]) for kind in _kinds(drawing)]
-    swatches += [(POSITIVE, "positive"), (NEGATIVE, "negative")]
+    swatches = [(STYLES[kind].get("fillcolor", "#F0F0F0"), _NAMES[kind]) for kind in _kinds(drawing)]
+    swatches += [(POSITIVE, "raises"), (NEGATIVE, "lowers (dashed)")]
     cells = "".join(
         f'<td width="14" height="8" fixedsize="true" bgcolor="{colour}"></td><td><font point-size="9">{name} </font></td>'
         for colour, name in swatches
     )
+    if _has_weak_guesses(drawing):
+        cells += f'<td><font point-size="9">{_html_text(GUESS_LEGEND)}</font></td>'
     title = f'<font point-size="13"><b>{_html_text(short(drawing.title, 90))}</b></font>'
-    return f'<<table border="0"><tr><td>{title}</td></tr><tr><td><table border="0"><tr>{cells}</tr></table></td></tr></table>>'
+    lines = [line for text in drawing.caption for line in textwrap.wrap(visible(text), 120)]
+    said = "".join(f'<tr><td align="left"><font point-size="9">{_html_text(line)}</font></td></tr>' for line in lines)
+    legend = f'<tr><td><table border="0"><tr>{cells}</tr></table></td></tr>'
+    return f'<<table border="0"><tr><td>{title}</td></tr>{legend}{said}</table>>'
 
 
 def _note(

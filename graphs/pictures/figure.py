@@ -1,13 +1,11 @@
-"""What a picture of a graph shows: nodes with their lines of text, edges, groups. `placement.py` says where it all stands.
+"""What of a graph a picture shows. `drawing.py` holds what is left of it then, `placement.py` says where it all stands.
 
-A `Figure` says what to draw of a graph; `drawing_of` makes a `Drawing` of it, in which only names, words and numbers are
-left, so that a merged supernode is a node like any other.
+Unless something else is asked for, that is the graph's story (`analysis/story.py`).
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,15 +13,18 @@ from typing import Literal, get_args
 
 from crosstrace.graphs.analysis.paths import along_strongest_paths
 from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.analysis.story import Story, story_of
 from crosstrace.graphs.analysis.subgraphs import restricted
-from crosstrace.graphs.cards.labels import is_guess
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.numbers import count, plain, probability, share, signed
+from crosstrace.graphs.pictures.drawing import Drawing, DrawnEdge, DrawnNode, Line, wrapped
+from crosstrace.graphs.pictures.story import story_drawing, title_of
+from crosstrace.graphs.sparse_rows import row_sums
 from crosstrace.graphs.text import short
 from crosstrace.graphs.viewer_ids import node_ids
 
-FONT_SIZE, SMALL_FONT_SIZE = 10.0, 7.5
-_LABEL_LINE, _LABEL_LINES = 13, 2
+MOST_EDGES = 3000
+"""What Graphviz routes in seconds; a picture of more would be black anyway."""
 
 Layout = Literal["positions", "layers", "force"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -51,6 +52,12 @@ class Figure:
     layout: Layout = "positions"
     """`positions`: layers by tokens of the prompt. `layers`: one rank per layer, order and columns chosen by Graphviz so
     that few edges cross. `force`: connected nodes near each other, without layers and positions."""
+    everything: bool = False
+    """Draw all that pruning kept rather than the story of it; of more than 3,000 edges the strongest."""
+    story: Story | None = None
+    """The story to draw where nothing else is asked for; `story_of` tells it if None."""
+    notes: Sequence[str] = ()
+    """Sentences under the picture of a story, such as what interventions on its groups did."""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -60,6 +67,12 @@ class Figure:
         times_in = Counter(node for _, nodes in self.supernodes for node in set(nodes))
         if twice := [node for node, times in times_in.items() if times > 1]:
             raise ValueError(f"node {twice[0]} is in two supernodes; it can be in one only")
+
+    @property
+    def tells_story(self) -> bool:
+        """Whether nothing else is asked for."""
+        asked = self.everything or self.merged or self.supernodes or self.top_paths is not None
+        return not asked and self.only is None
 
     def part_of(self, graph: AttributionGraph) -> AttributionGraph:
         """Return the graph with masks that keep what is drawn of it.
@@ -72,71 +85,19 @@ class Figure:
         return graph if self.top_paths is None else along_strongest_paths(graph, self.top_paths)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a node's label."""
-
-    text: str
-    small: bool = False
-
-    @property
-    def size(self) -> float:
-        """Of the font, in points."""
-        return SMALL_FONT_SIZE if self.small else FONT_SIZE
-
-
-@dataclass(frozen=True)
-class DrawnNode:
-    """A node of a picture."""
-
-    name: str
-    """Unique: the id of the JSON export, or `supernode-0`."""
-    kind: str
-    """Feature, error, token, logit, or supernode, in lower case."""
-    row: int
-    """Its layer; -1 for tokens, L for targets."""
-    position: int
-    lines: tuple[Line, ...]
-    about: str
-    """What the tooltip says: a line that describes it, and a line of details."""
-    group: int = -1
-    """The frame it is in, an index into `Drawing.groups`; -1 for none."""
-
-
-@dataclass(frozen=True)
-class DrawnEdge:
-    """An edge of a picture, between names of nodes."""
-
-    source: str
-    target: str
-    weight: float
-    about: str
-    """What the tooltip says."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A picture before anything has its place."""
-
-    title: str
-    n_layers: int
-    nodes: list[DrawnNode]
-    edges: list[DrawnEdge]
-    """Weakest first, so that strong ones are drawn over weak ones."""
-    groups: list[str]
-    """Names of the frames."""
-
-
 def drawing_of(graph: AttributionGraph, figure: Figure) -> Drawing:
     """Return what `figure` shows of what the graph's masks keep (all of a raw graph).
 
     Raises:
         ValueError: The graph does not have a node that the figure names.
     """
+    if figure.tells_story and graph.layout.n_logits:
+        return story_drawing(figure.story or story_of(graph), figure.notes)
     graph = figure.part_of(graph)
     kept = set(graph.kept_nodes())
     supernodes = [(name, [node for node in nodes if node in kept]) for name, nodes in figure.supernodes]
     supernodes = [(name, nodes) for name, nodes in supernodes if nodes]
+    merged = {i for i, (_, nodes) in enumerate(supernodes) if figure.merged and len(nodes) > 1}
     group_of = {node: i for i, (_, nodes) in enumerate(supernodes) for node in nodes}
     ids, influence = node_ids(graph), cumulative_influence(graph).tolist()
 
@@ -144,37 +105,59 @@ def drawing_of(graph: AttributionGraph, figure: Figure) -> Drawing:
     nodes = []
     for node in sorted(kept):
         group = group_of.get(node, -1)
-        if figure.merged and group >= 0:
+        if group in merged:
             names[node] = f"supernode-{group}"
         else:
-            nodes.append(_single(graph, node, ids[node], influence[node], group))
-    if figure.merged:
-        nodes += [_merged(graph, f"supernode-{i}", name, members) for i, (name, members) in enumerate(supernodes)]
+            nodes.append(_single(graph, node, ids[node], influence[node], -1 if figure.merged else group))
+    nodes += [_merged(graph, f"supernode-{i}", *supernodes[i]) for i in sorted(merged)]
+    edges, cut = _edges(graph, names, {node.name: node for node in nodes})
+    caption = []
+    if cut:
+        caption.append(
+            f"Drawn: the {count(len(edges))} edges that make most of what their targets receive; "
+            f"{count(cut, 'weaker edge')} left out. -o FILE.graphml and .json hold all of them."
+        )
     return Drawing(
-        title=graph.prompt,
+        title=title_of(graph),
         n_layers=graph.n_layers,
         nodes=nodes,
-        edges=_edges(graph, names, {node.name: node for node in nodes}),
+        edges=edges,
         groups=[] if figure.merged else [name for name, _ in supernodes],
+        caption=caption,
     )
 
 
-def _edges(graph: AttributionGraph, names: dict[int, str], drawn: dict[str, DrawnNode]) -> list[DrawnEdge]:
-    """Sums of the kept edges between nodes that are drawn apart."""
+def _edges(graph: AttributionGraph, names: dict[int, str], drawn: dict[str, DrawnNode]) -> tuple[list[DrawnEdge], int]:
+    """Sums of the kept edges between nodes that are drawn apart, weakest first; and how many of them are left out.
+
+    An edge's width says how much of its target's row it is. Of more than `MOST_EDGES`, those with the largest shares stay.
+    """
     edges = graph.kept_edges().tocoo()
+    inputs = row_sums(graph.edges, absolute=True)
     sums: dict[tuple[str, str], float] = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
+    for node, name in names.items():
+        totals[name] += inputs[node]
     for source, target, weight in zip(edges.col.tolist(), edges.row.tolist(), edges.data.tolist(), strict=True):
         if names[source] != names[target]:
             sums[names[source], names[target]] += weight
-    ordered = sorted(((ends, weight) for ends, weight in sums.items() if weight), key=lambda item: abs(item[1]))
+    shares = {ends: abs(weight) / totals[ends[1]] for ends, weight in sums.items() if weight}
+    ordered = sorted(shares, key=lambda ends: (shares[ends], abs(sums[ends])))
+    shown = ordered[-MOST_EDGES:]
 
     def called(name: str) -> str:
         return drawn[name].about.split("\n")[0]
 
     return [
-        DrawnEdge(source, target, weight, f"{called(source)} → {called(target)}: {signed(weight)}")
-        for (source, target), weight in ordered
-    ]
+        DrawnEdge(
+            source,
+            target,
+            sums[source, target],
+            f"{called(source)} → {called(target)}: {signed(sums[source, target])}",
+            min(shares[source, target], 1.0),
+        )
+        for source, target in shown
+    ], len(ordered) - len(shown)
 
 
 def _single(graph: AttributionGraph, node: int, name: str, influence: float, group: int) -> DrawnNode:
@@ -204,7 +187,7 @@ def _merged(graph: AttributionGraph, name: str, words: str, members: list[int]) 
     size = f"{count(len(members), 'node')} · {span}"
     about = f"{short(words, 60)} ({size})\n{', '.join(graph.describe(node) for node in members[:12])}"
     row = math.floor(sum(layers) / len(layers) + 0.5)
-    return DrawnNode(name, "supernode", row, position, (*_wrapped(words), Line(size, small=True)), about)
+    return DrawnNode(name, "supernode", row, position, (*wrapped(words), Line(size, small=True)), about)
 
 
 def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
@@ -214,7 +197,7 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
             layer, _, feature = graph.feature_of(node)
             name = f"L{layer}/{feature}"
             label = graph.name_of(node)
-            return (*_wrapped(label), Line(name, small=True)) if label.strip() else (Line(name),)
+            return (*wrapped(label), Line(name, small=True)) if label.strip() else (Line(name),)
         case "error":
             return ()
         case "token":
@@ -225,12 +208,3 @@ def _lines(graph: AttributionGraph, node: int) -> tuple[Line, ...]:
             if int(graph.logit_tokens[i]) < 0:  # a contrast, a vector, a feature: its weight is not a probability
                 return (words,)
             return words, Line(f"p = {probability(graph.probability_of(i) or 0.0)}", small=True)
-
-
-def _wrapped(label: str) -> list[Line]:
-    width = _LABEL_LINE + (len("→ ") if is_guess(label) else 0)  # the mark does not stand on a line of its own
-    text = short(label, width * _LABEL_LINES)
-    lines = textwrap.wrap(text, width) or [text]
-    if len(lines) > _LABEL_LINES:
-        lines = [*lines[: _LABEL_LINES - 1], lines[_LABEL_LINES - 1][: width - 1].rstrip(" ,…") + "…"]
-    return [Line(line) for line in lines]

@@ -31,6 +31,8 @@ PICTURES = (".svg", ".pdf", ".png")
 PROGRAMS = ("dot", "graphviz-pure")
 """What draws them: the first that is installed and knows the format."""
 _PURE_PICTURES = (".svg", ".png")
+TIME_LIMIT = 120
+"""After so many seconds Graphviz is stopped. Its search for good places in `layers` can take hours."""
 _INSTALL = "apt install graphviz, brew install graphviz, or conda install graphviz"
 
 # What graphviz-pure's sans serif (Arimo) has of the characters that labels are likely to hold.
@@ -82,6 +84,7 @@ def render(
 
     Raises:
         GraphvizMissing: Nothing on this machine draws this format; the `.dot` has been written beside the picture's path.
+        TimeoutError: Graphviz was not done within `TIME_LIMIT`; nothing is left behind.
         OSError: Graphviz failed, or the file cannot be written; nothing is left behind.
         ValueError: Unknown suffix.
 
@@ -129,7 +132,14 @@ def _run(program: str, text: str, path: Path) -> bytes:
     suffix = path.suffix.lower()
     resolution = ["-Gdpi=120"] if suffix == ".png" else []
     command = [program, f"-T{suffix[1:]}", *resolution]
-    done = subprocess.run(command, input=text.encode("utf-8"), capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, input=text.encode("utf-8"), capture_output=True, check=False, timeout=TIME_LIMIT)
+    except subprocess.TimeoutExpired:
+        n_edges = text.count('" -> "')
+        raise TimeoutError(
+            f"cannot draw {path}: Graphviz was not done with {n_edges:,} edges after {TIME_LIMIT} s; prune more, draw the "
+            f"strongest paths alone (--top-paths), or take another --layout; a .dot file can be drawn without a time limit"
+        ) from None
     if done.returncode != 0 or not done.stdout:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no output"]
         raise OSError(f"cannot draw {path}: Graphviz failed: {said[0]}")

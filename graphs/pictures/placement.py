@@ -13,12 +13,14 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from crosstrace.graphs.pictures.figure import FONT_SIZE, Drawing, DrawnNode
+from crosstrace.graphs.pictures.drawing import FONT_SIZE, Drawing, DrawnNode
+from crosstrace.graphs.text import short
 
 _ERROR_SIZE = 10.0
 _BEND = 0.18  # share of a picture's height by which the middle of a column stands to the right of its ends
+_IN_LINE = 3  # nodes of a story side by side: there, edges run between neighbouring layers of one position
 _FRAME, _FRAME_TITLE, _LANE_GAP = 5.0, 10.0, 8.0
 
 
@@ -87,7 +89,11 @@ class _Lane:
     cells: dict[int, list[DrawnNode]]
     gap: float
     framed: bool
+    in_line: bool = False
+    """A few nodes stand side by side rather than in several lines."""
     left: float = 0.0
+    names: list[str] = field(default_factory=list)
+    """Of the groups in it: there is room for each on its frame."""
 
     @property
     def slot(self) -> float:
@@ -97,12 +103,15 @@ class _Lane:
     @property
     def across(self) -> int:
         """Number of slots side by side."""
+        if self.in_line:
+            return max(min(max(map(len, self.cells.values()), default=1), _IN_LINE), 1)
         # Boxes are wider than tall: this makes a full cell about square.
         return max((math.ceil(math.sqrt(len(cell) * 0.4)) for cell in self.cells.values()), default=0) or 1
 
     @property
     def width(self) -> float:
-        return self.across * self.slot if self.cells else 0.0
+        room = self.across * self.slot if self.cells else 0.0
+        return max([room, *(_frame_room(name) for name in self.names)])
 
     def lines(self, row: int) -> int:
         """Number of lines of nodes in a row."""
@@ -144,7 +153,7 @@ def arrange(drawing: Drawing) -> Picture:
     """Return the places of a drawing's nodes and frames; rows and columns without nodes take no room."""
     gaps = _ROOMY if len(drawing.nodes) <= _LARGE else _DENSE
     positions = sorted({node.position for node in drawing.nodes})
-    columns = [_column([node for node in drawing.nodes if node.position == p], gaps.box) for p in positions]
+    columns = [_column([node for node in drawing.nodes if node.position == p], gaps.box, drawing) for p in positions]
     x = 0.0
     for column in columns:
         column.left = x
@@ -181,7 +190,7 @@ def arrange(drawing: Drawing) -> Picture:
             for lane in column.lanes:
                 left, width = (column.inner, column.room) if column.alone(lane, row) else (lane.left, lane.width)
                 boxes |= _boxes(lane, row, left + width / 2, middle, heights[row] + gaps.line)
-        named_rows.append(Row(_row_name(row, drawing.n_layers), y, y + bands[row]))
+        named_rows.append(Row(row_name(drawing, row), y, y + bands[row]))
         y += bands[row] + row_gap
     frames, height = _frames(drawing, boxes), max(y - row_gap, 0.0)
     if not frames:
@@ -207,7 +216,7 @@ def _bent(drawing: Drawing, boxes: dict[str, Box], height: float, narrowest: flo
     return bent
 
 
-def _column(nodes: list[DrawnNode], gap: float) -> _Column:
+def _column(nodes: list[DrawnNode], gap: float, drawing: Drawing) -> _Column:
     """A column whose first lane holds what is in no group; groups share a lane where their rows do not overlap."""
     errors = {node.row: node for node in nodes if node.kind == "error" and node.group < 0}
     single: dict[int, list[DrawnNode]] = defaultdict(list)
@@ -215,14 +224,15 @@ def _column(nodes: list[DrawnNode], gap: float) -> _Column:
     for node in nodes:
         if errors.get(node.row) is not node:
             (single if node.group < 0 else groups[node.group])[node.row].append(node)
-    lanes = [_Lane(single, gap, framed=False)] if single else []
+    lanes = [_Lane(single, gap, framed=False, in_line=drawing.rows is not None)] if single else []
     shared: list[_Lane] = []
-    for cells in sorted(groups.values(), key=lambda cells: (min(cells), max(cells))):
+    for group, cells in sorted(groups.items(), key=lambda item: (min(item[1]), max(item[1]))):
         free = next((lane for lane in shared if max(lane.cells) < min(cells)), None)
         if free is None:
-            shared.append(_Lane(dict(cells), gap, framed=True))
-        else:
-            free.cells |= cells
+            free = _Lane({}, gap, framed=True)
+            shared.append(free)
+        free.cells |= cells
+        free.names.append(drawing.groups[group])
     return _Column(errors, lanes + shared, gap)
 
 
@@ -243,16 +253,20 @@ def _frames(drawing: Drawing, boxes: dict[str, Box]) -> list[Frame]:
     for node in drawing.nodes:
         if node.group >= 0:
             members[node.group, node.position].append(boxes[node.name])
-    return [
-        Frame(
-            group,
-            min(box.x - box.width / 2 for box in own) - _FRAME,
-            min(box.y - box.height / 2 for box in own) - _FRAME,
-            max(box.x + box.width / 2 for box in own) + _FRAME,
-            max(box.y + box.height / 2 for box in own) + _FRAME + _FRAME_TITLE,
-        )
-        for (group, _), own in members.items()
-    ]
+    frames = []
+    for (group, _), own in members.items():
+        left = min(box.x - box.width / 2 for box in own) - _FRAME
+        right = max(box.x + box.width / 2 for box in own) + _FRAME
+        spare = max(_frame_room(drawing.groups[group]) - (right - left), 0.0) / 2
+        bottom = min(box.y - box.height / 2 for box in own) - _FRAME
+        top = max(box.y + box.height / 2 for box in own) + _FRAME + _FRAME_TITLE
+        frames.append(Frame(group, left - spare, bottom, right + spare, top))
+    return frames
+
+
+def _frame_room(name: str) -> float:
+    """Width that a frame needs for its name."""
+    return text_width(frame_label(name), 8) + 6
 
 
 def text_width(text: str, size: float = FONT_SIZE) -> float:
@@ -275,7 +289,15 @@ def size_of(node: DrawnNode) -> tuple[float, float]:
     return max(width, 28.0), 8 + sum(1.2 * line.size for line in node.lines)
 
 
-def _row_name(row: int, n_layers: int) -> str:
-    if row < 0:
-        return "tokens"
-    return "output" if row == n_layers else f"layer {row}"
+def frame_label(name: str) -> str:
+    """Return what stands on a frame."""
+    return short(name, 32)
+
+
+def row_name(drawing: Drawing, row: int) -> str:
+    """Return what to call a row: its layers, -1 for the tokens, L for the targets."""
+    if row == drawing.n_layers:
+        return "output"
+    if drawing.rows is not None:
+        return drawing.rows[row]
+    return "tokens" if row < 0 else f"layer {row}"

@@ -23,7 +23,7 @@ _TOKENS_AT_A_TIME = 1 << 12  # 16 MB of float32 logits: what follows a product f
 _NUMBERS_AT_A_TIME = 1 << 24  # of decoders and of candidates: 64 MB of float32
 COHERENT_TOKENS = 10
 """Of how many promoted tokens the coherence is taken."""
-_DIRECTIONS, _SHARE_BELOW = 512, 0.95  # of the coherence that chance gives
+_SHARE_BELOW = 0.95  # of the coherence that chance gives
 _GROUP = 16  # tokens of which at first only the largest and the smallest logit are kept
 
 
@@ -79,9 +79,7 @@ def direct_logits(
     for some in features_n.split(block_size or _FEATURES_AT_A_TIME):
         written_nd = model.transcoders.decoder_rows(layer, some.to(model.device)).float().sum(1)
         ends = _Ends(model, written_nd, lowest=True)
-        promoted, raised = ends.strongest(max(count, min(COHERENT_TOKENS, model.description.vocab_size)))
-        alike_n = coherence(model, promoted[:, :COHERENT_TOKENS])
-        highest = promoted[:, :count], raised[:, :count]
+        *highest, alike_n = _promoted(model, ends, count)
         done(len(some))
         parts.append([part.cpu() for part in (*highest, *ends.strongest(count, -1.0), ends.spread_n, alike_n)])
     if not parts:
@@ -118,16 +116,17 @@ def coherence(model: ReplacementModel, tokens_nt: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def coherence_by_chance(model: ReplacementModel) -> float:
+def coherence_by_chance(model: ReplacementModel, directions: int = 512) -> float:
     """Return the coherence below which the tokens that a random direction promotes stay, in 19 of 20 cases.
 
     Token vectors are not spread evenly, so what a random direction promotes is a little alike already.
 
     Args:
         model: The replacement model.
+        directions: Of how many directions, always the same ones. Each takes as long as a feature's direct logits.
     """
     generator = torch.Generator().manual_seed(0)
-    directions_nd = torch.randn(_DIRECTIONS, model.description.d_model, generator=generator)
+    directions_nd = torch.randn(directions, model.description.d_model, generator=generator)
     tokens_nt, _ = _Ends(model, directions_nd.to(model.device)).strongest(
         min(COHERENT_TOKENS, model.description.vocab_size)
     )
@@ -142,11 +141,13 @@ class PromotedTokens:
         promoted: (n, T) int64 token ids with the largest logits, strongest first.
         raised: (n, T) float32 their logits per unit of activation, centred over the vocabulary.
         spread: (n,) float32 standard deviation of the feature's logits over the vocabulary.
+        coherence: (n,) float32 how alike the promoted tokens are; see `coherence`.
     """
 
     promoted: Tensor
     raised: Tensor
     spread: Tensor
+    coherence: Tensor
 
 
 def promoted_tokens(model: ReplacementModel, features: Sequence[tuple[int, int]], count: int = 10) -> PromotedTokens:
@@ -173,12 +174,19 @@ def promoted_tokens(model: ReplacementModel, features: Sequence[tuple[int, int]]
     count = min(count, vocab_size)
     if not features:
         none = torch.zeros(0, count)
-        return PromotedTokens(none.long(), none, torch.zeros(0))
+        return PromotedTokens(none.long(), none, torch.zeros(0), torch.zeros(0))
     parts = []
     for start in range(0, len(features), _FEATURES_AT_A_TIME):
         ends = _Ends(model, _written(model, features[start : start + _FEATURES_AT_A_TIME]))
-        parts.append((*ends.strongest(count), ends.spread_n))
+        tokens_nt, raised_nt, alike_n = _promoted(model, ends, count)
+        parts.append((tokens_nt, raised_nt, ends.spread_n, alike_n))
     return PromotedTokens(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def _promoted(model: ReplacementModel, ends: _Ends, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, T) tokens, (n, T) their logits, and the coherence (n,), which is of the same number of tokens whatever T is."""
+    tokens, raised = ends.strongest(max(count, min(COHERENT_TOKENS, model.description.vocab_size)))
+    return tokens[:, :count], raised[:, :count], coherence(model, tokens[:, :COHERENT_TOKENS])
 
 
 def _written(model: ReplacementModel, features: Sequence[tuple[int, int]]) -> Tensor:

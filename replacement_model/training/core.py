@@ -283,6 +283,8 @@ class Trainer:
         )
         n_reset = int(reset_lf.sum())
         if n_reset:
+            for layer, reset_f in enumerate(reset_lf):
+                self.sparsity.restart(layer, reset_f.nonzero()[:, 0])
             self.last_active_lf[reset_lf] = self.tokens_seen
             self.norms_lf = self.parameters.decoder_norms()
         return n_reset

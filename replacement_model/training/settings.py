@@ -42,7 +42,7 @@ class TrainingSettings:
         activation: How features become sparse.
         quantile_rate: How far a layer's running quantile goes towards a batch's, `quantile-jumprelu` and `batch-topk`.
         bandwidth: Width of the straight-through estimator's window, `ste-jumprelu`.
-        threshold_start: The thresholds at the beginning, `ste-jumprelu`.
+        threshold_start: The thresholds at the beginning, and after a reset, `ste-jumprelu`.
         ste_reaches: Whether its gradient goes to the `threshold` alone or through the pre-activations to `all` weights.
         l0_loss: The sparsity penalty of `ste-jumprelu`: `quadratic` in L0 / target - 1, `tanh` of value times decoder
             norm, or `none`.
@@ -71,9 +71,12 @@ class TrainingSettings:
         clip: The greatest norm of a step's gradient; 0 does not clip.
         normalisation_exponent: Inputs and outputs are centred and divided, per dimension, by this power of their standard
             deviation, then scaled to unit mean square.
-        start: `data` starts an encoder at data points, `uniform` at random.
-        start_data_share: The share of a data point in an encoder row, `data`.
+        start: `data` starts encoders at data points, `far-apart` at data points far from one another (k-means++),
+            `uniform` at random.
+        start_data_share: The share of a data point in an encoder row, where it starts at one.
         start_noise: The share of noise in it.
+        start_margin: The share of its value at its point by which a bias starts below 0: the nearer to 1, the nearer to
+            its point a feature is active.
         start_decoder_scale: How much of what it should write a decoder writes at the start.
         start_own_layer: The part of that which is written to a feature's own layer.
         start_later_layers: The part of that which is written to each later layer of a CLT.
@@ -90,7 +93,9 @@ class TrainingSettings:
         end_to_end_window_tokens: Tokens of such a window; fewer where the model takes fewer.
         end_to_end_learning_rate: Its learning rate.
         end_to_end_clip: Its greatest norm of a step's gradient; 0 does not clip.
-        end_to_end_residual_weight: Weight of the residual stream's errors beside the final hidden state's.
+        end_to_end_logit_tokens: Tokens of such a step whose next-token distributions are compared, drawn at random; 0
+            compares final hidden states instead.
+        end_to_end_residual_weight: Weight of the residual stream's errors beside that.
         context_tokens: Tokens of a window that the base model reads, `<bos>` included; fewer where it takes fewer.
         statistics_tokens: Tokens from which means and scales are taken, and data points of the start.
         held_out_share: The share of documents that are not trained on.
@@ -140,9 +145,10 @@ class TrainingSettings:
     clip: float
 
     normalisation_exponent: float
-    start: Literal["data", "uniform"]
+    start: Literal["data", "far-apart", "uniform"]
     start_data_share: float
     start_noise: float
+    start_margin: float
     start_decoder_scale: float
     start_own_layer: float
     start_later_layers: float
@@ -159,6 +165,7 @@ class TrainingSettings:
     end_to_end_window_tokens: int
     end_to_end_learning_rate: float
     end_to_end_clip: float
+    end_to_end_logit_tokens: int
     end_to_end_residual_weight: float
 
     context_tokens: int
@@ -330,6 +337,7 @@ _ABOVE_ZERO = (
     "l0",
     "l0_start",
     "bandwidth",
+    "threshold_start",
     "batch_tokens",
     "chunk_positions",
     "tokens",
@@ -358,7 +366,7 @@ def _check_ranges(settings: TrainingSettings) -> None:
             raise ValueError(f"{key} = {value}: expected a number of at least 0")
         if key in _SHARES and value > 1:
             raise ValueError(f"{key} = {value}: expected a share between 0 and 1")
-    for key in ("adam_beta1", "adam_beta2", "held_out_share", "end_to_end_share"):
+    for key in ("adam_beta1", "adam_beta2", "held_out_share", "end_to_end_share", "start_margin"):
         if getattr(settings, key) >= 1:
             raise ValueError(f"{key} = {getattr(settings, key)}: expected a number below 1")
     if settings.context_tokens < 2:

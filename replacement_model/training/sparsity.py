@@ -94,6 +94,10 @@ class Sparsity(ABC):
         """Begin with given thresholds (L, F), for decoder norms (L, F)."""
 
     @abstractmethod
+    def restart(self, layer: int, features_u: Tensor) -> None:
+        """Set what is remembered of some features (u,) of a layer back to its beginning."""
+
+    @abstractmethod
     def list(
         self,
         layer: int,
@@ -187,6 +191,9 @@ class RunningQuantile(Sparsity):
 
     def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
         """Nothing: the first batch says where the quantile is."""
+
+    def restart(self, layer: int, features_u: Tensor) -> None:
+        """Nothing: a layer's features share one quantile."""
 
     def _threshold(self, layer: int, norms_f: Tensor) -> Tensor:
         return float(self.tau_l[layer].clamp_min(_LEAST_SCORE)) / norms_f.clamp_min(_LEAST_NORM)

@@ -2,7 +2,8 @@
 
 A data-point start: the encoder row is a token's input, with noise, and the decoder writes a part of what that token's
 output was, so that a feature begins near something that occurs. Dead features start again in the same way, from what the
-batch's tokens lack.
+batch's tokens lack. Points are drawn evenly, or far from one another as k-means++ draws its centres (Arthur & Vassilvitskii
+2007, "k-means++: The Advantages of Careful Seeding"), so that what occurs in few tokens has a feature of its own as well.
 
 Letters: L layers, N tokens of a sample, F features of a layer, U features that start, D d_model, J layers a feature writes
 to.
@@ -38,14 +39,12 @@ def start(
         settings: How.
         generator: Where randomness comes from.
     """
-    for layer in range(len(parameters.encoder_fd)):
-        if settings.start == "data":
-            n_features, n_tokens = parameters.encoder_fd[layer].shape[0], inputs_lnd.shape[1]
-            if n_tokens >= n_features:
-                picked = torch.randperm(n_tokens, generator=generator)[:n_features]
-            else:  # more features than data points: some points start several, and noise tells them apart
-                picked = torch.randint(n_tokens, (n_features,), generator=generator)
-            picked = picked.to(inputs_lnd.device)
+    for layer, encoder_fd in enumerate(parameters.encoder_fd):
+        if settings.start == "uniform":
+            _start_uniform(parameters, layer, settings, generator)
+        else:
+            draw = _far_apart if settings.start == "far-apart" else _evenly
+            picked = draw(inputs_lnd[layer], len(encoder_fd), generator).to(inputs_lnd.device)
 
             def written_at(written: int, picked: Tensor = picked) -> Tensor:
                 return outputs_lnd[written, picked]
@@ -60,8 +59,34 @@ def start(
                 settings,
                 generator,
             )
-        else:
-            _start_uniform(parameters, layer, settings, generator)
+
+
+def _evenly(points_nd: Tensor, n_drawn: int, generator: torch.Generator) -> Tensor:
+    """Draw points, none twice while there are enough: beyond that some start several features, told apart by noise."""
+    if len(points_nd) >= n_drawn:
+        return torch.randperm(len(points_nd), generator=generator)[:n_drawn]
+    return torch.randint(len(points_nd), (n_drawn,), generator=generator)
+
+
+def _far_apart(points_nd: Tensor, n_drawn: int, generator: torch.Generator) -> Tensor:
+    """Draw points one by one, in proportion to the squared distance to the nearest one drawn (ibid., section 2.2).
+
+    No point is drawn twice, nor one like it, while there are others; then the rest is drawn evenly.
+    """
+    squares_n = points_nd.square().sum(1)
+    distances_n = torch.full_like(squares_n, torch.inf)
+    picked: list[int] = []
+    while len(picked) < n_drawn:
+        weights_n = distances_n.cpu() if picked else torch.ones(len(points_nd))
+        if not weights_n.any():
+            return torch.cat([torch.tensor(picked), _evenly(points_nd, n_drawn - len(picked), generator)])
+        last = int(torch.multinomial(weights_n, 1, generator=generator))
+        picked.append(last)
+        to_last_n = squares_n + squares_n[last] - 2 * (points_nd @ points_nd[last])
+        # What rounding leaves of a distance of 0.
+        to_last_n[to_last_n < 1e-5 * squares_n[last]] = 0
+        distances_n = torch.minimum(distances_n, to_last_n)
+    return torch.tensor(picked)
 
 
 def start_features(
@@ -74,7 +99,9 @@ def start_features(
     settings: TrainingSettings,
     generator: torch.Generator,
 ) -> None:
-    """Start some features of a layer at data points, in place; their biases become 0.
+    """Start some features of a layer at data points, in place.
+
+    Their biases take away `start_margin` of what their rows give at their points, so that they are active near them only.
 
     Args:
         parameters: The weights.
@@ -83,15 +110,17 @@ def start_features(
         points_ud: (U, D_in) normalised inputs.
         target_of: For a layer l' what the features should write there at their point, (U, D).
         scale: The share of it that they do.
-        settings: Shares of data, noise, own and later layers.
+        settings: Shares of data, noise, own and later layers, and the margin.
         generator: Where noise comes from.
     """
     noise_ud = torch.randn(points_ud.shape, generator=generator).to(points_ud.device)
     encoder_ud = settings.start_data_share * _unit(points_ud) + settings.start_noise * _unit(noise_ud)
     parameters.encoder_fd[layer][features] = encoder_ud
-    parameters.encoder_bias_lf[layer, features] = 0
+    at_point_u1 = (points_ud * encoder_ud).sum(1, keepdim=True)
+    bias_u1 = -settings.start_margin * at_point_u1.clamp_min(0)
+    parameters.encoder_bias_lf[layer, features] = bias_u1[:, 0]
     # At its point a feature has this pre-activation; small ones would make large decoders.
-    fires_u1 = (points_ud * encoder_ud).sum(1, keepdim=True).clamp_min(1)
+    fires_u1 = (at_point_u1 + bias_u1).clamp_min(1)
     for j, decoder_fd in enumerate(parameters.decoder_jfd[layer]):
         share = settings.start_later_layers if j else settings.start_own_layer
         decoder_fd[features] = (scale * share) * target_of(layer + j) / fires_u1

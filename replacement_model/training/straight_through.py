@@ -20,6 +20,7 @@ Letters: L trained layers, B tokens of a batch, F features of a layer, D d_model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -62,6 +63,10 @@ class StraightThrough(Sparsity):
 
     def start_at(self, thresholds_lf: Tensor, norms_lf: Tensor) -> None:
         self.log_threshold_lf.copy_(thresholds_lf.clamp_min(1e-6).log())
+
+    def restart(self, layer: int, features_u: Tensor) -> None:
+        self.log_threshold_lf[layer, features_u] = math.log(self.settings.threshold_start)
+        self.moments[layer].forget(features_u)
 
     def list(
         self,

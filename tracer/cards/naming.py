@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from crosstrace.graphs import AttributionGraph, FeatureCards, prune
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.cards.labels import guessed_label
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.readouts.direct_logits import promoted_tokens
+from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance, promoted_tokens
 
 _LOOKED_AT = 8  # strongest tokens, of which some may be shown alike
+_DIRECTIONS = 64  # that tell what chance gives: fewer than for cards, as they take as long as that many guesses
+_by_chance: WeakKeyDictionary[ReplacementModel, float] = WeakKeyDictionary()
 
 Key = tuple[int, int]
 """(layer, feature)."""
@@ -31,21 +34,27 @@ def guesses(model: ReplacementModel, features: Sequence[Key]) -> dict[Key, str]:
         features: The features, as (layer, feature).
 
     Returns:
-        Guesses such as `→ AG, ag`; features whose promoted tokens say nothing are not in it.
+        Guesses such as `→ AG, ag`, or `→? AG, ag` where the tokens are no more alike than chance makes them (see
+        `graphs/cards/labels.py`). Features whose decoders are zero are not in it.
 
     Example:
         >>> guesses(model, [(3, 417)])
         {(3, 417): '→ Austin, Texas'}
     """
     features = list(dict.fromkeys(features))
+    if not features:
+        return {}
     found = promoted_tokens(model, features, _LOOKED_AT)
     distinct, where = found.promoted.unique(return_inverse=True)
     texts = model.token_strings(distinct)
+    if model not in _by_chance:
+        _by_chance[model] = coherence_by_chance(model, _DIRECTIONS)
+    coherent = found.coherence > _by_chance[model]
     named = {}
-    rows = zip(features, where.tolist(), found.raised.tolist(), found.spread.tolist(), strict=True)
-    for key, tokens, logits, width in rows:
+    columns = (where, found.raised, found.spread, coherent)
+    for key, tokens, logits, width, alike in zip(features, *(column.tolist() for column in columns), strict=True):
         promoted = [(texts[token], logit) for token, logit in zip(tokens, logits, strict=True)]
-        if guess := guessed_label(promoted, width, model.description.vocab_size):
+        if guess := guessed_label(promoted, width, model.description.vocab_size, alike):
             named[key] = guess
     return named
 
@@ -95,7 +104,7 @@ def with_guesses(graph: AttributionGraph, model: ReplacementModel, beyond_kept: 
     if not missing:
         return graph
     found = guesses(model, missing)
-    # A flat one is kept too, as "": it need not be looked at again.
+    # A decoder of zeros is kept too, as "": it need not be looked at again.
     added = {_written(key): found.get(key, "") for key in missing}
     return dataclasses.replace(graph, settings={**graph.settings, "guesses": {**known, **added}})
 

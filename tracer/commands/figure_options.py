@@ -23,6 +23,14 @@ class GraphLayout(StrEnum):
     FORCE = "force"
 
 
+Everything = Annotated[
+    bool,
+    typer.Option(
+        "--all",
+        help="Draw all that pruning kept rather than the story: groups of features that carry most of the influence.",
+        rich_help_panel=_PICTURES,
+    ),
+]
 Supernodes = Annotated[
     bool, typer.Option("--supernodes", help="Frame the suggested supernodes.", rich_help_panel=_PICTURES)
 ]
@@ -62,6 +70,7 @@ class FigureChoice(NamedTuple):
     """What the options ask for.
 
     Attributes:
+        everything: Draw all that pruning kept.
         supernodes: Frame the suggested supernodes.
         groups: A file of supernodes and pins that the page saved.
         merge: Draw each supernode as one node.
@@ -69,6 +78,7 @@ class FigureChoice(NamedTuple):
         layout: How nodes are arranged.
     """
 
+    everything: bool
     supernodes: bool
     groups: Path | None
     merge: bool
@@ -84,11 +94,13 @@ class FigureChoice(NamedTuple):
         """
         from crosstrace.graphs import FIGURES, check_state
 
-        asked = self.supernodes or self.merge or self.top_paths or self.layout != GraphLayout.POSITIONS
+        asked = (
+            self.everything or self.supernodes or self.merge or self.top_paths or self.layout != GraphLayout.POSITIONS
+        )
         suffixes = {path.suffix.lower() for path in outputs or ()}
         if asked and not suffixes & set(FIGURES):
             raise ValueError(
-                "--supernodes, --merge, --top-paths and --layout say how a graph is drawn: give an -o FILE "
+                "--all, --supernodes, --merge, --top-paths and --layout say how a graph is drawn: give an -o FILE "
                 f"that is drawn ({', '.join(FIGURES)})"
             )
         if self.groups is not None:
@@ -117,4 +129,4 @@ class FigureChoice(NamedTuple):
             only = state.pinned if self.merge else None
         elif self.supernodes or self.merge:
             supernodes = suggest_supernodes(graph, cards)
-        return Figure(supernodes, self.merge, only, self.top_paths, self.layout.value)
+        return Figure(supernodes, self.merge, only, self.top_paths, self.layout.value, self.everything)

@@ -10,6 +10,7 @@ import typer
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer.commands.delivery import check_graph_outputs, check_thresholds, deliver_graph
 from crosstrace.tracer.commands.figure_options import (
+    Everything,
     FigureChoice,
     GraphLayout,
     Groups,
@@ -30,6 +31,7 @@ def prune(
     debug: Debug = False,
     node_threshold: NodeThreshold = NODE_THRESHOLD,
     edge_threshold: EdgeThreshold = EDGE_THRESHOLD,
+    everything: Everything = False,
     supernodes: Supernodes = False,
     groups: Groups = None,
     merge: Merge = False,
@@ -42,7 +44,7 @@ def prune(
     """
     if not output:
         raise typer.BadParameter("give at least one -o FILE to write the pruned graph to")
-    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
+    figure = FigureChoice(everything, supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         check_graph_outputs(output, figure)
         check_thresholds(node_threshold, edge_threshold)

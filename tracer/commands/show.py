@@ -9,6 +9,7 @@ import typer
 
 from crosstrace.tracer.commands.delivery import check_graph_outputs, deliver_graph
 from crosstrace.tracer.commands.figure_options import (
+    Everything,
     FigureChoice,
     GraphLayout,
     Groups,
@@ -51,6 +52,7 @@ def show(
     cards: CardsOption = None,
     quiet: Quiet = False,
     debug: Debug = False,
+    everything: Everything = False,
     supernodes: Supernodes = False,
     groups: Groups = None,
     merge: Merge = False,
@@ -63,7 +65,7 @@ def show(
 
     Example: crosstrace show dallas.safetensors --feature L3/417
     """
-    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
+    figure = FigureChoice(everything, supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         check_graph_outputs(output, figure)
         from crosstrace.graphs import prune, read_graph

@@ -11,6 +11,7 @@ from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import check_graph_outputs, check_thresholds, deliver_graph
 from crosstrace.tracer.commands.figure_options import (
+    Everything,
     FigureChoice,
     GraphLayout,
     Groups,
@@ -112,6 +113,7 @@ def trace(
     ] = None,
     node_threshold: NodeThreshold = NODE_THRESHOLD,
     edge_threshold: EdgeThreshold = EDGE_THRESHOLD,
+    everything: Everything = False,
     supernodes: Supernodes = False,
     groups: Groups = None,
     merge: Merge = False,
@@ -130,7 +132,7 @@ def trace(
     Example: crosstrace trace "The capital of the state containing Dallas is" -o dallas.svg
     """
     chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first)
-    figure = FigureChoice(supernodes, groups, merge, top_paths, layout)
+    figure = FigureChoice(everything, supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         check_graph_outputs(output, figure)
         check_thresholds(node_threshold, edge_threshold)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from crosstrace.graphs import AttributionGraph, check_state, read_origin
-from crosstrace.graphs.cards.labels import GUESS_MARK, MARK
+from crosstrace.graphs.cards.labels import MARK, is_guess
 from crosstrace.graphs.viewer_ids import feature_of_id
 from crosstrace.replacement_model import FeatureAt, Intervention, ReplacementModel, Supernode
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
@@ -73,7 +73,7 @@ def by_name(
     unknown = {name for name, _ in _texts(interventions)} - known.keys() - given
     known |= automatic_labels(model, {name for name in unknown if name.startswith(MARK)}, cards)
     for name in sorted(unknown):
-        if name.startswith(f"{GUESS_MARK} "):
+        if is_guess(name):
             where = "it is not in this one" if graph is not None else "give one with --graph"
             raise ValueError(f"{name!r} is a guess, which is known where a graph holds it: {where}, or write L3/417")
     replaced = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -14,7 +14,7 @@ from rich.text import Text
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
 from crosstrace.graphs.numbers import count, plain, share, signed
 from crosstrace.graphs.text import distinct, short, visible
-from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, plain_table
+from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, beside, plain_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
 # From weak activations to the largest, readable on dark and on light backgrounds.
@@ -23,7 +23,12 @@ _LEVELS = 5
 
 
 def show_card(
-    cards: FeatureCards, key: Key, console: Console, label: str = "", contexts: int = 10, extra: Sequence[Text] = ()
+    cards: FeatureCards,
+    key: Key,
+    console: Console,
+    label: str = "",
+    contexts: int = 10,
+    extra: Sequence[RenderableType] = (),
 ) -> None:
     """Print a feature's card.
 
@@ -53,12 +58,17 @@ def show_card(
         Text.assemble(
             "0 ", (_sparkline(card["histogram"]["counts"]), "cyan"), f" {plain(card['histogram']['edges'][-1])}"
         ),
-        *_direct_effect(card["promoted"], card["suppressed"]),
+        *_direct_effect(card["promoted"], card["suppressed"], within(console)),
         *extra,
         Text(),
         _contexts(card["contexts"][:contexts], card["max_activation"], console.color_system is not None),
     ]
     console.print(Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, padding=(0, 1)))
+
+
+def within(console: Console) -> int:
+    """Return how wide what stands in a card's frame can be."""
+    return console.width - 4
 
 
 def check_feature(cards: FeatureCards, key: Key) -> None:
@@ -135,7 +145,7 @@ def feature_table(
         promoted = ", ".join(distinct([token for token, _ in card["promoted"][:3]], limit=14))
         words = marked(tokens, acts, context["peak"] - low, card["max_activation"], False)
         label = short(labels.get(key) or card["label"], 32)
-        where = [found[key]] if found is not None else []
+        where = [found[key].removeprefix("automatic ")] if found is not None else []  # those begin with a mark
         add_row(table, f"L{key[0]}/{key[1]}", label, *where, share(card["firing_rate"]), promoted, words)
     return table
 
@@ -146,19 +156,21 @@ def _sparkline(counts: Sequence[int]) -> str:
     return "".join(_BARS[-(-count.bit_length() * (len(_BARS) - 1) // most)] for count in counts)
 
 
-def _direct_effect(promoted: Sequence[tuple[str, float]], suppressed: Sequence[tuple[str, float]]) -> list[Text]:
+def _direct_effect(
+    promoted: Sequence[tuple[str, float]], suppressed: Sequence[tuple[str, float]], width: int
+) -> list[RenderableType]:
     if not promoted:
         return [Text("the tokens it promotes have nothing in common: later layers read what it writes", style="dim")]
-    return [_tokens("promotes   ", promoted, "green"), _tokens("suppresses ", suppressed, "red")]
+    return [
+        beside("promotes   ", _tokens(promoted, "green"), width),
+        beside("suppresses ", _tokens(suppressed, "red"), width),
+    ]
 
 
-def _tokens(title: str, pairs: Sequence[tuple[str, float]], style: str) -> Text:
-    line = Text(title, style="dim")
+def _tokens(pairs: Sequence[tuple[str, float]], style: str) -> Iterator[Text]:
     names = distinct([token for token, _ in pairs], limit=20)
     for token, (_, logit) in zip(names, pairs, strict=True):
-        line.append(f"{token} ", style=style)
-        line.append(f"{signed(logit)}  ", style="dim")
-    return line
+        yield Text.assemble((token, style), (f" {signed(logit)}", "dim"))
 
 
 def _contexts(contexts: Sequence[Mapping[str, Any]], most: float, colors: bool) -> Table:

@@ -15,6 +15,7 @@ from crosstrace.tracer.terminal.tables import (
     add_words,
     at,
     coloured,
+    explain_guesses,
     feature_cells,
     is_narrow,
     plain_table,
@@ -68,6 +69,7 @@ def _table(title: str, items: list[ComparedFeature], console: Console) -> Render
         name = f"L{item.layer}/{item.feature}"
         cells = feature_cells(console, item.label, name, place)
         add_row(table, *cells, *elsewhere, before, after, coloured(change, item.change or 0.0))
+    explain_guesses(table, (item.label for item in items))
     return table
 
 

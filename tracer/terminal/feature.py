@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.cards.feature_cards import FeatureCards, Key, with_card_labels
-from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.cards.labels import is_automatic
 from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import visible
 from crosstrace.replacement_model.interventions.references import parse_feature
-from crosstrace.tracer.terminal.card import marked, show_card
-from crosstrace.tracer.terminal.tables import at, coloured
+from crosstrace.tracer.terminal.card import marked, show_card, within
+from crosstrace.tracer.terminal.tables import at, beside, coloured
 
 _EDGES = 4
 
@@ -89,7 +89,7 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
     for row in rows:
         activations[int(graph.active_features[row, 1])] = float(graph.activations[row])
     peak = int(activations.argmax())
-    lines = [
+    lines: list[RenderableType] = [
         Text("in this prompt", style="dim"),
         marked(graph.token_strings, activations.tolist(), peak, activations.max(), console.color_system is not None),
     ]
@@ -101,11 +101,14 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
             continue
         node = nodes[row]
         lines.append(Text.assemble("  at ", (place, "bold")))
-        lines.append(_edges(graph, "    from ", graph.edges[[node]].toarray()[0]))
-        lines.append(_edges(graph, "    to   ", graph.edges[:, [node]].toarray()[:, 0]))
+        for title, edges in (
+            ("from", graph.edges[[node]].toarray()[0]),
+            ("to  ", graph.edges[:, [node]].toarray()[:, 0]),
+        ):
+            lines.append(beside(f"    {title} ", _edges(graph, edges), within(console)))
     label = next((name for row in rows if row in nodes and (name := graph.name_of(nodes[row]))), "")
     if cards is not None and key in cards:
-        given = "" if is_guess(label) else label  # the card has its own
+        given = "" if is_automatic(label) else label  # the card has its own
         show_card(cards, key, console, given, extra=[Text(), *lines])
         return
     why = "there are no feature cards of these transcoders" if cards is None else "it did not fire in the cards' corpus"
@@ -114,12 +117,9 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
     console.print(Panel(Group(*lines, footer), title=title, title_align="left", box=box.ROUNDED, padding=(0, 1)))
 
 
-def _edges(graph: AttributionGraph, title: str, weights: np.ndarray) -> Text:
-    """List the strongest edges at one end of a node."""
-    line = Text(title, style="dim")
-    strongest = np.argsort(-np.abs(weights), kind="stable")[:_EDGES]
-    for i, node in enumerate(node for node in strongest.tolist() if weights[node]):
-        line.append("   " if i else "")
-        line.append(graph.describe(node))
-        line.append(" ").append(coloured(signed(float(weights[node])), float(weights[node])))
-    return line
+def _edges(graph: AttributionGraph, weights: np.ndarray) -> Iterator[Text]:
+    """The strongest edges at one end of a node."""
+    for node in np.argsort(-np.abs(weights), kind="stable")[:_EDGES].tolist():
+        if weights[node]:
+            weight = float(weights[node])
+            yield Text.assemble(graph.describe(node), " ", coloured(signed(weight), weight))

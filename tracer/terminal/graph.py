@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
+from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths, trivial_share
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import unpruned
 from crosstrace.graphs.analysis.scores import untraced
@@ -29,6 +29,7 @@ from crosstrace.tracer.terminal.tables import (
     add_words,
     at,
     coloured,
+    explain_guesses,
     feature_cells,
     fitted,
     is_narrow,
@@ -188,6 +189,7 @@ def _features(pruned: AttributionGraph, most: int, listed: Sequence[int], n_kept
             share(float(shares[node])),
             coloured(signed(float(direct[node])), float(direct[node])),
         )
+    explain_guesses(table, map(pruned.name_of, strongest.tolist()))
     return table
 
 
@@ -196,7 +198,16 @@ def _paths(pruned: AttributionGraph, most: int, min_features: int, listed: Seque
     table = plain_table(f"Strongest paths to {pruned.target_name(0, 32)}{said}")
     add_numbers(table, "share")
     add_words(table, "path")
-    for path in strongest_paths(pruned, n=most, min_features=min_features, counted=listed):
+    if min_features:
+        paths = strongest_paths(pruned, n=most, min_features=min_features, counted=listed)
+    else:
+        paths = strongest_paths(pruned, n=most, telling=True) or strongest_paths(pruned, n=most)
+        if (trivial := trivial_share(pruned)) > 0:
+            end = pruned.token_name(pruned.place_of(pruned.layout.logit_index(0))[1], 16)
+            table.caption = Text(
+                f"token → output, and token → one feature at {end} → output, together {share(trivial)}"
+            )
+    for path in paths:
         # The path's steps are weighed by share, its sign says whether it raises or lowers the target.
         steps = Text(" → ").join(Text(_step(pruned, node)) for node in path.nodes)
         add_row(table, share(path.strength if path.sign > 0 else -path.strength), steps)
@@ -209,6 +220,6 @@ def _step(graph: AttributionGraph, node: int) -> str:
     layer, position, feature = graph.feature_of(node)
     name = graph.name_of(node)
     at = graph.token_name(position)
-    if name.startswith(GUESS_MARK):  # an arrow of its own, which is not the path's
+    if GUESS_MARK in name:  # an arrow of its own, which is not the path's
         return f"L{layer}/{feature} ({short(name, 32)}) [{at}]"
     return f"{short(name, 32)} [L{layer}/{feature} {at}]" if name else f"L{layer}/{feature} [{at}]"

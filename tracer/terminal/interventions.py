@@ -33,7 +33,10 @@ def show_before_after(result: BeforeAfter, console: Console | None = None) -> No
         flips = f"{count(result.became_active, 'other feature')} became active, {result.became_inactive:,} inactive"
         done.append(f"  {flips}, by what reached them\n", style="dim")
     console = console or Console()
-    tables = _stacked(result) if is_narrow(console) else [_side_by_side(result)]
+    tables = [_side_by_side(result)]
+    without_limit = console.options.update(width=10 * console.width)
+    if is_narrow(console) or console.measure(tables[0], options=without_limit).maximum > console.width:
+        tables = _stacked(result)  # rather than words broken in the middle
     legend = Text(f"{CHANGE}: change of the log-probability, in nats; -0.69 halves the probability", style="dim")
     parts: list[RenderableType] = [heading, done, *tables, legend]
     if result.generated_before is not None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crosstrace.graphs.cards.labels import is_guess
+from crosstrace.graphs.cards.labels import GUESS_LEGEND, is_automatic, is_weak_guess
 from crosstrace.graphs.text import short
 
 NARROW = 72
 """Terminals with fewer columns get tables with fewer columns: words that stand side by side stand below one another."""
 _TOKEN_CELLS = 16
+_GAP = 3
 
 
 def plain_table(title: str) -> Table:
@@ -82,11 +85,41 @@ def add_feature_columns(table: Table, console: Console) -> None:
 def feature_cells(console: Console, label: str, name: str, place: str) -> list[Text]:
     """Return a feature's label, its name such as `L3/417`, and where it is: in three cells, or below one another in one."""
     # Given labels are bold, automatic ones and guesses are not.
-    shown = Text(short(label, 32) if label.strip() else "", style="" if is_guess(label) else "bold")
+    shown = Text(short(label, 32) if label.strip() else "", style="" if is_automatic(label) else "bold")
     if is_narrow(console):
         lines = [shown] if shown else []
         return [Text("\n").join([*lines, Text(name, style="dim"), Text(place)])]
     return [shown, Text(name), Text(place)]
+
+
+def beside(title: str, pieces: Iterable[Text], width: int) -> Table:
+    """Return a title and, beside it, pieces with gaps between them; none is broken where a line ends unless it is longer.
+
+    Args:
+        title: What stands at the left, of the first line alone.
+        pieces: What stands at the right, one after the other.
+        width: Terminal cells for both.
+    """
+    room = width - cell_len(title)
+    text, used = Text(), 0
+    for piece in pieces:
+        gap = _GAP if used else 0
+        if gap and used + gap + piece.cell_len > room:
+            text.append("\n")
+            used = gap = 0
+        text.append(" " * gap).append_text(piece)
+        used += gap + piece.cell_len
+    table = Table.grid()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text(title, style="dim"), text)
+    return table
+
+
+def explain_guesses(table: Table, labels: Iterable[str]) -> None:
+    """Say below a table what weak guesses are, if there are some among the labels that it shows."""
+    if any(map(is_weak_guess, labels)):
+        table.caption, table.caption_justify, table.caption_style = Text(GUESS_LEGEND), "left", "dim"
 
 
 def coloured(text: str, value: float) -> Text:

@@ -59,7 +59,7 @@ def _checks(validation: Validation) -> Table:
         table,
         f"total effects on {target}",
         f"{ablated}: rank correlation of influence with |change| {total.influence_correlation}, of signed paths with "
-        f"change {total.signed_correlation}",
+        f"change {total.signed_correlation}, with frozen norms {total.frozen_correlation}",
     )
     add_row(
         table,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.sparse
@@ -60,9 +61,12 @@ class TotalEffects:
         is_supernode: Whether each source is a supernode.
         influence: The graph's own measure, without a sign: normalised absolute paths.
         predicted: The signed sum over paths, which is what the linear model loses with the source.
-        measured: Logit before less logit after.
+        measured: Logit before less logit after, with free norms.
+        measured_frozen: The same with frozen norm denominators, as in the graph: what is left between it and `predicted`
+            are features that cross their thresholds, and those without a row.
         influence_correlation: Of `influence` and the absolute values of `measured`.
         signed_correlation: Of `predicted` and `measured`.
+        frozen_correlation: Of `predicted` and `measured_frozen`.
     """
 
     sources: list[str]
@@ -70,8 +74,10 @@ class TotalEffects:
     influence: list[float]
     predicted: list[float]
     measured: list[float]
+    measured_frozen: list[float]
     influence_correlation: RankCorrelation
     signed_correlation: RankCorrelation
+    frozen_correlation: RankCorrelation
 
 
 def total_effects(
@@ -83,7 +89,7 @@ def total_effects(
     seed: int,
     supernodes: Sequence[tuple[str, Sequence[int]]] = (),
 ) -> TotalEffects:
-    """Ablate the features with the most influence on a target, then supernodes, under `Freeze.iterative()`.
+    """Ablate the features with the most influence on a target, then supernodes, with everything else recomputed.
 
     Args:
         model: The model and transcoders of the graph.
@@ -109,34 +115,46 @@ def total_effects(
             groups.append(features)
             places.append(_supernode(graph, features, name))
     token, position = int(graph.logit_tokens[target]), int(graph.logit_positions[target])
-    outcomes = intervene_batch(
-        model, [(local, [Ablate(place)]) for place in places], Freeze.iterative(), positions=(position,)
-    )
-    measured = [
-        (outcome.logit_changes_qv[0].mean() - outcome.logit_changes_qv[0, token]).item() for outcome in outcomes
-    ]
+
+    def measure(norms: Literal["free", "frozen"]) -> list[float]:
+        ablated = [(local, [Ablate(place)]) for place in places]
+        outcomes = intervene_batch(model, ablated, Freeze.iterative(norms=norms), positions=(position,))
+        return [(one.logit_changes_qv[0].mean() - one.logit_changes_qv[0, token]).item() for one in outcomes]
+
+    measured, measured_frozen = measure("free"), measure("frozen")
+    values = np.ones(graph.n)
+    values[graph.layout.features] = graph.activations[graph.selected_features].numpy()
     shares, predicted = [], []
     for group in groups:
         edges = _without_rows(graph.edges, group)
         shares.append(float(spread(edges, row_scale(edges), weights)[group].sum()))
-        predicted.append(float(signed_effects(edges, weights)[group].sum()))
+        predicted.append(float(signed_effects(edges, weights, values)[group].sum()))
     return TotalEffects(
         sources=[place.name for place in places],
         is_supernode=[number >= n_single for number in range(len(groups))],
         influence=shares,
         predicted=predicted,
         measured=measured,
+        measured_frozen=measured_frozen,
         influence_correlation=rank_correlation(shares, np.abs(measured), seed),
         signed_correlation=rank_correlation(predicted, measured, seed),
+        frozen_correlation=rank_correlation(predicted, measured_frozen, seed),
     )
 
 
-def signed_effects(edges: scipy.sparse.csr_array, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what each node adds to the weighted targets over all paths, with its sign: Σ_{j≥0} w·edgesʲ.
+def signed_effects(
+    edges: scipy.sparse.csr_array, weights: NDArray[np.float64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what each node adds to the weighted targets over all paths, with its sign.
+
+    An edge out of a feature is what its whole activation adds. What a source adds to that activation goes on in
+    proportion, so along a path every edge into a feature is divided by that feature's activation:
+    w · Σ_{j≥0} edges · (diag(1/values) · edges)ʲ for the targets' rows.
 
     Args:
         edges: (n, n) direct effects as in a graph: a row's sources that have rows come before it.
         weights: (n,) weights of the targets.
+        values: (n,) what the edges out of a node are of: activations of features, 1 for targets.
 
     Returns:
         (n,) effects.
@@ -145,7 +163,7 @@ def signed_effects(edges: scipy.sparse.csr_array, weights: NDArray[np.float64]) 
     for row in np.flatnonzero(np.diff(edges.indptr))[::-1]:
         if effects[row]:
             part = slice(edges.indptr[row], edges.indptr[row + 1])
-            effects[edges.indices[part]] += effects[row] * edges.data[part].astype(np.float64)
+            effects[edges.indices[part]] += effects[row] / values[row] * edges.data[part].astype(np.float64)
     return effects
 
 

@@ -3,16 +3,17 @@
 import type { Card } from "./data";
 import { h, svg } from "./dom";
 import type { Model } from "./model";
-import { percent, plain, signed, visible } from "./text";
+import { percent, plain, signed, visible, whole } from "./text";
 
 export function featureCard(model: Model, node: number): HTMLElement[] {
   const card = model.card(node);
   const parts: (HTMLElement | null)[] = [
-    firing(model, node),
+    contexts(card),
+    effects(model, node),
     tokens("Promotes", card.promoted, "plus"),
     tokens("Suppresses", card.suppressed, "minus"),
+    firing(model, node),
     histogram(card),
-    contexts(card),
   ];
   return parts.filter((part): part is HTMLElement => part !== null);
 }
@@ -21,12 +22,36 @@ function section(title: string, ...content: (Node | string)[]): HTMLElement {
   return h("section", {}, h("h3", {}, title), ...content);
 }
 
-/** The prompt with the feature's activation drawn on each token. */
+/** What it does to this graph's targets: its direct edges to them. */
+function effects(model: Model, node: number): HTMLElement | null {
+  const rows = model.targets.map((target) => ({ target, weight: model.weight(node, target) })).filter(({ weight }) => weight !== null);
+  if (!rows.length) return null;
+  const chips = rows.sort((a, b) => Math.abs(b.weight!) - Math.abs(a.weight!)).slice(0, 6).map(({ target, weight }) =>
+    h("span", { class: `chip ${weight! > 0 ? "plus" : "minus"}`, dir: "auto" }, `${model.name(target, 20)} ${signed(weight!)}`));
+  return section("Directly on this graph's outputs", h("p", { class: "chips" }, ...chips));
+}
+
+const WHOLE_PROMPT = 300, AROUND = 8, MOST_PLACES = 12;
+
+/** The prompt with the feature's activation drawn on each token; of a long one, the places where it fires most. */
 function firing(model: Model, node: number): HTMLElement | null {
   const fires = new Map(model.fires(node));
   if (!fires.size) return null;
-  const activations = model.data.tokens.map((_, position) => fires.get(position) ?? 0);
-  return section("In this prompt", marked(model.data.tokens, activations, model.position(node)));
+  const { tokens: texts } = model.data, here = model.position(node);
+  const part = (from: number, to: number): HTMLElement => {
+    const own = texts.slice(from, to);
+    return marked(own, own.map((_, i) => fires.get(from + i) ?? 0), here - from);
+  };
+  if (texts.length <= WHOLE_PROMPT) return section("In this prompt", part(0, texts.length));
+  const strongest = [...fires].sort((a, b) => b[1] - a[1]).slice(0, MOST_PLACES).map(([position]) => position);
+  const ranges: [number, number][] = [];
+  for (const position of [...new Set([here, ...strongest])].sort((a, b) => a - b)) {
+    const last = ranges[ranges.length - 1], from = Math.max(position - AROUND, 0), to = Math.min(position + AROUND + 1, texts.length);
+    if (last && from <= last[1]) last[1] = to;
+    else ranges.push([from, to]);
+  }
+  const parts = ranges.flatMap(([from, to]) => [h("p", { class: "facts" }, `tokens ${whole(from)} to ${whole(to - 1)}`), part(from, to)]);
+  return section(`In this prompt, at ${whole(fires.size)} of ${whole(texts.length)} tokens`, ...parts);
 }
 
 /** Tokens with their activations as shades; the strongest also underlined, for readers who cannot tell the shades apart. */
@@ -51,9 +76,12 @@ function marked(texts: string[], activations: number[], here = -1): HTMLElement 
 
 function tokens(title: string, list: Card["promoted"], className: string): HTMLElement | null {
   if (!Array.isArray(list) || !list.length) return null;
-  const chips = list.slice(0, 12).map((entry) => {
-    const [text, value] = typeof entry === "string" ? [entry, null] : [String(entry[0]), Number(entry[1])];
-    const shown = visible(text).replace(/^ +| +$/g, "") || "␣";
+  const entries = list.slice(0, 12).map((entry): [string, number | null] => (typeof entry === "string" ? [entry, null] : [String(entry[0]), Number(entry[1])]));
+  const bare = (text: string): string => visible(text).replace(/^ +| +$/g, "");
+  const chips = entries.map(([text, value]) => {
+    // " Paris" and "Paris" are two tokens: where both are there, blanks are shown.
+    const alike = entries.filter(([other]) => bare(other) === bare(text)).length > 1;
+    const shown = (alike ? visible(text).replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length)) : bare(text)) || "␣";
     return h("span", { class: `chip ${className}`, dir: "auto", title: value === null ? null : signed(value) }, shown);
   });
   return section(title, h("p", { class: "chips" }, ...chips));
@@ -78,5 +106,5 @@ function histogram(card: Card): HTMLElement | null {
 function contexts(card: Card): HTMLElement | null {
   const given = Array.isArray(card.contexts) ? card.contexts.filter((c) => Array.isArray(c?.tokens) && Array.isArray(c?.activations)) : [];
   if (!given.length) return null;
-  return section("Top contexts", ...given.slice(0, 20).map((context) => marked(context.tokens, context.activations)));
+  return section("Fires on", ...given.slice(0, 20).map((context) => marked(context.tokens, context.activations)));
 }

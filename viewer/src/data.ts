@@ -22,6 +22,33 @@ export interface QParams {
   positions?: Record<string, [number, number]>;
 }
 
+/** A node of a story: a group, a feature, a token, the target, or quietly the remainder of a cell, the errors of a position. */
+export interface StoryNode {
+  kind: "token" | "feature" | "group" | "rest" | "error" | "target";
+  name: string;
+  ids: string[];
+  position: number;
+  layers: [number, number];
+  layer: number;
+  influence: number;
+}
+
+/** Where one target comes from, as graphs/analysis/story.py tells it. */
+export interface Story {
+  target: string;
+  nodes: StoryNode[];
+  /** Source, target, weight, share of the target's input; weakest first. */
+  edges: [number, number, number, number][];
+  entering: number[];
+  lost: number[];
+  unexplained: number;
+  /** Position of the source, of the reader, share, first and last layer of the readers; largest first. */
+  moves: [number, number, number, number, number][];
+  covered: number;
+  leftOut: number;
+  cutEdges: number;
+}
+
 export interface PageData {
   format: "crosstrace-page";
   version: number;
@@ -61,6 +88,8 @@ export interface PageData {
   fires: Record<string, [number, number][]>;
   cards: Record<string, Card>;
   suggested: string[][];
+  /** One a target, the weightiest first; none where the page was made of JSON. */
+  stories: Story[];
   /** Where the graph keeps it. */
   attention: AttentionData | null;
   qParams: QParams;

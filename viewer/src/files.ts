@@ -22,8 +22,13 @@ export function save(model: Model, store: Store): void {
     },
     qParams: store.qParams(),
   };
-  const url = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }));
-  h("a", { href: url, download: `${slug}.state.json` }).click();
+  offer(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }), `${slug}.state.json`);
+}
+
+/** Lets the reader save a file. */
+export function offer(content: Blob, name: string): void {
+  const url = URL.createObjectURL(content);
+  h("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 

@@ -114,7 +114,7 @@ export class GraphView {
       if (!this.painter.layout) return;
       const { edges, nodes, moving } = this.pending;
       this.pending = { edges: false, nodes: false, moving: false };
-      if (edges) this.painter.drawEdges(moving && this.model.pruned.edges.length > 800);
+      if (edges) this.painter.drawEdges(moving && this.model.edges.length > 800);
       if (nodes) this.painter.drawNodes();
       this.drawOverlay();
     });
@@ -215,7 +215,7 @@ export class GraphView {
     event.preventDefault();
     const from = this.model.node(this.store.state.clicked);
     let next = -1;
-    if (from < 0 || !this.model.isShown(from)) next = this.model.topTarget;
+    if (from < 0 || !this.model.isShown(from)) next = this.model.targets.find((target) => this.model.isShown(target)) ?? -1;
     else if (event.shiftKey && way[1]) next = (way[1] < 0 ? this.model.fed(from) : this.model.feeders(from))[0]?.node ?? -1;
     else next = this.beside(from, way[0], way[1]);
     if (next < 0) return;

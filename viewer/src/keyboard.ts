@@ -13,6 +13,7 @@ export interface Actions {
   escape(): void;
   subgraph(): void;
   turn(): void;
+  story(): void;
 }
 
 /** Keys for what the page can do; every page has `search` and `escape`. */
@@ -34,13 +35,14 @@ export function listenForKeys(actions: Partial<Actions> & Pick<Actions, "search"
     "=": () => actions.zoom?.(1.4),
     "-": () => actions.zoom?.(1 / 1.4),
     x: () => actions.turn?.(),
+    t: () => actions.story?.(),
     "?": openHelp,
     Escape: () => actions.escape(),
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
     const target = event.target as HTMLElement;
-    if (target.matches("input[type=text], input[type=search], textarea")) return;
+    if (target.matches("input[type=text], input[type=search], input[type=number], select, textarea")) return;
     const act = keys[event.key];
     if (!act) return;
     event.preventDefault();

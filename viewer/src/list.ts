@@ -5,13 +5,14 @@ import { h } from "./dom";
 
 export class List<T> {
   readonly element: HTMLElement;
-  private inner = h("div", { class: "list-inner", role: "presentation" });
+  private inner = h("div", { class: "list-inner", role: "list" });
   private items: T[] = [];
   private virtual: Virtualizer<HTMLElement, Element>;
   private rows = new Map<number, HTMLElement>();
 
   constructor(label: string, private rowHeight: number, private render: (item: T, index: number) => HTMLElement) {
-    this.element = h("div", { class: "list", role: "list", "aria-label": label, tabindex: -1 }, this.inner);
+    this.inner.setAttribute("aria-label", label);
+    this.element = h("div", { class: "list", tabindex: -1 }, this.inner);
     this.virtual = new Virtualizer<HTMLElement, Element>(this.options());
     this.virtual._didMount();
     this.element.addEventListener("keydown", (event) => this.step(event));
@@ -32,6 +33,7 @@ export class List<T> {
 
   set(items: T[]): void {
     this.items = items;
+    this.element.hidden = !items.length;
     this.rows.clear();
     this.element.scrollTop = 0;
     this.virtual.setOptions(this.options());
@@ -49,8 +51,9 @@ export class List<T> {
     for (const { index, start } of this.virtual.getVirtualItems()) {
       let row = this.rows.get(index);
       if (!row) {
-        row = this.render(this.items[index], index);
-        row.classList.add("row");
+        const inside = this.render(this.items[index], index);
+        inside.classList.add("row");
+        row = h("div", { role: "listitem", class: "item" }, inside);
         row.dataset.index = String(index);
         row.setAttribute("aria-setsize", String(this.items.length));
         row.setAttribute("aria-posinset", String(index + 1));
@@ -68,7 +71,7 @@ export class List<T> {
 
   private step(event: KeyboardEvent): void {
     const down = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    const row = (event.target as HTMLElement).closest<HTMLElement>(".row");
+    const row = (event.target as HTMLElement).closest<HTMLElement>(".item");
     if (!down || !row) return;
     event.preventDefault();
     event.stopPropagation();
@@ -76,6 +79,6 @@ export class List<T> {
     if (next < 0 || next >= this.items.length) return;
     this.virtual.scrollToIndex(next, { align: "auto" });
     this.draw();
-    this.rows.get(next)?.focus({ preventScroll: true });
+    this.rows.get(next)?.querySelector("button")?.focus({ preventScroll: true });
   }
 }

@@ -1,9 +1,10 @@
 // The graph with its current pruning, and the names of nodes.
 
-import type { Card, Graph, Kind, PageData } from "./data";
+import type { Card, Graph, Kind, PageData, Story } from "./data";
 import { decode } from "./data";
-import { influenceOf, prune, type Influence, type Pruned } from "./prune";
-import type { LeftOut } from "./state";
+import { passing, type Passing } from "./filters";
+import { influenceOf, prune, rowScale, type Influence, type Pruned } from "./prune";
+import { NO_FILTERS, type Filters, type LeftOut } from "./state";
 import { probability, short, visible } from "./text";
 
 export interface Neighbour {
@@ -16,12 +17,21 @@ export class Model {
   readonly graph: Graph;
   readonly influence: Influence;
   pruned!: Pruned;
-  /** Nodes that pruning keeps, ascending. */
+  /** Nodes that pruning keeps and the filters pass, ascending. */
   shown: number[] = [];
+  /** Edges between them that the filters pass, the most important first. */
+  edges: Uint32Array = new Uint32Array();
+  private isThere: Uint8Array = new Uint8Array();
   private byId = new Map<string, number>();
-  private incoming: Neighbour[][] = [];
-  private outgoing: Neighbour[][] = [];
-  private sorted = new Set<Neighbour[]>();
+  /** Shown edges by node: those of node i are `list[starts[i]]` to `list[starts[i + 1]]`. */
+  private into!: Rows;
+  private outOf!: Rows;
+  private lists = new Map<number, Neighbour[]>();
+  private filters: Filters = NO_FILTERS;
+  private target = -1;
+  private scale: Float64Array;
+  private bearers: Map<string, number> | null = null;
+  private haystacks = new Map<number, string>();
   private notTokens: Set<number>;
 
   constructor(readonly data: PageData) {
@@ -29,31 +39,66 @@ export class Model {
     this.influence = influenceOf(this.graph);
     data.nodes.id.forEach((id, i) => this.byId.set(id, i));
     this.notTokens = new Set(data.notTokens);
+    this.scale = rowScale(this.graph, null, null);
   }
 
   prune(nodeThreshold: number, edgeThreshold: number): void {
     this.pruned = prune(this.graph, this.influence, nodeThreshold, edgeThreshold);
-    const { sources, targets, weights, n } = this.graph;
+    this.pass();
+  }
+
+  /** Shows what the filters pass of what pruning keeps; `target` -1 for all targets. */
+  filter(filters: Filters, target: number): void {
+    this.filters = filters;
+    this.target = target;
+    this.pass();
+  }
+
+  private pass(): void {
+    const { nodes, edges }: Passing = passing(this.graph, this.pruned, this.data, this.scale, this.filters, this.target);
+    this.isThere = nodes;
+    this.edges = edges;
     this.shown = [];
-    for (let i = 0; i < n; i++) if (this.pruned.nodes[i]) this.shown.push(i);
-    this.incoming = Array.from({ length: n }, () => []);
-    this.outgoing = Array.from({ length: n }, () => []);
-    for (const edge of this.pruned.edges) {
-      const weight = weights[edge];
-      this.incoming[targets[edge]].push({ node: sources[edge], weight, edge });
-      this.outgoing[sources[edge]].push({ node: targets[edge], weight, edge });
-    }
-    this.sorted.clear();
+    for (let i = 0; i < nodes.length; i++) if (nodes[i]) this.shown.push(i);
+    this.into = rowsBy(this.graph.targets, edges, nodes.length);
+    this.outOf = rowsBy(this.graph.sources, edges, nodes.length);
+    this.lists.clear();
+  }
+
+  /** How many nodes pruning keeps. */
+  get keptNodes(): number {
+    let count = 0;
+    for (let i = 0; i < this.pruned.nodes.length; i++) count += this.pruned.nodes[i];
+    return count;
+  }
+
+  /** The share of its target's whole absolute input that an edge makes. */
+  share(edge: number): number {
+    return Math.abs(this.graph.weights[edge]) * this.scale[this.graph.targets[edge]];
   }
 
   /** What feeds a node, strongest first. */
   feeders(node: number): Neighbour[] {
-    return this.strongestFirst(this.incoming[node]);
+    return this.neighbours(node, this.into, this.graph.sources, 0);
   }
 
   /** What a node feeds, strongest first. */
   fed(node: number): Neighbour[] {
-    return this.strongestFirst(this.outgoing[node]);
+    return this.neighbours(node, this.outOf, this.graph.targets, 1);
+  }
+
+  /** Made on first use: most nodes are never looked at. */
+  private neighbours(node: number, { starts, list }: Rows, ends: Uint32Array, way: number): Neighbour[] {
+    const key = 2 * node + way;
+    let found = this.lists.get(key);
+    if (!found) {
+      found = [];
+      const { weights } = this.graph;
+      for (let k = starts[node]; k < starts[node + 1]; k++) found.push({ node: ends[list[k]], weight: weights[list[k]], edge: list[k] });
+      found.sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
+      this.lists.set(key, found);
+    }
+    return found;
   }
 
   /** What feeds a group, or what it feeds: the sums of its members' edges to nodes outside it, strongest first. */
@@ -61,19 +106,15 @@ export class Model {
     const inside = new Set(members);
     const sums = new Map<number, number>();
     for (const member of members)
-      for (const { node, weight } of incoming ? this.incoming[member] : this.outgoing[member])
+      for (const { node, weight } of incoming ? this.feeders(member) : this.fed(member))
         if (!inside.has(node)) sums.set(node, (sums.get(node) ?? 0) + weight);
     return [...sums].map(([node, weight]) => ({ node, weight, edge: -1 })).sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
   }
 
-  /** Sorted on first use: most nodes are never looked at. */
-  private strongestFirst(list: Neighbour[] | undefined): Neighbour[] {
-    if (!list) return [];
-    if (!this.sorted.has(list)) {
-      this.sorted.add(list);
-      list.sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
-    }
-    return list;
+  /** The story of a target; of the weightiest for -1. Null where the page has none. */
+  story(target: number): Story | null {
+    const { stories } = this.data;
+    return stories.find((story) => story.target === (target < 0 ? "" : this.id(target))) ?? stories[0] ?? null;
   }
 
   /** The weight of an edge, kept by pruning or not; null where there is none. */
@@ -96,7 +137,7 @@ export class Model {
   }
 
   isShown(node: number): boolean {
-    return this.pruned.nodes[node] === 1;
+    return this.isThere[node] === 1;
   }
 
   kind(node: number): Kind {
@@ -150,6 +191,25 @@ export class Model {
     return (this.data.nodes.label[node] || this.card(node).label || "").trim();
   }
 
+  /** The prompt without the token that begins every prompt. */
+  get prompt(): string {
+    return this.data.prompt.replace(/^<bos>/, "").trim() || this.data.tokens.join("");
+  }
+
+  /** Whether other features have the same label: then the number stands beside it. */
+  isAmbiguous(node: number): boolean {
+    if (!this.bearers) {
+      this.bearers = new Map();
+      const keys = new Set<string>();
+      for (let i = 0; i < this.graph.n; i++) {
+        if (this.kind(i) !== "feature" || keys.has(this.featureKey(i))) continue;
+        keys.add(this.featureKey(i));
+        this.bearers.set(this.label(i), (this.bearers.get(this.label(i)) ?? 0) + 1);
+      }
+    }
+    return (this.bearers.get(this.label(node)) ?? 0) > 1;
+  }
+
   /** What to show for the token at a position. */
   token(position: number): string {
     return this.data.names[position] ?? "";
@@ -159,7 +219,7 @@ export class Model {
   name(node: number, limit = 40): string {
     switch (this.kind(node)) {
       case "feature":
-        return this.label(node) ? short(this.label(node), limit) : `L${this.featureKey(node)}`;
+        return this.label(node) ? short(this.label(node), limit) : this.number(node);
       case "error":
         return `error L${this.layer(node)}`;
       default:
@@ -175,9 +235,16 @@ export class Model {
         return `token ${this.position(node)}`;
       case "logit":
         return this.layer(node) === this.data.layers && this.chance(node) !== null ? `output · ${this.chanceText(node)}` : `target · ${token}`;
+      case "feature":
+        return this.label(node) ? `${this.number(node)} · ${token}` : token;
       default:
-        return `L${this.layer(node)} · ${token}`;
+        return token;
     }
+  }
+
+  /** `L3/417`. */
+  number(node: number): string {
+    return `L${this.featureKey(node)}`;
   }
 
   /** One sentence for a screen reader. */
@@ -191,6 +258,13 @@ export class Model {
   rowName(row: number): string {
     if (row < 0) return "tokens";
     return row >= this.data.layers ? "output" : `L${row}`;
+  }
+
+  /** All targets, the weightiest first. */
+  get targets(): number[] {
+    const found: number[] = [];
+    for (let i = 0; i < this.graph.n; i++) if (this.kind(i) === "logit") found.push(i);
+    return found.sort((a, b) => this.probability(b) - this.probability(a));
   }
 
   /** The target with the most weight; -1 without any. */
@@ -215,9 +289,46 @@ export class Model {
     return found.sort((a, b) => this.influence.values[b] - this.influence.values[a] || a - b);
   }
 
+  /** Everything by which a node is found: its name, token and number, and of its card promoted tokens and contexts. */
   private haystack(node: number): string {
-    const token = this.kind(node) === "logit" ? "" : this.token(this.position(node));
-    const feature = this.kind(node) === "feature" ? `l${this.featureKey(node)}` : "";
-    return `${visible(this.label(node))}\n${visible(token)}\n${feature}\n${this.id(node)}\n${this.kind(node)}`.toLowerCase();
+    let found = this.haystacks.get(node);
+    if (found === undefined) {
+      const token = this.kind(node) === "logit" ? "" : this.token(this.position(node));
+      const feature = this.kind(node) === "feature" ? `l${this.featureKey(node)}` : "";
+      const parts = [this.label(node), token, ...cardTexts(this.card(node))].map(visible);
+      found = `${parts.join("\n")}\n${feature}\n${this.id(node)}\n${this.kind(node)}`.toLowerCase();
+      this.haystacks.set(node, found);
+    }
+    return found;
+  }
+
+  /** Where in a feature's card a search finds it; "" for its name or token. */
+  foundIn(node: number, query: string): string {
+    const wanted = query.trim().toLowerCase();
+    const has = (text: string): boolean => visible(text).toLowerCase().includes(wanted);
+    if (this.kind(node) !== "feature" || has(this.label(node)) || has(this.token(this.position(node)))) return "";
+    const card = this.card(node);
+    if (tokensOf(card.promoted).some(has)) return "promotes it";
+    if (tokensOf(card.suppressed).some(has)) return "suppresses it";
+    return contextsOf(card).some(has) ? "in a context" : "";
   }
 }
+
+interface Rows {
+  starts: Uint32Array;
+  list: Uint32Array;
+}
+
+/** Edges in the order given, gathered by one of their ends. */
+function rowsBy(ends: Uint32Array, edges: Uint32Array, n: number): Rows {
+  const starts = new Uint32Array(n + 1), list = new Uint32Array(edges.length);
+  for (let k = 0; k < edges.length; k++) starts[ends[edges[k]] + 1]++;
+  for (let i = 0; i < n; i++) starts[i + 1] += starts[i];
+  const next = starts.slice();
+  for (let k = 0; k < edges.length; k++) list[next[ends[edges[k]]]++] = edges[k];
+  return { starts, list };
+}
+
+const tokensOf = (list: Card["promoted"]): string[] => (Array.isArray(list) ? list.map((entry) => String(typeof entry === "string" ? entry : entry[0])) : []);
+const contextsOf = (card: Card): string[] => (Array.isArray(card.contexts) ? card.contexts.map((context) => (Array.isArray(context?.tokens) ? context.tokens.join("") : "")) : []);
+const cardTexts = (card: Card): string[] => [...tokensOf(card.promoted), ...tokensOf(card.suppressed), ...contextsOf(card)];

@@ -46,6 +46,7 @@ export class Painter {
   private currentTransform!: ZoomTransform;
   private boxes: Box[] = [];
   private slanted = false;
+  private heaviestFeature = 0;
   private widths = new Map<string, number>();
   private contexts: CanvasRenderingContext2D[];
 
@@ -132,9 +133,18 @@ export class Painter {
       const text = this.fitted(this.inside(node), room - 14);
       return { x, y, width: Math.min(this.textWidth(text, NAME_FONT) + 16, room), height: 21, text };
     }
-    const most = kind === "error" ? 11 : 16;
-    const size = Math.max(3.5, Math.min(Math.min(slotWidth, slotHeight) * k * 0.72, most));
+    // The more influence, the larger.
+    const largest = kind === "error" ? 11 : 18;
+    const size = Math.max(3.5, Math.min(Math.min(slotWidth, slotHeight) * k * 0.85, largest) * (0.5 + 0.5 * this.weight(node)));
     return { x, y, width: size, height: size, text: "" };
+  }
+
+  /** 0 to 1: the root of a node's influence, as a part of that of the most influential feature. */
+  private weight(node: number): number {
+    const { influence, graph } = this.model;
+    if (this.model.kind(node) === "logit") return 1;
+    if (!this.heaviestFeature) for (let i = 0; i < graph.n; i++) if (graph.kind[i] === "feature") this.heaviestFeature = Math.max(this.heaviestFeature, influence.values[i]);
+    return this.heaviestFeature > 0 ? Math.sqrt(Math.min(influence.values[node] / this.heaviestFeature, 1)) : 1;
   }
 
   private inside(node: number): string {
@@ -146,13 +156,27 @@ export class Painter {
       return model.layer(node) === model.data.layers && fits ? full : name;
     }
     // The row already shows the layer.
-    return model.label(node) ? short(model.label(node), 40) : `#${model.data.nodes.feature[node]}`;
+    const number = `#${model.data.nodes.feature[node]}`;
+    if (!model.label(node)) return number;
+    return model.isAmbiguous(node) ? `${short(model.label(node), 30)} ${number}` : short(model.label(node), 40);
+  }
+
+  /** Draws what is in view with another pen, for an export. */
+  drawOn(pen: CanvasRenderingContext2D): void {
+    const own = this.contexts;
+    this.contexts = [pen, pen, pen];
+    try {
+      this.drawEdges();
+      this.drawNodes();
+    } finally {
+      this.contexts = own;
+    }
   }
 
   drawEdges(moving = false): void {
     const pen = this.contexts[0];
     pen.clearRect(0, 0, this.width, this.height);
-    const edges = this.model.pruned.edges.subarray(0, moving ? MOVING_EDGES : MOST_EDGES);
+    const edges = this.model.edges.subarray(0, moving ? MOVING_EDGES : MOST_EDGES);
     if (!edges.length) return;
     this.clip(pen);
     const share = this.model.pruned.edgeShare, most = share[edges[0]];

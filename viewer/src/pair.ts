@@ -4,7 +4,7 @@ import type { PageData } from "./data";
 import { GraphView } from "./graph_view";
 import { Model } from "./model";
 import type { Look } from "./shapes";
-import { Store } from "./state";
+import { initialState, Store } from "./state";
 import { short } from "./text";
 
 export interface ComparisonData {
@@ -44,7 +44,7 @@ export class Side {
 
   constructor(readonly number: number, readonly name: string, data: PageData, readonly counterparts: number[], readonly unaligned: Record<string, number[]>, nodeThreshold: number, edgeThreshold: number) {
     this.model = new Model(data);
-    this.store = new Store({ pinned: [], supernodes: [], clicked: "", positions: {}, nodeThreshold, edgeThreshold });
+    this.store = new Store(initialState(nodeThreshold, edgeThreshold));
     this.model.prune(nodeThreshold, edgeThreshold);
   }
 

@@ -1,13 +1,15 @@
 // The panel: about the whole graph while nothing is selected, otherwise the card and edges of the node or group.
 
 import { featureCard } from "./card";
+import { EdgeTools, sorted, type FeatureSort } from "./list_tools";
 import { button, byId, h, on } from "./dom";
 import type { GraphView } from "./graph_view";
 import { List } from "./list";
 import type { Model, Neighbour } from "./model";
-import { strongestPaths, type Path } from "./paths";
+import { strongestPaths, trivialShare, type Path } from "./paths";
 import { icon } from "./shapes";
 import { MOST_PATH_FEATURES, NOTHING_LEFT_OUT, type LeftOut, type Store } from "./state";
+import { layerRange, type StoryView } from "./story_view";
 import { percent, plain, probability, short, signed, visible, whole } from "./text";
 
 const ROW = 30;
@@ -21,8 +23,19 @@ export class Panel {
   /** Of the overview, while it is shown. */
   private overview: { list: List<number>; title: HTMLElement; paths: HTMLElement } | null = null;
   private later = 0;
+  private tools = new EdgeTools(() => this.update());
+  private featureSort: FeatureSort = "influence";
+  /** "", "p3" or "l5": only paths through a feature at that position or in that layer. */
+  private through = "";
+  private trivial = 0;
 
-  constructor(private model: Model, private store: Store, private view: GraphView) {}
+  constructor(private model: Model, private store: Store, private view: GraphView, private story: StoryView) {}
+
+  /** The target that is told of. */
+  private get target(): number {
+    const chosen = this.model.node(this.store.state.target);
+    return chosen >= 0 ? chosen : this.model.topTarget;
+  }
 
   /** After pruning: paths and lists have changed. */
   pruned(): void {
@@ -34,13 +47,16 @@ export class Panel {
     const { clicked } = this.store.state;
     const group = /^supernode-(\d+)$/.exec(clicked);
     const node = this.model.node(clicked);
-    if (group && this.store.state.supernodes[Number(group[1])]) this.showGroup(Number(group[1]));
+    const told = /^story-(\d+)$/.exec(clicked);
+    if (told && this.story.story?.nodes[Number(told[1])]) this.showStoryNode(Number(told[1]));
+    else if (group && this.store.state.supernodes[Number(group[1])]) this.showGroup(Number(group[1]));
     else if (node >= 0) this.showNode(node);
     else this.showOverview();
   }
 
   private replace(...parts: (HTMLElement | null)[]): void {
     this.overview = null;
+    this.element.classList.remove("two");
     this.element.replaceChildren(...parts.filter((part): part is HTMLElement => part !== null));
   }
 
@@ -49,15 +65,26 @@ export class Panel {
     const paths = h("section", {});
     const list = new List<number>("Strongest features", ROW, (node) => this.featureRow(node));
     const title = h("h2", { class: "list-title" });
+    const order = h("select", { id: "feature-sort", "aria-label": "Order of the features" },
+      ...(["influence", "layer", "activation"] as const).map((value) => h("option", { value }, `by ${value}`)));
+    order.value = this.featureSort;
+    on(order, {
+      change: () => {
+        this.featureSort = order.value as FeatureSort;
+        this.fill();
+      },
+      keydown: (event) => event.stopPropagation(),
+    });
     const outputs = model.shown.filter((node) => model.kind(node) === "logit").sort((a, b) => model.probability(b) - model.probability(a));
     this.replace(
-      h("div", { class: "scroll" },
+      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Outputs, flow and paths" },
         h("section", {}, h("h2", {}, "Output"), ...outputs.slice(0, 6).map((node) => this.outputRow(node))),
+        this.flow(),
         paths,
         ...this.notes(),
       ),
       this.leaveOutControls(),
-      title,
+      h("div", { class: "list-head" }, title, order),
       list.element,
     );
     this.overview = { list, title, paths };
@@ -88,13 +115,18 @@ export class Panel {
     const { model, leftOut } = this, { list, title, paths } = this.overview;
     const influence = model.influence.values;
     const all = model.shown.filter((node) => model.kind(node) === "feature");
-    const features = all.filter((node) => !model.isLeftOut(node, leftOut)).sort((a, b) => influence[b] - influence[a]);
+    const by: Record<FeatureSort, (a: number, b: number) => number> = {
+      influence: (a, b) => influence[b] - influence[a],
+      layer: (a, b) => model.layer(a) - model.layer(b) || influence[b] - influence[a],
+      activation: (a, b) => (model.activation(b) ?? 0) - (model.activation(a) ?? 0),
+    };
+    const features = all.filter((node) => !model.isLeftOut(node, leftOut)).sort(by[this.featureSort]);
     const count = features.length < all.length ? `${whole(features.length)} of ${whole(all.length)}` : whole(all.length);
-    title.textContent = `Features by influence (${count})`;
+    title.textContent = `Features (${count})`;
     list.set(features);
     // After the graph is painted, because it takes a while in a large one.
     window.clearTimeout(this.later);
-    this.later = window.setTimeout(() => this.showPaths(paths, model.topTarget), this.paths ? 0 : 60);
+    this.later = window.setTimeout(() => this.showPaths(paths, this.target), this.paths ? 0 : 60);
   }
 
   private leaveOutControls(): HTMLElement {
@@ -124,11 +156,55 @@ export class Panel {
     const { pathFeatures, lastPosition, maxFiringRate } = this.leftOut;
     // A path whose features are all left out is trivial, too.
     const least = Math.max(pathFeatures, lastPosition || maxFiringRate < 1 ? 1 : 0);
-    const counts = (node: number): boolean => !model.isLeftOut(node, this.leftOut);
-    this.paths ??= target >= 0 ? strongestPaths(model.graph, model.pruned, target, 5, least, counts) : [];
-    section.hidden = !this.paths.length;
+    const last = target >= 0 ? model.position(target) : -1;
+    const isFeature = (node: number): boolean => model.kind(node) === "feature";
+    if (!this.paths && target >= 0) {
+      const wanted = Number(this.through.slice(1));
+      if (this.through) {
+        const at = this.through[0] === "p" ? (node: number) => model.position(node) === wanted : (node: number) => model.layer(node) === wanted;
+        this.paths = strongestPaths(model.graph, model.edges, target, 5, 1, (node) => (isFeature(node) && at(node) ? 1 : 0));
+      } else if (least) this.paths = strongestPaths(model.graph, model.edges, target, 5, least, (node) => (isFeature(node) && !model.isLeftOut(node, this.leftOut) ? 1 : 0));
+      // A path says something if it has two features, or one elsewhere than where the output is read.
+      else this.paths = strongestPaths(model.graph, model.edges, target, 5, 2, (node) => (isFeature(node) ? (model.position(node) === last ? 1 : 2) : 0));
+      this.trivial = trivialShare(model.graph, model.edges, target, (node) => model.position(node) === last);
+    }
+    this.paths ??= [];
+    section.hidden = target < 0;
     if (section.hidden) return;
-    section.replaceChildren(h("h2", {}, `Strongest paths to ${model.name(target, 24)}`), ...this.paths.map((path) => this.pathRow(path)));
+    const through = h("select", { id: "paths-through", "aria-label": "Paths through" }, h("option", { value: "" }, "all that say something"),
+      ...model.data.tokens.map((_, p) => h("option", { value: `p${p}` }, `through ${short(model.token(p), 16)}`)).slice(0, 200),
+      ...Array.from({ length: model.data.layers }, (_, l) => h("option", { value: `l${l}` }, `through L${l}`)));
+    through.value = this.through;
+    on(through, {
+      change: () => {
+        this.through = through.value;
+        this.paths = null;
+        this.showPaths(section, target);
+        document.getElementById("paths-through")?.focus();
+      },
+      keydown: (event) => event.stopPropagation(),
+    });
+    section.replaceChildren(
+      h("div", { class: "list-head" }, h("h2", {}, `Strongest paths to ${model.name(target, 24)}`), through),
+      ...(this.paths.length ? this.paths.map((path) => this.pathRow(path)) : [h("p", { class: "note" }, "None at these thresholds.")]),
+      h("p", { class: "facts", id: "trivial" }, `Token → output, and token → one feature at the end → output, together ${percent(this.trivial)}.`),
+    );
+  }
+
+  /** How much of the answer's influence enters at which token, and moves where, in which layers. */
+  private flow(): HTMLElement | null {
+    const { model } = this, { story } = this.story;
+    if (!story) return null;
+    const { layers } = model.data;
+    const moves = (p: number): string =>
+      story.moves.filter(([from]) => from === p).slice(0, 2).map(([, to, share, low, high]) => `${short(model.token(to), 12)} ${percent(share)} (${layerRange([low, high], layers)})`).join(", ");
+    const rows = story.entering.map((enters, p) => ({ p, enters, lost: story.lost[p] ?? 0 })).filter(({ p, enters, lost }) => enters + lost >= 0.01 || moves(p));
+    const most = [...rows].sort((a, b) => b.enters + b.lost - (a.enters + a.lost)).slice(0, 12);
+    const cells = rows.filter((row) => most.includes(row)).map(({ p, enters, lost }) =>
+      h("tr", {}, h("th", { scope: "row", dir: "auto" }, short(model.token(p), 14)), h("td", {}, percent(Number(enters.toPrecision(3)))), h("td", {}, percent(Number(lost.toPrecision(3)))), h("td", { class: "moves", dir: "auto" }, moves(p))));
+    return h("section", { id: "flow" }, h("h2", {}, "Flow of influence"),
+      h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "at"), h("th", { scope: "col" }, "enters"), h("th", { scope: "col" }, "errors"), h("th", { scope: "col", class: "moves" }, "moves to (where it is read)"))), h("tbody", {}, ...cells)),
+      h("p", { class: "facts" }, `${percent(story.unexplained)} is unexplained: it ends in errors.`));
   }
 
   private notes(): HTMLElement[] {
@@ -202,34 +278,74 @@ export class Panel {
     pin.id = "pin";
     pin.setAttribute("aria-pressed", String(pinned));
     const group = store.groupOf(id);
+    const beside = button("Compare", "Keep this card beside the next one", () => store.set({ beside: id }));
+    beside.id = "keep-beside";
+    const other = model.node(store.state.beside);
     this.replace(
       h("div", { class: "head" },
         h("div", { class: "title" }, icon(kind), h("h2", { dir: "auto" }, model.name(node, 120))),
-        h("div", { class: "actions" }, pin, button("✕", "Close (Esc)", () => store.set({ clicked: "" }), "quiet")),
+        h("div", { class: "actions" }, kind === "feature" && other < 0 ? beside : null, pin, button("✕", "Close (Esc)", () => store.set({ clicked: "" }), "quiet")),
       ),
       h("p", { class: "where", dir: "auto" }, where, group >= 0 ? ` · in ${visible(store.state.supernodes[group].name)}` : null),
       h("dl", { class: "facts" }, ...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
       model.isShown(node) ? null : h("p", { class: "note" }, "Below the thresholds: not shown in the graph."),
-      this.cardOf(node),
-      ...this.edges("Fed by", model.feeders(node)),
-      ...this.edges("Feeds", model.fed(node)),
+      this.cards(node, other),
+      this.pathsThrough([node]),
+      ...this.edgeLists(model.feeders(node), model.fed(node)),
     );
+    this.element.classList.toggle("two", other >= 0 && other !== node);
+  }
+
+  /** The card, and beside it the one that was kept. */
+  private cards(node: number, other: number): HTMLElement | null {
+    const own = this.cardOf(node);
+    if (other < 0 || other === node) {
+      if (other === node) own?.prepend(h("p", { class: "note" }, "Select another feature to see both cards side by side."));
+      return own;
+    }
+    const { model } = this;
+    const one = (shown: number, card: HTMLElement | null): HTMLElement => h("div", { class: "column" },
+      h("h3", { dir: "auto" }, `${model.name(shown, 60)} `, h("span", { class: "place" }, model.place(shown))), card ?? h("p", { class: "note" }, "No card."));
+    const end = button("End comparison", "Show one card again", () => this.store.set({ beside: "" }));
+    end.id = "end-beside";
+    return h("div", { class: "pair-of-cards" }, end, h("div", { class: "columns" }, one(other, this.cardOf(other)), one(node, own)));
   }
 
   private cardOf(node: number): HTMLElement | null {
     const parts = featureCard(this.model, node);
-    return parts.length ? h("div", { class: "card scroll" }, ...parts) : null;
+    return parts.length ? h("div", { class: "card scroll", tabindex: 0, role: "region", "aria-label": `Card of ${this.model.name(node)}` }, ...parts) : null;
+  }
+
+  /** The strongest paths to the target through any of some nodes. */
+  private pathsThrough(nodes: number[]): HTMLElement | null {
+    const { model, target } = this, inside = new Set(nodes.filter((node) => model.isShown(node) && model.kind(node) === "feature"));
+    if (target < 0 || !inside.size) return null;
+    const section = h("section", { class: "through" });
+    // After the panel is shown, because it takes a while in a large graph.
+    window.setTimeout(() => {
+      if (!section.isConnected) return;
+      const found = strongestPaths(model.graph, model.edges, target, 3, 1, (node) => (inside.has(node) ? 1 : 0));
+      if (found.length) section.replaceChildren(h("h3", {}, "Strongest paths through it"), ...found.map((path) => this.pathRow(path)));
+    }, 30);
+    return section;
+  }
+
+  private edgeLists(into: Neighbour[], outOf: Neighbour[]): (HTMLElement | null)[] {
+    const lists = [...this.edges("Fed by", into), ...this.edges("Feeds", outOf)];
+    return lists.length ? [this.tools.element(), ...lists] : [];
   }
 
   /** A heading and the list under it. */
   private edges(title: string, list: Neighbour[]): HTMLElement[] {
     if (!list.length) return [];
     const most = Math.abs(list[0].weight);
+    const shown = sorted(list, this.tools, this.model);
     const sum = list.reduce((total, { weight }) => total + weight, 0);
     const rows = new List<Neighbour>(title, ROW, (entry) => this.edgeRow(entry, most));
     rows.element.id = title === "Feeds" ? "feeds" : "fed-by";
-    queueMicrotask(() => rows.set(list));
-    return [h("h3", { class: "list-title" }, `${title} (${whole(list.length)})`, h("span", { class: "number", title: "Sum" }, signed(sum))), rows.element];
+    queueMicrotask(() => rows.set(shown));
+    const count = shown.length < list.length ? `${whole(shown.length)} of ${whole(list.length)}` : whole(list.length);
+    return [h("h3", { class: "list-title" }, `${title} (${count})`, h("span", { class: "number", title: "Sum" }, signed(sum))), rows.element];
   }
 
   private edgeRow({ node, weight }: Neighbour, most: number): HTMLElement {
@@ -260,9 +376,42 @@ export class Panel {
       h("p", { class: "where" }, `group of ${members.length}; edges are sums over the members`),
       h("h3", { class: "list-title" }, "Members"),
       list.element,
-      ...this.edges("Fed by", model.edgesOfGroup(members, true)),
-      ...this.edges("Feeds", model.edgesOfGroup(members, false)),
+      this.pathsThrough(members),
+      ...this.edgeLists(model.edgesOfGroup(members, true), model.edgesOfGroup(members, false)),
     );
     list.set(members);
+  }
+
+  /** A group, a remainder or the errors of a position, as the story draws them. */
+  private showStoryNode(i: number): void {
+    const { model, store, story } = this;
+    const node = story.story!.nodes[i], members = story.members(i), influence = model.influence.values;
+    const ids = members.map((member) => model.id(member));
+    const list = new List<number>("Members", ROW, (member) => this.featureRow(member));
+    const pin = button("To subgraph", "Add it to the subgraph as a group", () => store.group(story.name(i), ids));
+    pin.id = "pin";
+    const own = new Set(members);
+    const flows = (incoming: boolean): HTMLElement[] => {
+      const rows = story.story!.edges.filter(([from, to]) => (incoming ? to : from) === i).sort((a, b) => b[3] - a[3]);
+      return rows.map(([from, to, weight, share]) => {
+        const other = incoming ? from : to;
+        return on(h("button", { type: "button", class: "neighbour" }, h("span", { class: "name", dir: "auto" }, story.name(other)),
+          h("span", { class: "place", dir: "auto" }, `${model.token(story.story!.nodes[other].position)} · ${signed(weight)}`), h("span", { class: `number ${weight > 0 ? "plus" : "minus"}` }, percent(share))),
+        { click: () => story.select(other) });
+      });
+    };
+    const fedBy = flows(true), feeds = flows(false);
+    this.replace(
+      h("div", { class: "head" }, h("div", { class: "title" }, h("h2", { dir: "auto" }, story.name(i))), h("div", { class: "actions" }, node.kind === "group" ? pin : null,
+        button("✕", "Close (Esc)", () => store.set({ clicked: "" }), "quiet"))),
+      h("p", { class: "where" }, `${story.facts(i)} · at ${short(model.token(node.position))}`),
+      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Edges in the story" },
+        fedBy.length ? h("section", {}, h("h3", {}, "Fed by, with the share of what it receives"), ...fedBy) : null,
+        feeds.length ? h("section", {}, h("h3", {}, "Feeds, with the share of what that receives"), ...feeds) : null,
+        node.kind === "group" ? this.pathsThrough([...own]) : null),
+      h("h3", { class: "list-title" }, `Members (${whole(members.length)})`),
+      list.element,
+    );
+    list.set(members.sort((a, b) => influence[b] - influence[a]));
   }
 }

@@ -3,7 +3,7 @@
 // those into its sources in one pass.
 
 import type { Graph } from "./data";
-import { rowScale, type Pruned } from "./prune";
+import { rowScale } from "./prune";
 
 export interface Path {
   nodes: number[];
@@ -18,11 +18,11 @@ interface Step {
   before: Step | null;
 }
 
-/** Paths through `least` features or more for which `counts` holds. */
-export function strongestPaths(graph: Graph, pruned: Pruned, target: number, count: number, least = 0, counts: (node: number) => boolean = () => true): Path[] {
+/** Paths over some edges whose nodes count for `least` or more together; a node counts for 0, 1, 2, …, features for 1 by themselves. */
+export function strongestPaths(graph: Graph, edges: Uint32Array, target: number, count: number, least = 0, counts: (node: number) => number = (node) => (graph.kind[node] === "feature" ? 1 : 0)): Path[] {
   const scale = rowScale(graph, null, null);
   const incoming: number[][] = Array.from({ length: graph.n }, () => []);
-  for (const e of pruned.edges) incoming[graph.targets[e]].push(e);
+  for (const e of edges) incoming[graph.targets[e]].push(e);
   const none = (): Step[][] => Array.from({ length: least + 1 }, () => []);
   // best[node][c]: with c counted features before the node; the last list holds those with more, too.
   const best: Step[][][] = graph.kind.map((kind) => {
@@ -36,7 +36,7 @@ export function strongestPaths(graph: Graph, pruned: Pruned, target: number, cou
       const source = graph.sources[edge];
       if (skipTokens && graph.kind[source] === "token") continue;
       const own = Math.log(Math.abs(graph.weights[edge]) * scale[row]);
-      const more = graph.kind[source] === "feature" && counts(source) ? 1 : 0;
+      const more = counts(source);
       best[source].forEach((steps, c) => {
         const found = lists[Math.min(c + more, least)];
         for (const before of steps) {
@@ -53,6 +53,17 @@ export function strongestPaths(graph: Graph, pruned: Pruned, target: number, cou
   fill(target, true);
   if (!least && !best[target][0].length) fill(target, false);
   return best[target][least].map((step) => walk(graph, step));
+}
+
+/** The share of a target's input that comes from tokens directly, or through one feature at the position where it is read. */
+export function trivialShare(graph: Graph, edges: Uint32Array, target: number, isTrivial: (node: number) => boolean): number {
+  const scale = rowScale(graph, null, null);
+  const fromTokens = new Float64Array(graph.n);
+  for (const e of edges) if (graph.kind[graph.sources[e]] === "token") fromTokens[graph.targets[e]] += Math.abs(graph.weights[e]) * scale[graph.targets[e]];
+  let share = fromTokens[target];
+  for (const e of edges)
+    if (graph.targets[e] === target && graph.kind[graph.sources[e]] === "feature" && isTrivial(graph.sources[e])) share += Math.abs(graph.weights[e]) * scale[target] * fromTokens[graph.sources[e]];
+  return share;
 }
 
 function insert(found: Step[], step: Step, count: number): void {

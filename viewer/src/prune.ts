@@ -60,8 +60,7 @@ export function prune(graph: Graph, influence: Influence, nodeThreshold: number,
 }
 
 function mostImportantFirst(kept: Uint8Array, count: number, score: Float64Array): Uint32Array {
-  const ascending = score.filter((_, e) => kept[e] === 1).sort();
-  const least = count > FIRST_EDGES ? ascending[count - FIRST_EDGES] : -1;
+  const least = count > FIRST_EDGES ? largest(score, kept, FIRST_EDGES) : -1;
   const first: number[] = [];
   const edges = new Uint32Array(count);
   for (let e = 0; e < kept.length; e++) if (kept[e] && score[e] >= least) first.push(e);
@@ -69,6 +68,29 @@ function mostImportantFirst(kept: Uint8Array, count: number, score: Float64Array
   let next = first.length;
   if (next < count) for (let e = 0; e < kept.length; e++) if (kept[e] && score[e] < least) edges[next++] = e;
   return edges;
+}
+
+// Sorting all edges takes longer than all else together. Values (0 or more) are sorted into buckets by their leading bits,
+// which keep their order; only the bucket in which a threshold is reached is sorted.
+
+const DROPPED_BITS = 15;
+const asFloat = new Float32Array(1), asBits = new Uint32Array(asFloat.buffer);
+
+function bucket(value: number): number {
+  asFloat[0] = value;
+  return asBits[0] >>> DROPPED_BITS;
+}
+
+const BUCKETS = bucket(Infinity) + 1;
+
+/** The `rank`-th largest of the values in the mask. */
+function largest(values: Float64Array, mask: Uint8Array, rank: number): number {
+  const counts = new Uint32Array(BUCKETS);
+  for (let i = 0; i < values.length; i++) if (mask[i]) counts[bucket(values[i])]++;
+  let b = BUCKETS - 1, above = 0;
+  while (b > 0 && above + counts[b] < rank) above += counts[b--];
+  const own = values.filter((value, i) => mask[i] === 1 && bucket(value) === b).sort();
+  return own[own.length - (rank - above)];
 }
 
 function scores(graph: Graph, kept: Uint8Array): { replacement: number; completeness: number } {
@@ -121,25 +143,29 @@ function spread(graph: Graph, scale: Float64Array, kept: Uint8Array | null): Flo
 /** Mask of the fewest values whose sum reaches the threshold; ties are kept, zeros never. */
 function reaching(values: Float64Array, threshold: number, total: number | null): Uint8Array {
   const mask = new Uint8Array(values.length);
-  let least = 0;
-  if (threshold < 1) {
-    const ascending = values.slice().sort();
-    let all = 0;
-    for (let i = ascending.length - 1; i >= 0; i--) all += ascending[i];
-    const enough = (threshold - ROUNDING) * (total ?? all);
-    if (all === 0) return mask;
-    // If only part of the graph is here, all of it may fall short of the threshold; then all is kept.
-    let reached = 0;
-    for (let i = ascending.length - 1; i >= 0; i--) {
-      reached += ascending[i];
-      if (reached >= enough) {
-        least = ascending[i] * (1 - ROUNDING);
-        break;
-      }
-    }
-  }
+  const least = threshold < 1 ? leastReaching(values, threshold, total) : 0;
+  if (least === null) return mask;
   for (let i = 0; i < values.length; i++) mask[i] = values[i] >= least && values[i] > 0 ? 1 : 0;
   return mask;
+}
+
+/** The least value of those that together reach the threshold; null where all are 0. */
+function leastReaching(values: Float64Array, threshold: number, total: number | null): number | null {
+  const sums = new Float64Array(BUCKETS);
+  for (let i = 0; i < values.length; i++) sums[bucket(values[i])] += values[i];
+  let all = 0;
+  for (let b = BUCKETS - 1; b >= 0; b--) all += sums[b];
+  if (all === 0) return null;
+  const enough = (threshold - ROUNDING) * (total ?? all);
+  let b = BUCKETS - 1, reached = 0;
+  while (b > 0 && reached + sums[b] < enough) reached += sums[b--];
+  const own = values.filter((value) => bucket(value) === b).sort();
+  for (let i = own.length - 1; i >= 0; i--) {
+    reached += own[i];
+    if (reached >= enough) return own[i] * (1 - ROUNDING);
+  }
+  // If only part of the graph is here, all of it may fall short of the threshold; then all is kept.
+  return 0;
 }
 
 function entryShares(values: Float64Array, total: number): Float64Array {

@@ -93,7 +93,7 @@ export function nodesOf(model: Model, store: Store, view: GraphView): Searchable
     mark: (found) => view.showFound(found),
     hint: (node) => view.hint(node ?? -1),
     row: (node) => h("button", { type: "button", class: "neighbour", "data-id": model.id(node) }, icon(model.kind(node)) as unknown as HTMLElement,
-      h("span", { class: "name", dir: "auto" }, model.name(node)), h("span", { class: "place", dir: "auto" }, model.place(node))),
+      h("span", { class: "name", dir: "auto" }, model.name(node)), h("span", { class: "place", dir: "auto" }, model.foundIn(node, byId<HTMLInputElement>("search").value) || model.place(node))),
     choose: (node) => {
       store.set({ clicked: model.id(node) });
       view.reveal(node);

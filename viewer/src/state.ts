@@ -19,7 +19,41 @@ export interface State {
   nodeThreshold: number;
   edgeThreshold: number;
   leftOut?: LeftOut;
+  /** The story, or all nodes. */
+  view: View;
+  /** Id of the target that is told of; "" for all of them. */
+  target: string;
+  filters: Filters;
+  /** Id of a feature whose card stands beside the selected one's; "" for none. */
+  beside: string;
+  /** Nothing but the picture, for a page inside another. */
+  embed: boolean;
 }
+
+/** Where the page begins. */
+export function initialState(nodeThreshold: number, edgeThreshold: number): State {
+  return {
+    pinned: [], supernodes: [], clicked: "", positions: {}, nodeThreshold, edgeThreshold, view: "graph", target: "", filters: NO_FILTERS, beside: "", embed: false,
+  };
+}
+
+export type View = "story" | "graph";
+
+/** What of the pruned graph is shown. Ranges hold their ends; null is no bound. */
+export interface Filters {
+  kinds: { feature: boolean; error: boolean; token: boolean };
+  sign: "both" | "plus" | "minus";
+  /** Edges of a smaller share of their target's input are hidden. */
+  leastShare: number;
+  layers: [number | null, number | null];
+  positions: [number | null, number | null];
+  /** Hide what stands at the tokens of a chat template. */
+  hideTemplate: boolean;
+}
+
+export const NO_FILTERS: Filters = {
+  kinds: { feature: true, error: true, token: true }, sign: "both", leastShare: 0, layers: [null, null], positions: [null, null], hideTemplate: false,
+};
 
 /** What the lists of features and paths leave out as trivial. */
 export interface LeftOut {
@@ -134,6 +168,12 @@ export class Store {
     if (pathFeatures) parts.set("pathFeatures", String(pathFeatures));
     if (lastPosition) parts.set("beforeLast", "1");
     if (maxFiringRate < 1) parts.set("maxFiringRate", String(maxFiringRate));
+    const { view, target, filters, beside, embed } = this.state;
+    parts.set("view", view);
+    parts.set("target", target);
+    if (JSON.stringify(filters) !== JSON.stringify(NO_FILTERS)) parts.set("filters", JSON.stringify(filters));
+    if (beside) parts.set("beside", beside);
+    if (embed) parts.set("embed", "1");
     return parts.toString();
   }
 }
@@ -169,7 +209,7 @@ export function fromQParams(given: unknown, known: (id: string) => boolean): Par
     const places = Object.entries(positions).filter(([id, place]) => known(id) && Array.isArray(place) && share(place[0]) && share(place[1]));
     change.positions = Object.fromEntries(places.map(([id, place]) => [id, [place[0], place[1]]]));
   }
-  if (typeof clickedId === "string" && (known(clickedId) || /^supernode-\d+$/.test(clickedId))) change.clicked = clickedId;
+  if (typeof clickedId === "string" && (known(clickedId) || /^(supernode|story)-\d+$/.test(clickedId))) change.clicked = clickedId;
   return change;
 }
 
@@ -204,5 +244,35 @@ export function fromFragment(fragment: string, known: (id: string) => boolean): 
     lastPosition: parts.get("beforeLast") === "1",
     maxFiringRate: share("maxFiringRate") ?? 1,
   };
+  const view = parts.get("view");
+  if (view === "story" || view === "graph") change.view = view;
+  const target = parts.get("target");
+  if (target !== null && (target === "" || known(target))) change.target = target;
+  const beside = parts.get("beside") ?? "";
+  change.beside = known(beside) ? beside : "";
+  change.embed = parts.get("embed") === "1";
+  change.filters = readFilters(parts.get("filters"));
   return change;
+}
+
+/** The filters in a link; what has the wrong shape is left out. */
+function readFilters(text: string | null): Filters {
+  let given: Record<string, unknown> = {};
+  try {
+    given = (JSON.parse(text ?? "{}") ?? {}) as Record<string, unknown>;
+  } catch {
+    // The link was cut off.
+  }
+  const kinds = (typeof given.kinds === "object" && given.kinds ? given.kinds : {}) as Record<string, unknown>;
+  const bound = (value: unknown): number | null => (Number.isInteger(value) && (value as number) >= 0 ? (value as number) : null);
+  const range = (value: unknown): [number | null, number | null] => (Array.isArray(value) ? [bound(value[0]), bound(value[1])] : [null, null]);
+  const least = Number(given.leastShare);
+  return {
+    kinds: { feature: kinds.feature !== false, error: kinds.error !== false, token: kinds.token !== false },
+    sign: given.sign === "plus" || given.sign === "minus" ? given.sign : "both",
+    leastShare: least > 0 && least <= 1 ? least : 0,
+    layers: range(given.layers),
+    positions: range(given.positions),
+    hideTemplate: given.hideTemplate === true,
+  };
 }

@@ -1,21 +1,20 @@
 // The pinned nodes and groups as a small graph of their own. A group stands for its members: edges are summed.
 
-import { button, byId, h, on, svg } from "./dom";
+import { arranged, drawLines, type BoardEdge, type BoardItem } from "./board";
+import { button, byId, h, on } from "./dom";
+import type { Drawn } from "./export";
 import type { GraphView } from "./graph_view";
 import type { Model } from "./model";
 import { icon } from "./shapes";
 import type { Store } from "./state";
-import { short, signed, visible } from "./text";
+import { plain, short, visible } from "./text";
 
-interface Item {
-  id: string;
+const LABELLED = 16;
+
+interface Item extends BoardItem {
   /** The key of its place: its id, or that of a group's first member. */
   key: string;
-  name: string;
   members: number[];
-  layer: number;
-  position: number;
-  element: HTMLElement;
 }
 
 export class Subgraph {
@@ -25,8 +24,11 @@ export class Subgraph {
   private bar = byId("subgraph-bar");
   private suggested = byId("suggested");
   private open = false;
+  /** Of the whole board, of which a part may be in view. */
+  private size = { width: 1, height: 1 };
   private drawn: Item[] = [];
-  private places = new Map<Item, DOMRect>();
+  private drawnEdges: BoardEdge[] = [];
+  private places = new Map<BoardItem, DOMRect>();
   private dragging: { item: Item; dx: number; dy: number; startX: number; startY: number; moved: boolean } | null = null;
 
   constructor(private model: Model, private store: Store, private view: GraphView) {
@@ -45,6 +47,7 @@ export class Subgraph {
     // The first pin opens the pane; once closed, it stays closed.
     if (before && pinned.length > before.pinned.length && !before.pinned.length) this.open = true;
     this.pane.hidden = !this.open;
+    byId("subgraph-size").hidden = !this.open;
     const toggle = byId("open-subgraph");
     toggle.setAttribute("aria-expanded", String(this.open));
     toggle.textContent = pinned.length ? `Subgraph · ${pinned.length}` : "Subgraph";
@@ -102,8 +105,8 @@ export class Subgraph {
     const { model, store } = this;
     const item = (id: string, name: string, ids: string[], group: number): Item => {
       const members = ids.map((member) => model.node(member)).filter((node) => node >= 0);
-      const mean = (value: (node: number) => number): number => members.reduce((sum, node) => sum + value(node), 0) / Math.max(members.length, 1);
-      return { id, key: ids[0], name, members, layer: mean((node) => model.layer(node)), position: mean((node) => model.position(node)), element: this.chip(id, name, members, group) };
+      const mean = (value: (node: number) => number): number => Math.round(members.reduce((sum, node) => sum + value(node), 0) / Math.max(members.length, 1));
+      return { id, key: ids[0], name, members, row: mean((node) => model.layer(node)), column: mean((node) => model.position(node)), element: this.chip(id, name, members, group) };
     };
     const groups = store.state.supernodes.map((group, i) => item(`supernode-${i}`, group.name, group.ids, i));
     const single = store.state.pinned.filter((id) => store.groupOf(id) < 0 && model.has(id)).map((id) => item(id, model.name(model.node(id)), [id], -1));
@@ -138,48 +141,29 @@ export class Subgraph {
     this.board.replaceChildren(this.lines, ...items.map((item) => item.element));
     byId("subgraph-empty").hidden = items.length > 0;
     this.drawn = items;
-    this.places = this.arranged(items);
+    const layout = arranged(items, { width: board.clientWidth, height: board.clientHeight });
+    // More than fits scrolls; what was moved keeps its share of the whole.
+    this.lines.style.width = `${layout.width}px`;
+    this.lines.style.height = `${layout.height}px`;
+    this.size = layout;
+    this.places = layout.places;
+    for (const [item, place] of layout.places) {
+      item.element.style.left = `${place.x}px`;
+      item.element.style.top = `${place.y}px`;
+    }
     for (const item of items) {
       const moved = store.state.positions[item.key];
-      if (moved) this.put(item, (moved[0] / 1000) * board.clientWidth, (moved[1] / 1000) * board.clientHeight);
+      if (moved) this.put(item, (moved[0] / 1000) * layout.width, (moved[1] / 1000) * layout.height);
     }
     this.edges();
     if (focused) items.find((item) => item.id === focused)?.element.focus();
-  }
-
-  /** Rows by mean layer, along the row by mean position; chips that would touch move apart. */
-  private arranged(items: Item[]): Map<Item, DOMRect> {
-    const width = this.board.clientWidth, height = Math.max(this.board.clientHeight, 60);
-    const levels = [...new Set(items.map((item) => Math.round(item.layer)))].sort((a, b) => b - a);
-    // Only positions that occur take room.
-    const positions = [...new Set(items.map((item) => Math.round(item.position)))].sort((a, b) => a - b);
-    const across = (item: Item): number => (positions.length > 1 ? positions.indexOf(Math.round(item.position)) / (positions.length - 1) : 0.5);
-    const places = new Map<Item, DOMRect>();
-    levels.forEach((level, row) => {
-      const own = items.filter((item) => Math.round(item.layer) === level).sort((a, b) => a.position - b.position);
-      const sizes = own.map((item) => item.element.offsetWidth);
-      const left = own.map((item, i) => 24 + (width - 48 - sizes[i]) * across(item));
-      for (let i = 1; i < own.length; i++) left[i] = Math.max(left[i], left[i - 1] + sizes[i - 1] + 12);
-      let right = width - 10;
-      for (let i = own.length - 1; i >= 0; i--) {
-        left[i] = Math.max(Math.min(left[i], right - sizes[i]), 4);
-        right = left[i] - 12;
-      }
-      const y = levels.length === 1 ? height / 2 - 14 : 8 + ((height - 44) * row) / (levels.length - 1);
-      own.forEach((item, i) => {
-        item.element.style.left = `${left[i]}px`;
-        item.element.style.top = `${y}px`;
-        places.set(item, new DOMRect(left[i], y, sizes[i], item.element.offsetHeight));
-      });
-    });
-    return places;
   }
 
   /** Moves a node so that its middle is at a point of the board, as closely as its room allows. */
   private put(item: Item, x: number, y: number): void {
     const { offsetWidth: width, offsetHeight: height } = item.element;
     const within = (value: number, size: number, room: number): number => Math.max(Math.min(value - size / 2, room - size - 2), 2);
-    const left = within(x, width, this.board.clientWidth), top = within(y, height, this.board.clientHeight);
+    const left = within(x, width, this.size.width), top = within(y, height, this.size.height);
     item.element.style.left = `${left}px`;
     item.element.style.top = `${top}px`;
     this.places.set(item, new DOMRect(left, top, width, height));
@@ -189,7 +173,7 @@ export class Subgraph {
   private keep(item: Item): void {
     const { x, y, width, height } = this.places.get(item)!;
     const share = (value: number, room: number): number => Math.round((1000 * value) / Math.max(room, 1));
-    const place: [number, number] = [share(x + width / 2, this.board.clientWidth), share(y + height / 2, this.board.clientHeight)];
+    const place: [number, number] = [share(x + width / 2, this.size.width), share(y + height / 2, this.size.height)];
     this.store.set({ positions: { ...this.store.state.positions, [item.key]: place } }, true);
   }
 
@@ -245,7 +229,6 @@ export class Subgraph {
 
   private edges(): void {
     const { drawn: items, places } = this;
-    this.lines.replaceChildren();
     const owner = new Map<number, Item>();
     for (const item of items) for (const node of item.members) owner.set(node, item);
     const sums = new Map<string, { from: Item; to: Item; weight: number }>();
@@ -260,22 +243,16 @@ export class Subgraph {
           sums.set(key, sum);
         }
     const heaviest = Math.max(...[...sums.values()].map((sum) => Math.abs(sum.weight)), 1e-30);
-    for (const { from, to, weight } of [...sums.values()].sort((a, b) => Math.abs(a.weight) - Math.abs(b.weight))) {
-      const a = places.get(from)!, b = places.get(to)!;
-      const x1 = a.x + a.width / 2, y1 = a.y, x2 = b.x + b.width / 2, y2 = b.y + b.height;
-      const bend = Math.max((y1 - y2) * 0.45, 12);
-      const strength = Math.sqrt(Math.abs(weight) / heaviest);
-      const line = svg("path", {
-        d: `M${x1},${y1}C${x1},${y1 - bend} ${x2},${y2 + bend} ${x2},${y2}`,
-        class: weight > 0 ? "plus" : "minus",
-        "stroke-width": (0.6 + 4.4 * strength).toFixed(2),
-        "stroke-opacity": (0.25 + 0.65 * strength).toFixed(2),
-        "data-source": from.id, "data-target": to.id, "data-weight": weight,
-      });
-      const title = svg("title");
-      title.textContent = `${visible(from.name)} → ${visible(to.name)}: ${signed(weight)}`;
-      line.append(title);
-      this.lines.append(line);
-    }
+    const least = [...sums.values()].map((sum) => Math.abs(sum.weight)).sort((a, b) => b - a)[LABELLED - 1] ?? 0;
+    this.drawnEdges = [...sums.values()].map(({ from, to, weight }) => ({
+      from, to, weight, strength: Math.abs(weight) / heaviest, label: Math.abs(weight) >= least ? `${weight < 0 ? "−" : ""}${plain(Math.abs(weight))}` : "",
+    }));
+    drawLines(this.lines, this.drawnEdges, places);
+  }
+
+  /** Boxes and lines where they stand, for an export; null without any. */
+  get drawnBoard(): Drawn | null {
+    if (!this.open || !this.drawn.length) return null;
+    return { items: this.drawn, edges: this.drawnEdges, layout: { places: this.places, rows: [], ...this.size } };
   }
 }

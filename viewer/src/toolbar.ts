@@ -39,9 +39,9 @@ export class Toolbar {
   }
 
   update(): void {
-    const { pruned, data, shown } = this.model;
+    const { pruned, data, keptNodes } = this.model;
     this.sliders.show(this.store.state.nodeThreshold, this.store.state.edgeThreshold);
-    byId("node-count").textContent = `${whole(shown.length)} of ${whole(data.whole.nodes)}`;
+    byId("node-count").textContent = `${whole(keptNodes)} of ${whole(data.whole.nodes)}`;
     byId("edge-count").textContent = `${whole(pruned.edges.length)} of ${whole(data.whole.edges)}`;
     byId("replacement").textContent = score(pruned.replacement);
     byId("completeness").textContent = score(pruned.completeness);

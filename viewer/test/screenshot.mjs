@@ -12,6 +12,7 @@ const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "
 const page = await browser.newPage({ viewport: { width, height }, colorScheme, reducedMotion: "reduce" });
 page.on("console", (message) => console.log(message.type(), message.text()));
 page.on("pageerror", (error) => console.log(error.stack));
+page.setDefaultTimeout(180_000);
 await page.goto(pathToFileURL(resolve(file)).href + (state.length ? `#${state.join("#")}` : ""));
 await page.waitForFunction(() => document.getElementById("app") && !document.getElementById("app").ariaBusy);
 // The strongest paths come last, where the page has them.

@@ -9,7 +9,7 @@ from graph_samples import case, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosstrace.graphs import prune, strongest_paths
+from crosstrace.graphs import prune, strongest_paths, trivial_share
 
 
 def all_paths(graph, target, through_features):
@@ -92,3 +92,28 @@ def test_wrong_targets_are_refused():
         strongest_paths(graph, n=0)
     with pytest.raises(ValueError, match="no target"):
         strongest_paths(random_graph(k=0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_telling_paths_have_two_features_or_one_elsewhere_and_the_rest_is_summed(seed):
+    graph = random_graph(seed, L=4, P=4, per_layer=5, k=1)
+    target = graph.layout.logit_index(0)
+    last = graph.place_of(target)[1]
+
+    def tells(path):
+        features = [node for node in path.nodes if graph.layout.kind(node) == "feature"]
+        return len(features) >= 2 or any(graph.place_of(node)[1] != last for node in features)
+
+    every = strongest_paths(graph, n=10_000, through_features=False)
+    telling = strongest_paths(graph, n=10_000, telling=True)
+    assert [path.nodes for path in telling] == [path.nodes for path in every if tells(path)]
+    assert trivial_share(graph) == pytest.approx(sum(path.strength for path in every if not tells(path)), rel=1e-5)
+
+
+def test_paths_through_chosen_features_go_through_one_of_them():
+    graph = random_graph(1, L=4, P=4, per_layer=5, k=1)
+    chosen = {3, 7}
+    every = strongest_paths(graph, n=10_000, through_features=False)
+    found = strongest_paths(graph, n=10_000, through=chosen)
+    assert [path.nodes for path in found] == [path.nodes for path in every if chosen & set(path.nodes)]
+    assert found

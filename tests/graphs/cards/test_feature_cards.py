@@ -22,7 +22,7 @@ def cards(tmp_path) -> FeatureCards:
 
 def test_a_card_by_hand(cards):
     assert cards[0, 1] == {
-        "label": "~ Dallas",
+        "label": "~ token: Dallas",
         "promoted": [[" Texas", 0.5], [" Austin", 0.25]],
         "suppressed": [[" Paris", -1.0], ["<bos>", -0.5]],
         "contexts": [
@@ -52,10 +52,19 @@ def test_a_mapping_of_the_features_that_fired(cards):
 def test_searching_tokens(cards):
     assert cards.search("austin") == [(1, 0), (0, 3), (0, 1)]  # in labels by logit; promoted, but not the most
     assert cards.find(" DALLAS ") == {(0, 1): "automatic label", (1, 0): "context"}
-    assert cards.find("is") == {(1, 0): "automatic label", (0, 3): "context", (0, 1): "context"}
+    assert cards.find("is") == {(1, 0): "fires on", (0, 3): "context", (0, 1): "context"}
     assert cards.find("~ austin → aus") == {(0, 3): "automatic label"}
     assert cards.search("nothing") == []
     assert cards.search("a", limit=1) == [(1, 0)]
+
+
+@pytest.mark.parametrize("first", [",", "',", "→", "~ a, b", "'", "…"])
+def test_a_feature_is_found_by_its_whole_label(tmp_path, first):
+    cards = FeatureCards(
+        write_sample(tmp_path / "c.safetensors", [f"{first}{i}" * (i > 0) or first for i in range(len(STRINGS))])
+    )
+    for key in cards:
+        assert key in cards.find(cards.label(key))
 
 
 def test_hostile_strings_come_back_as_they_were(tmp_path):
@@ -134,5 +143,6 @@ def test_labels_for_features_without_one(cards):
     mask = torch.ones(graph.n, dtype=torch.bool)
     mask[1:n] = False
     pruned = dataclasses.replace(graph, node_mask=mask)
-    assert with_card_labels(pruned, cards).feature_labels == graph.feature_labels
+    # Lists and neighbours name features that pruning dropped, too.
+    assert with_card_labels(pruned, cards).feature_labels == labelled.feature_labels
     assert with_card_labels(graph, None) is graph

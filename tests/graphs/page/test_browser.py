@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from graph_samples import HOSTILE, capped, random_graph
 from places import VIEWER
@@ -79,6 +80,8 @@ def write_pages(folder: Path) -> None:
         f"<!doctype html><meta charset='utf-8'><body>{frames}</body>", encoding="utf-8"
     )
     write_html(prune(random_graph(5, L=26, P=40, per_layer=82, k=8, density=0.03), 1, 1), folder / "large.html")
+    write_html(prune(random_graph(6, L=12, P=40, per_layer=250, k=4, density=0.08), 0.99, 0.98), folder / "dense.html")
+    write_html(prune(long_graph()), folder / "long.html")
 
 
 def story_graph():
@@ -96,6 +99,39 @@ def story_graph():
         prompt="".join(tokens),
         logit_strings=[" Austin", " Dallas", " Texas"],
         feature_labels=[labels[i % 5] for i in range(len(graph.selected_features))],
+    )
+
+
+def long_graph(P=32_000):
+    """A few features, active at many places of a long prompt."""
+    few = random_graph(7, L=4, P=20, per_layer=12, k=2, density=0.4)
+    layout, K = few.layout, few.layout.n_features
+    long = type(layout)(K, few.n_layers, P, 2)
+    moved = np.empty(few.n, dtype=np.int64)
+    moved[layout.features] = np.arange(K)
+    grid = np.arange(few.n_layers)[:, None] * P + np.arange(20)[None]
+    moved[layout.errors] = K + grid.ravel()
+    moved[layout.tokens] = long.tokens.start + np.arange(20)
+    moved[layout.logits] = long.logits.start + np.arange(2)
+    entries = few.edges.tocoo()
+    edges = scipy.sparse.csr_array(
+        (entries.data, (moved[entries.row], moved[entries.col])), shape=(long.n, long.n), dtype=np.float32
+    )
+
+    def spread_out(values):
+        found = torch.zeros(long.n, dtype=values.dtype)
+        found[torch.from_numpy(moved)] = values
+        return found
+
+    return dataclasses.replace(
+        few,
+        tokens=torch.arange(P),
+        token_strings=[f" word{i % 500}" for i in range(P)],
+        edges=edges,
+        **{
+            name: spread_out(getattr(few, name))
+            for name in ("unattributed", "omitted", "omitted_magnitude", "target_values")
+        },
     )
 
 

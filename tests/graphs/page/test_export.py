@@ -18,6 +18,7 @@ from places import VIEWER
 
 from crosstrace.graphs import PageLimits, graph_scores, prune, view, write_html, write_json
 from crosstrace.graphs.analysis.pruning import cumulative_influence
+from crosstrace.graphs.cards.labels import GUESS_LEGEND
 from crosstrace.graphs.page.export import page as page_of
 from crosstrace.graphs.page.from_json import page_data_from_json
 from crosstrace.graphs.viewer_ids import node_ids
@@ -247,6 +248,16 @@ def test_json_of_other_tools_opens():
     assert "1 links were left out: they have no weight or name a node" in notes
     assert "do not go from a lower layer" in notes
     assert "share their id" in notes
+
+
+def test_a_page_with_weak_guesses_says_what_they_are():
+    content = foreign()
+    content["nodes"][1]["clerp"] = "→ Austin"
+    assert GUESS_LEGEND not in page_data_from_json(content)["notes"]
+    content["nodes"][1]["clerp"] = "→? odesk, nå"
+    data = page_data_from_json(content)
+    assert "→? odesk, nå" in data["nodes"]["label"]
+    assert data["notes"].count(GUESS_LEGEND) == 1
 
 
 def test_node_types_of_other_tools_are_named_and_shown_as_what_they_are():

@@ -1,5 +1,6 @@
 """DOT, as Graphviz and graphviz-pure read it."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -12,8 +13,9 @@ from drawing import BOTH
 from graph_samples import HOSTILE, case, random_graph
 
 from crosstrace.graphs import Figure, prune, suggest_supernodes, to_pydot, write_dot
+from crosstrace.graphs.cards.labels import GUESS_LEGEND
 from crosstrace.graphs.pictures.dot import NEGATIVE, POSITIVE, html, quoted, tooltip
-from crosstrace.graphs.pictures.figure import Drawing, DrawnNode, Line
+from crosstrace.graphs.pictures.drawing import Drawing, DrawnNode, Line
 from crosstrace.graphs.pictures.placement import arrange
 from crosstrace.graphs.text import short, visible
 from crosstrace.graphs.viewer_ids import node_ids
@@ -26,6 +28,9 @@ ALLOWED = (
     b"no value for width of non-ASCII character",
     b"no hard-coded metrics for 'Helvetica-Bold'",
 )
+
+
+EVERYTHING = Figure(everything=True)
 
 
 @pytest.fixture(params=BOTH)
@@ -62,26 +67,41 @@ def shown_texts(program, text):
     }
 
 
+@pytest.mark.parametrize("layout", ["positions", "layers"])
+def test_a_picture_with_weak_guesses_says_what_they_are(program, layout, tmp_path):
+    graph = prune(case("clt_affine")[0])
+    for guess, told in (("→ AG, ag", False), ("→? AG, ag", True)):
+        named = dataclasses.replace(graph, feature_labels=[guess] * graph.layout.n_features)
+        write_dot(named, tmp_path / "g.dot", Figure(everything=True, layout=layout))
+        svg = run(program, "-Tsvg", (tmp_path / "g.dot").read_text(encoding="utf-8")).stdout.decode()
+        texts = " ".join(" ".join(ElementTree.fromstring(svg).itertext()).replace("\xa0", " ").split())
+        assert guess in texts
+        assert (GUESS_LEGEND in texts) is told
+
+
 def test_graphviz_reads_every_node_and_edge(program, tmp_path):
     graph = prune(case("clt_affine")[0])
-    write_dot(graph, tmp_path / "g.dot")
+    write_dot(graph, tmp_path / "g.dot", EVERYTHING)
     nodes, edges = drawn(program, (tmp_path / "g.dot").read_text(encoding="utf-8"))
     ids = node_ids(graph)
     assert {name for name in nodes if not name.startswith("note_")} == {ids[i] for i in graph.kept_nodes()}
     kept = graph.kept_edges().tocoo()
     expected = {(ids[s], ids[t]): w for t, s, w in zip(kept.row, kept.col, kept.data.tolist(), strict=True)}
     assert {(tail, head) for tail, head, _ in edges} == set(expected)
-    by_weight = sorted(edges, key=lambda edge: abs(expected[edge[0], edge[1]]))
-    widths = [float(edge["penwidth"]) for *_, edge in by_weight]
+    # Widths are by the target's row.
+    inputs = dict(zip(ids, abs(graph.edges).sum(axis=1).tolist(), strict=True))
+    by_share = sorted(edges, key=lambda edge: abs(expected[edge[0], edge[1]]) / inputs[edge[1]])
+    widths = [float(edge["penwidth"]) for *_, edge in by_share]
     assert widths == sorted(widths)
     assert widths[0] < widths[-1]
     for tail, head, edge in edges:
         assert edge["color"][:7] == (POSITIVE if expected[tail, head] > 0 else NEGATIVE)
+        assert (edge.get("style") == "dashed") == (expected[tail, head] < 0)
 
 
 def test_rows_are_layers_and_columns_are_positions(program):
     graph = prune(case("skip_transcoder")[0], 0.95, 0.9)
-    nodes, _ = drawn(program, to_pydot(graph).to_string())
+    nodes, _ = drawn(program, to_pydot(graph, EVERYTHING).to_string())
     ids = node_ids(graph)
     places = {i: tuple(map(float, nodes[ids[i]]["pos"].split(","))) for i in graph.kept_nodes()}
     for axis in (0, 1):
@@ -99,7 +119,7 @@ def test_rows_are_layers_and_columns_are_positions(program):
 def test_edges_of_a_column_do_not_run_along_one_line(program):
     """Token, features and output of the last position: wherever three follow one another, the middle one stands aside."""
     graph = prune(case("skip_transcoder")[0], 0.95, 0.9)
-    nodes, _ = drawn(program, to_pydot(graph).to_string())
+    nodes, _ = drawn(program, to_pydot(graph, EVERYTHING).to_string())
     ids, last = node_ids(graph), len(graph.tokens) - 1
     rows = {}
     for i in graph.kept_nodes():
@@ -132,7 +152,7 @@ def test_hostile_strings_come_through(program):
         L=3, P=k, per_layer=10, k=k, density=0.05, token_strings=HOSTILE, logit_strings=HOSTILE, prompt="".join(HOSTILE)
     )
     graph.feature_labels = [HOSTILE[i % k] for i in range(len(graph.feature_labels))]
-    text = to_pydot(graph).to_string()
+    text = to_pydot(graph, EVERYTHING).to_string()
     drawn(program, text)
     texts = shown_texts(program, text)
     ids, layout = node_ids(graph), graph.layout
@@ -208,7 +228,7 @@ def test_any_token_is_shown_in_labels_of_both_kinds(program):
     "graph", [random_graph(per_layer=0), random_graph(k=0), random_graph(density=0.0)], ids=["K=0", "k=0", "no edges"]
 )
 def test_poor_graphs_are_drawn_too(program, graph):
-    nodes, edges = drawn(program, to_pydot(graph).to_string())
+    nodes, edges = drawn(program, to_pydot(graph, EVERYTHING).to_string())
     assert len([name for name in nodes if not name.startswith("note_")]) == graph.n
     assert len(edges) == graph.edges.nnz
 
@@ -267,6 +287,6 @@ def test_a_frame_holds_its_members_and_nothing_else(program):
 
 def test_one_rank_a_layer():
     graph = random_graph()
-    groups = to_pydot(graph).get_subgraphs()
+    groups = to_pydot(graph, EVERYTHING).get_subgraphs()
     assert [group.get_rank() for group in groups] == ["same"] * (graph.n_layers + 2)
     assert sum(len(group.get_nodes()) for group in groups) == graph.n

@@ -5,7 +5,7 @@ import pytest
 import torch
 from graph_samples import case, random_graph
 
-from crosstrace.graphs import Figure, prune, strongest_paths, suggest_supernodes
+from crosstrace.graphs import Figure, prune, story_of, strongest_paths, suggest_supernodes
 from crosstrace.graphs.analysis.pruning import cumulative_influence
 from crosstrace.graphs.numbers import share, signed
 from crosstrace.graphs.pictures.figure import drawing_of
@@ -18,7 +18,7 @@ def edges_of(drawing):
 
 def test_without_supernodes_nodes_and_edges_are_those_kept():
     graph = prune(case("clt_affine")[0])
-    ids, drawing = node_ids(graph), drawing_of(graph, Figure())
+    ids, drawing = node_ids(graph), drawing_of(graph, Figure(everything=True))
     assert [node.name for node in drawing.nodes] == [ids[node] for node in graph.kept_nodes()]
     kept = graph.kept_edges().tocoo()
     expected = {(ids[s], ids[t]): w for t, s, w in zip(kept.row, kept.col, kept.data.tolist(), strict=True)}
@@ -43,7 +43,7 @@ def test_edges_of_merged_supernodes_are_sums(seed):
 
 def test_only_tokens_have_a_probability():
     graph = random_graph(logit_tokens=torch.tensor([100, -1, 102]))
-    lines = {node.name: node.lines for node in drawing_of(graph, Figure()).nodes if node.kind == "logit"}
+    lines = {node.name: node.lines for node in drawing_of(graph, Figure(everything=True)).nodes if node.kind == "logit"}
     assert [len(own) for own in lines.values()] == [2, 1, 2]
 
 
@@ -94,7 +94,7 @@ def test_a_node_that_is_not_there():
 
 def test_tooltips_have_the_numbers_of_tables():
     graph = prune(random_graph(2))
-    drawing = drawing_of(graph, Figure())
+    drawing = drawing_of(graph, Figure(everything=True))
     influence = dict(zip(node_ids(graph), cumulative_influence(graph).tolist(), strict=True))
     for node in drawing.nodes:
         about = node.about.splitlines()[1]
@@ -117,5 +117,44 @@ def test_tooltips_have_the_numbers_of_tables():
 def test_labels_take_two_lines_and_lose_no_first_word(label, expected):
     graph = random_graph(0)
     graph = random_graph(0, feature_labels=[label] * graph.layout.n_features)
-    node = next(node for node in drawing_of(graph, Figure()).nodes if node.kind == "feature")
-    assert [line.text for line in node.lines if not line.small] == expected
+    node = next(node for node in drawing_of(graph, Figure(everything=True)).nodes if node.kind == "feature")
+    assert [line.text.replace("\xa0", " ") for line in node.lines if not line.small] == expected
+
+
+def test_without_wishes_a_figure_tells_the_story():
+    graph = prune(random_graph(1, L=12, P=9, per_layer=30))
+    story = story_of(graph)
+    drawing = drawing_of(graph, Figure(notes=["Measured: nothing."]))
+    assert len(drawing.nodes) == len(story.nodes) <= 40
+    assert [edge.weight for edge in drawing.edges] == [edge.weight for edge in story.edges]
+    assert drawing.edges[-1].share == story.edges[-1].share
+    assert drawing.caption[: len(story.sentences())] == story.sentences()
+    assert "Measured: nothing." in drawing.caption
+    assert "--all" in drawing.caption[-1]
+    assert not drawing.title.startswith("<bos>")
+    # A group of one is drawn as its feature, errors are one quiet node a position.
+    ids = node_ids(graph)
+    for node, drawn in zip(story.nodes, drawing.nodes, strict=True):
+        assert (drawn.kind == "supernode") == (len(node.members) > 1 and node.kind == "group")
+        if node.kind in ("feature", "token", "target"):
+            assert drawn.name == ids[node.members[0]]
+    errors = [node.position for node in drawing.nodes if node.kind == "unexplained"]
+    assert len(errors) == len(set(errors))
+
+
+def test_a_merged_group_of_one_is_its_feature():
+    graph = prune(random_graph(1))
+    first, second, third = [node for node in graph.kept_nodes() if graph.layout.kind(node) == "feature"][:3]
+    drawing = drawing_of(graph, Figure([("one", [first]), ("two", [second, third])], merged=True))
+    kinds = {node.name: node.kind for node in drawing.nodes}
+    assert kinds[node_ids(graph)[first]] == "feature"
+    assert kinds["supernode-1"] == "supernode"
+    assert "supernode-0" not in kinds
+
+
+def test_of_very_many_edges_the_strongest_are_drawn_and_the_rest_is_counted(monkeypatch):
+    graph = prune(random_graph(1))
+    monkeypatch.setattr("crosstrace.graphs.pictures.figure.MOST_EDGES", 10)
+    drawing = drawing_of(graph, Figure(everything=True))
+    assert len(drawing.edges) == 10
+    assert f"{graph.kept_edges().nnz - 10:,} weaker edges left out" in drawing.caption[0]

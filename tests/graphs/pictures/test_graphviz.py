@@ -7,8 +7,11 @@ from xml.etree import ElementTree
 import pytest
 from drawing import needs_dot, needs_graphviz, needs_pure
 from graph_samples import HOSTILE, random_graph
+from typer.testing import CliRunner
 
 from crosstrace.graphs import Figure, GraphvizMissing, graphviz_program, prune, render, suggest_supernodes, to_pydot
+from crosstrace.graphs.pictures import graphviz
+from crosstrace.tracer.commands.app import app
 
 GRAPH = prune(random_graph(), 0.6, 0.8)
 PROGRAMS = [pytest.param("dot", marks=needs_dot), pytest.param("graphviz-pure", marks=needs_pure)]
@@ -49,6 +52,32 @@ def test_a_failure_of_graphviz_is_one_line_and_leaves_nothing(tmp_path, program)
         render("this is not DOT", tmp_path / "g.svg", programs=[program])
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_graphviz_is_stopped_where_it_takes_too_long(tmp_path, monkeypatch, program):
+    monkeypatch.setattr(graphviz, "TIME_LIMIT", 0.001)
+    with pytest.raises(
+        TimeoutError, match=r"cannot draw .*g\.svg: Graphviz was not done with [\d,]+ edges after"
+    ) as caught:
+        render(GRAPH, tmp_path / "g.svg", Figure(layout="layers"), programs=[program])
+    for remedy in ("prune more", "--top-paths", "--layout", ".dot"):
+        assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_graphviz
+def test_a_picture_that_takes_too_long_keeps_no_other_output_away(tmp_path, monkeypatch):
+    GRAPH.save(tmp_path / "g.safetensors")
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(graphviz, "TIME_LIMIT", 0.001)
+    outputs = [tmp_path / f"out.{suffix}" for suffix in ("svg", "json", "png", "dot")]
+    options = [part for path in outputs for part in ("-o", str(path))]
+    result = CliRunner().invoke(app, ["prune", str(tmp_path / "g.safetensors"), "--layout", "layers", *options])
+    assert result.exit_code == 1
+    assert set(tmp_path.iterdir()) - before == {outputs[1], outputs[3]}
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: cannot draw")]) == 2
 
 
 @pytest.mark.parametrize(

@@ -84,16 +84,22 @@ def dense_loss(trainer: Trainer, dense: Dense, sites: ModelSites, tokens_wp: tor
 
     reads = [(layer.pre_feedforward_norm, read(i)) for i, layer in enumerate(sites.layers)]
     writes = [(layer.post_feedforward_norm, write(i)) for i, layer in enumerate(sites.layers)]
+    new_states, old_states = states([*reads, *writes]), states([])
     errors = [
         (new - old).square().sum() / (old - old.mean(0)).square().sum()
-        for new, old in zip(states([*reads, *writes]), states([]), strict=True)
+        for new, old in zip(new_states, old_states, strict=True)
     ]
-    return errors[-1] + trainer.settings.end_to_end_residual_weight * sum(errors[:-1])
+    final = errors[-1]
+    if trainer.settings.end_to_end_logit_tokens:
+        new, old = (torch.log_softmax(found[-1] @ sites.unembedding.T, -1) for found in (new_states, old_states))
+        final = (old.exp() * (old - new)).sum(-1).mean()
+    return final + trainer.settings.end_to_end_residual_weight * sum(errors[:-1])
 
 
+@pytest.mark.parametrize("logit_tokens", [0, 18])  # 18 are all
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_autograd_s_through_the_model_with_rewritten_mlps(sites, kind):
-    trainer, tokens = trainer_for(sites, kind), windows(2, 11, 7)
+def test_the_gradient_is_autograd_s_through_the_model_with_rewritten_mlps(sites, kind, logit_tokens):
+    trainer, tokens = trainer_for(sites, kind, end_to_end_logit_tokens=logit_tokens), windows(2, 11, 7)
     states = run_replaced(trainer, sites, tokens)
     entries = entries_of(states.listed, states.n_tokens)
     dense = Dense(trainer)
@@ -118,9 +124,11 @@ def test_the_gradient_is_autograd_s_through_the_model_with_rewritten_mlps(sites,
     assert gradient_norm(trainer, states.x_lbd, entries, gradient) == pytest.approx(norm.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("logit_tokens", [0, 1000])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fine_tuning_brings_the_final_hidden_state_closer(sites, kind):
-    trainer, held_out = trainer_for(sites, kind, end_to_end_learning_rate=1e-2), windows(8, 20, 8)
+def test_fine_tuning_brings_the_replaced_model_closer(sites, kind, logit_tokens):
+    changes = {"end_to_end_learning_rate": 1e-2, "end_to_end_logit_tokens": logit_tokens}
+    trainer, held_out = trainer_for(sites, kind, **changes), windows(8, 20, 8)
     before = run_replaced(trainer, sites, held_out).loss
     for step in range(30):
         seen = fine_tune_step(trainer, sites, windows(4, 20, 200 + step), step / 30)
@@ -131,7 +139,7 @@ def test_fine_tuning_brings_the_final_hidden_state_closer(sites, kind):
 
 
 def test_a_resumed_stage_goes_on_to_the_bit(sites):
-    one = trainer_for(sites, "clt")
+    one = trainer_for(sites, "clt", end_to_end_logit_tokens=5)
     for step in range(2):
         fine_tune_step(one, sites, windows(2, 12, step), step / 4)
     other = Trainer(one.settings, one.shape, None)

@@ -51,6 +51,8 @@ def test_a_length_in_tokens_replaces_one_in_minutes():
         ({"kind": "plt"}, r"kind = 'plt': expected one of transcoders, clt, sae"),
         ({"learning_rate": float("nan")}, r"learning_rate = nan: expected a finite number"),
         ({"features": 0}, r"features = 0: expected a number above 0"),
+        ({"threshold_start": 0}, r"threshold_start = 0\.0: expected a number above 0"),
+        ({"start_margin": 1}, r"start_margin = 1\.0: expected a number below 1"),
         ({"held_out_share": 1.5}, r"held_out_share = 1\.5: expected a share between 0 and 1"),
         ({"adam_beta2": 1.0}, r"adam_beta2 = 1\.0: expected a number below 1"),
         ({"features": 3}, r"l0 = 20 contradicts features = 3"),

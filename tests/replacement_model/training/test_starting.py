@@ -26,6 +26,43 @@ def test_a_data_start_reads_data_points_and_writes_a_part_of_what_goes_with_them
         assert torch.allclose(later, 0.1 * 0.15 * y[2, point] / fires, atol=1e-5)
 
 
+def test_with_a_margin_a_feature_is_active_near_its_point_alone():
+    trainer = small_trainer("clt", start_noise=0.0, start_margin=0.75)
+    inputs, outputs = small_data(trainer.shape, 200)
+    x, y = trainer.normalisation.inputs(inputs), trainer.normalisation.outputs(outputs)
+    row, bias = trainer.parameters.encoder_fd[1][4], trainer.parameters.encoder_bias_lf[1, 4]
+    point = int((x[1] @ row / x[1].norm(dim=1)).argmax())
+    at_point = x[1, point] @ row
+    assert torch.isclose(bias, -0.75 * at_point)
+    own = trainer.parameters.decoder_jfd[1][0, 4]
+    assert torch.allclose(own, 0.1 * 0.5 * y[1, point] / (at_point + bias).clamp_min(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_points_far_apart_leave_no_rare_kind_out(seed):
+    """Of 1,000 tokens five are of three rare kinds: an even draw of eight would nearly always miss them."""
+    kinds = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0], [-9.0, -9.0, -9.0]])
+    of_token = torch.cat([torch.zeros(995, dtype=torch.int64), torch.tensor([1, 1, 2, 2, 3])])
+    spread = 0.01 * torch.randn(1000, 3, generator=torch.Generator().manual_seed(seed))
+    data = (kinds[of_token] + spread)[None]
+    settings = small_settings(
+        "sae", layers=[0], features=8, start="far-apart", start_noise=0.0, seed=seed, normalisation_exponent=0.0
+    )
+    trainer = Trainer(settings, DictionaryShape("sae", "resid_post", (0,), 8, 3, 3), (data, data))
+    x_nd = trainer.normalisation.inputs(data)[0]
+    x_nd /= x_nd.norm(dim=1, keepdim=True)
+    nearest = (trainer.parameters.encoder_fd[0] @ x_nd.T).argmax(1)
+    assert set(of_token[nearest].tolist()) == {0, 1, 2, 3}
+
+
+def test_points_far_apart_are_drawn_again_where_there_are_too_few():
+    data = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).repeat(5, 1)[None]
+    settings = small_settings("sae", layers=[0], features=12, start="far-apart", start_noise=0.0)
+    trainer = Trainer(settings, DictionaryShape("sae", "resid_post", (0,), 12, 3, 3), (data, data))
+    rows = trainer.parameters.encoder_fd[0]
+    assert len(rows[:4].unique(dim=0)) == len(rows.unique(dim=0)) == 4
+
+
 @pytest.mark.parametrize("kind", ["sae", "clt"])
 def test_a_uniform_start_has_the_norm_asked_for_and_reads_what_it_writes(kind):
     trainer = small_trainer(kind, start="uniform", start_decoder_scale=0.3)

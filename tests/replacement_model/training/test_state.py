@@ -90,3 +90,16 @@ def test_resets_change_dead_features_and_no_others(kind):
                 assert not changed.any()
     for moments in (trainer.moments.encoder, trainer.moments.decoder, trainer.moments.encoder_bias):
         assert not moments[1].steps[[3, 4]].any()
+
+
+def test_what_starts_again_has_the_first_threshold_again():
+    trainer = small_trainer("clt", **RESETS, activation="ste-jumprelu", threshold_start=0.2)
+    trainer.sparsity.log_threshold_lf[1, [2, 5]] = 9.0  # above what anything reaches
+    trainer.sparsity.moments[1].steps[:] = 7
+    trainer.last_active_lf[1, [2, 5]] = -100
+    trainer.steps = 1
+    seen = trainer.step(*small_data(trainer.shape, 16), 0.5)
+    assert seen.resets == 2
+    assert trainer.thresholds()[1, [2, 5]].tolist() == pytest.approx([0.2, 0.2])
+    assert trainer.sparsity.moments[1].steps[[2, 5]].tolist() == [0, 0]
+    assert (trainer.sparsity.moments[1].steps >= 7).sum() == 10

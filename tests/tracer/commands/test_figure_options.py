@@ -13,7 +13,9 @@ from crosstrace.graphs.viewer_ids import node_ids
 from crosstrace.tracer.commands.app import app
 from crosstrace.tracer.commands.figure_options import GraphLayout
 
-GRAPH = prune(random_graph(3, L=5, P=4, per_layer=12))
+RAW = random_graph(3, L=5, P=4, per_layer=12)
+RAW.feature_labels = ["Texas"] * RAW.layout.n_features  # so that there are groups to suggest
+GRAPH = prune(RAW)
 
 
 @pytest.fixture
@@ -35,6 +37,15 @@ def dot_of(file, *options):
 
 def test_the_layouts_are_those_that_graphs_know():
     assert tuple(GraphLayout) == LAYOUTS
+
+
+def test_without_options_the_story_is_drawn_and_all_draws_everything(file):
+    ids = node_ids(GRAPH)
+    singles = {f'"{ids[node]}"' for node in GRAPH.kept_nodes() if GRAPH.layout.kind(node) == "feature"}
+    story, everything = dot_of(file), dot_of(file, "--all")
+    assert "is unexplained" in " ".join(story.split())
+    assert sum(f"{name} [" in story for name in singles) < len(singles)
+    assert all(f"{name} [" in everything for name in singles)
 
 
 def test_suggested_supernodes_are_framed_or_merged(file):

@@ -11,7 +11,8 @@ import torch
 from cases import load_case
 from rich.console import Console
 
-from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths
+from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths, trivial_share
+from crosstrace.graphs.cards.labels import GUESS_LEGEND
 from crosstrace.graphs.numbers import share
 from crosstrace.replacement_model import ReplacementModel, demo
 from crosstrace.tracer import trace, with_guesses
@@ -60,8 +61,9 @@ def test_strongest_features_are_those_with_the_most_influence(graph):
 
 def test_paths_are_the_strongest(graph):
     text = shown(graph, features=0, paths=3)
-    for path in strongest_paths(prune(graph), n=3):
+    for path in strongest_paths(prune(graph), n=3, telling=True):
         assert share(path.strength) in text
+    assert f"together {share(trivial_share(prune(graph)))}" in text
 
 
 def test_scores_are_of_the_whole_graph_pruned_or_not(graph):
@@ -108,6 +110,13 @@ def test_names_are_labels_or_guesses_in_tables_and_paths(graph):
     assert "(→ AG, ag) [" in text  # a guess has an arrow of its own, which is not the path's
     assert f"→ AG, ag (L{layer}/{feature}" in nameless.describe(0)
     assert "AG" not in shown(graph)  # labels come first
+    automatic = dataclasses.replace(graph, feature_labels=["~ in → Rome, Oslo"] * graph.layout.n_features)
+    assert "(~ in → Rome, Oslo) [" in shown(automatic)
+    assert GUESS_LEGEND not in text
+    weak = dict.fromkeys(guesses, "→? AG, ag")
+    text = shown(dataclasses.replace(nameless, settings={**graph.settings, "guesses": weak}))
+    assert "(→? AG, ag) [" in text
+    assert text.count(GUESS_LEGEND) == 1  # what the mark means
 
 
 def test_what_is_trivial_can_be_left_out(graph):

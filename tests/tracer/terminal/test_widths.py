@@ -12,6 +12,7 @@ from card_samples import write_sample
 from graph_samples import capped, random_graph
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from crosstrace.graphs import FeatureCards, compare, prune
 from crosstrace.graphs.analysis.comparison import LISTS, numbers_of
@@ -28,6 +29,7 @@ from crosstrace.tracer.terminal.feature import show_feature
 from crosstrace.tracer.terminal.graph import show_graph
 from crosstrace.tracer.terminal.interventions import show_before_after
 from crosstrace.tracer.terminal.plan import show_plan
+from crosstrace.tracer.terminal.tables import beside
 from crosstrace.tracer.terminal.validation import show_validation
 from crosstrace.tracer.validation.direct_effects import DirectEffects
 from crosstrace.tracer.validation.faithfulness import Curve
@@ -141,6 +143,17 @@ def test_an_intervention(width):
     assert "+0.21" not in text  # a logit that rises while its token becomes less likely misleads
 
 
+@pytest.mark.parametrize("width", [72, 80, 120])
+def test_tokens_of_an_intervention_are_not_broken(width):
+    tokens = [" Sacramento", " Oklahoma City", " Washington"]
+    changes = [TokenChange(i, token, 3.6e-4, 2.0e-5, 0.1, -12.91) for i, token in enumerate(tokens)]
+    result = BeforeAfter("", [], [], [], "iterative", "frozen", 0, 0, changes, changes, None, None)
+    text = printed(lambda console: show_before_after(result, console), width)
+    assert all(text.count(token.strip()) == 2 for token in tokens)
+    side_by_side = any("top before" in line and "top after" in line for line in text.splitlines())
+    assert side_by_side == (width == 120)  # where there is room
+
+
 @WIDTHS
 def test_a_validation(width):
     norms = [0.5 * 0.93**layer for layer in range(LAYERS)]
@@ -156,7 +169,7 @@ def test_a_validation(width):
         target="[bold]",
         direct=DirectEffects(1, 123456, 1e-6, 2.3e-7, 1.0, [], []),
         heads=HeadCheck([(17, 3)], 8, 123456, 2.3e-7, 0.123, [1.0], [1.0], [1.1]),
-        total=TotalEffects([], [], [], [], [], rank, rank),
+        total=TotalEffects([], [], [], [], [], [], rank, rank, rank),
         curves=curves,
         quality=Quality(599, 0.997, True, 0.01, 3.0, norms),
     )
@@ -169,6 +182,18 @@ def test_a_validation(width):
     assert "[bold]" in text
     assert "1 source doubled, 123,456" in " ".join(text.split())
     assert "1 head taken out, 8 targets, 123,456 edges" in " ".join(text.split())
+
+
+@WIDTHS
+def test_pieces_beside_a_title_are_whole_and_stand_below_one_another(width):
+    pieces = [f"piece {number} 中文{'x' * number} +0.{number}" for number in range(10)]
+    text = printed(lambda console: console.print(beside("  from ", map(Text, pieces), width)), width)
+    lines = text.splitlines()
+    assert all(any(piece in line for line in lines) for piece in pieces)
+    assert lines[0].startswith("  from piece 0")
+    assert all(line.startswith("       piece") for line in lines[1:])
+    longer = printed(lambda console: console.print(beside("to ", [Text("word " * width), Text("end")], width)), width)
+    assert longer.split().count("word") == width
 
 
 @WIDTHS

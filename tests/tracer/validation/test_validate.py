@@ -14,12 +14,12 @@ import torch
 from cases import Case, load_case
 
 from crosstrace.graphs import AttributionGraph, prune
-from crosstrace.replacement_model import Ablate, AllFeatures, FeatureAt, ReplacementModel
+from crosstrace.replacement_model import Ablate, AllFeatures, FeatureAt, Freeze, ReplacementModel, Scale
 from crosstrace.tracer import Validation, validate_graph
 from crosstrace.tracer.attribution.tracing import trace
 from crosstrace.tracer.validation.faithfulness import faithfulness_curves
 from crosstrace.tracer.validation.report import check_outputs, write_validation
-from crosstrace.tracer.validation.total_effects import rank_correlation, signed_effects
+from crosstrace.tracer.validation.total_effects import rank_correlation, signed_effects, total_effects
 
 
 @pytest.fixture(scope="module", params=["clt_affine", "skip_transcoder"])
@@ -72,7 +72,7 @@ def test_total_effects_have_a_line_for_each_feature_and_supernode(validation: Va
     assert all(name.startswith("group") for name, group in zip(total.sources, total.is_supernode, strict=True) if group)
     singles = total.influence[:30]
     assert singles == sorted(singles, reverse=True)
-    for correlation in (total.influence_correlation, total.signed_correlation):
+    for correlation in (total.influence_correlation, total.signed_correlation, total.frozen_correlation):
         assert -1 <= correlation.low <= correlation.value <= correlation.high <= 1
     assert total.influence_correlation.value > 0.3  # random weights, but strong features still matter more
 
@@ -91,6 +91,8 @@ def test_groups_given_are_ablated_as_one(traced: tuple[Case, ReplacementModel, A
     target = int(graph.logit_tokens[graph.logit_probabilities.argmax()])
     change_v = model.intervene(graph.tokens, places).logit_changes_qv[-1]
     assert total.measured[4] == pytest.approx(float(change_v.mean() - change_v[target]), rel=1e-4, abs=1e-5)
+    change_v = model.intervene(graph.tokens, places, Freeze.iterative(norms="frozen")).logit_changes_qv[-1]
+    assert total.measured_frozen[4] == pytest.approx(float(change_v.mean() - change_v[target]), rel=1e-4, abs=1e-5)
 
 
 def test_features_of_one_automatic_label_are_no_supernode(
@@ -157,8 +159,43 @@ def test_signed_effects_are_the_sum_over_all_paths() -> None:
     dense[:2] = 0  # sources without rows
     weights = np.zeros(9)
     weights[8] = 1.0
-    expected = weights @ np.linalg.inv(np.eye(9) - dense)
-    np.testing.assert_allclose(signed_effects(scipy.sparse.csr_array(dense), weights), expected, rtol=1e-10)
+    values = rng.uniform(0.1, 9, size=9)
+    values[8] = 1.0
+    # Per unit of what a node writes, the graph is dense / values; a whole node is `values` such units.
+    expected = (weights @ np.linalg.inv(np.eye(9) - dense / values)) * values
+    np.testing.assert_allclose(signed_effects(scipy.sparse.csr_array(dense), weights, values), expected, rtol=1e-10)
+
+
+def test_predicted_total_effects_are_what_the_linear_model_measures(
+    traced: tuple[Case, ReplacementModel, AttributionGraph],
+) -> None:
+    """A change so small that no feature reaches its threshold, under frozen norms and attention."""
+    _, model, graph = traced
+    assert len(graph.selected_features) == len(graph.active_features)
+    target = int(graph.logit_probabilities.argmax())
+    local, share = model.local(graph.tokens), 1e-3
+    total = total_effects(model, local, graph, target, n_features=30, seed=0)
+    largest = max(map(abs, total.predicted))
+    differs = 0
+    influence = dict(zip(total.sources, total.predicted, strict=True))
+    for node in range(graph.layout.n_features):
+        if graph.describe(node) not in influence:
+            continue
+        layer, position, feature = graph.feature_of(node)
+        outcome = model.intervene(
+            graph.tokens,
+            [Scale(FeatureAt(layer, feature, position), 1 - share)],
+            Freeze.iterative(norms="frozen"),
+        )
+        if outcome.became_active or outcome.became_inactive:
+            continue
+        change_v = outcome.logit_changes_qv[-1].double()
+        measured = float(change_v.mean() - change_v[int(graph.logit_tokens[target])]) / share
+        predicted = influence[graph.describe(node)]
+        assert measured == pytest.approx(predicted, rel=2e-3, abs=1e-3 * largest)
+        row = graph.edges[[graph.layout.logits.start + target]].toarray()[0]
+        differs += abs(predicted - float(row[node])) > 0.1 * largest
+    assert differs  # paths through other features count
 
 
 def test_rank_correlation_is_of_ranks_and_undefined_without_them() -> None:
