@@ -141,7 +141,7 @@ def main() -> None:
     rows = [loadings_row(prompt, arguments.edges, arguments.repeats)]
     print(rows[0])
     thirds = [size.n_layers // 3 - 1, 2 * size.n_layers // 3 - 1, size.n_layers - 1]
-    for layer in arguments.layers or thirds:
+    for layer in thirds if arguments.layers is None else arguments.layers:
         rows.append(scores_row(prompt, layer, 0, arguments.tokens - 1, arguments.repeats))
         print(rows[-1])
     if arguments.csv:
