@@ -162,12 +162,12 @@ class _Values:
 
     Attributes:
         rows: (S,) which sources, in the order of the batch: those that start lowest first.
-        first: The position at which the tensors begin.
+        first: The position at which the tensors begin; None: at each source's own, where they also end.
         values_skpw: For each layer (S', K, P', W) of the sources that have started.
     """
 
     rows: NDArray[np.int64]
-    first: int
+    first: int | None
     values_skpw: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -253,8 +253,8 @@ class Sweep:
         blocks: list[list[NDArray[np.int64]]] = [[]]
         held = 0
         everything = np.arange(len(self.layers))
-        for batch in self._batches(everything, self.positions, self.source_ends, self.layers, floats):
-            positions = int(self.source_ends[batch].max() - self.positions[batch].min())
+        for batch in self._batches(everything, self.positions, self.source_ends, self.layers, floats, singles=True):
+            positions = 1 if self._alone(batch) else int(self.source_ends[batch].max() - self.positions[batch].min())
             needed = 4 * size.n_layers * len(batch) * size.n_kv_heads * size.head_dim * max(positions, 0)
             if blocks[-1] and held + needed > room:
                 blocks.append([])
@@ -270,12 +270,16 @@ class Sweep:
         ends: NDArray[np.int64],
         layers: NDArray[np.int64],
         floats_a_position: int,
+        singles: bool = False,
     ) -> list[NDArray[np.int64]]:
         """Batches of sources or targets whose positions span about the same part of the prompt."""
         width = max(1, -(-self.local.n_positions // _SPANS))
         low, high = firsts[rows] // width, -(-ends[rows] // width)
-        order = rows[np.lexsort((layers[rows], high, low))]
-        spans = np.stack([firsts[order] // width, -(-ends[order] // width)], axis=1)
+        if singles:  # what stays at its position is computed there alone, wherever that is
+            alone = ends[rows] - firsts[rows] == 1
+            low, high = np.where(alone, -1, low), np.where(alone, -1, high)
+        sorting = np.lexsort((layers[rows], high, low))
+        order, spans = rows[sorting], np.stack([low, high], axis=1)[sorting]
         starts = np.flatnonzero(np.r_[True, (spans[1:] != spans[:-1]).any(1)]) if len(order) else []
         budget = self.local.transcoders.memory_budget or usable_bytes(self.device)
         batches = []
@@ -284,6 +288,10 @@ class Sweep:
             at_a_time = batch_size_for(n_positions, 4 * n_positions * floats_a_position, budget, self.device.type)
             batches += [order[at : min(at + at_a_time, stop)] for at in range(start, stop, at_a_time)]
         return batches
+
+    def _alone(self, batch: NDArray[np.int64]) -> bool:
+        """Whether the edges of each source of a batch stay at its position."""
+        return bool((self.source_ends[batch] - self.positions[batch] == 1).all())
 
     def _target_batches(self, targets: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         size = self.local.description
@@ -299,7 +307,8 @@ class Sweep:
         column = {int(row): i for i, row in enumerate(batch)}
         targets = self.target_of[edges]
         first, end = int(self.positions[batch].min()), int(self.source_ends[batch].max())
-        held = _Values(batch, first)
+        alone = self._alone(batch)
+        held = _Values(batch, None if alone else first)
         arriving: dict[tuple[int, bool], list[int]] = {}
         for edge in edges.tolist():
             target = self.target_of[edge]
@@ -313,7 +322,7 @@ class Sweep:
             here = [e for e in arriving.get((layer, after), []) if self.ends[self.target_of[e]] > first]
             here = [e for e in here if column[int(self.source_of[e])] < stream_psd.shape[1]]
             if here:
-                at_e = torch.tensor([self.targets[self.target_of[e]].position - first for e in here])
+                at_e = torch.tensor([0 if alone else self.targets[self.target_of[e]].position - first for e in here])
                 column_e = torch.tensor([column[int(self.source_of[e])] for e in here])
                 gradients_ed = torch.stack([self.targets[self.target_of[e]].gradient_d for e in here])
                 streams_ed = stream_psd[at_e.to(self.device), column_e.to(self.device)]
@@ -325,7 +334,7 @@ class Sweep:
             highest = int((self.tops[targets] - ~self.read_after[targets]).max())
             record, folded = self.local.adjoint.record, self.local.adjoint.folded
             sources = [made[int(row)] for row in batch]
-            ascend(record, folded, sources, slice(first, end), highest, meet_values, meet_stream)
+            ascend(record, folded, sources, None if alone else slice(first, end), highest, meet_values, meet_stream)
         return held
 
     def _down(self, batch: NDArray[np.int64], held: Sequence[_Values]) -> None:
@@ -358,16 +367,14 @@ class Sweep:
         """Multiply what the heads of a layer read of sources with what targets ask of it, between their positions."""
         seen_skpw = values.values_skpw[layer]
         n_seen, n_kv_heads = seen_skpw.shape[:2]
-        low = max(first, values.first)
-        rows, weighted = [], []
+        rows, lows, weighted = [], [], []
         for i, edges_e, columns_e, end in meeting.of_target:
-            high = min(end, values.first + seen_skpw.shape[2])
+            begin = end - 1 if values.first is None else values.first
+            low, high = max(first, begin), min(end, begin + seen_skpw.shape[2])
             count = int(np.searchsorted(columns_e, n_seen))
             if i >= len(values_shpw) or not count or high <= low:
                 continue
-            read_ekpw = seen_skpw[:, :, low - values.first : high - values.first][
-                torch.from_numpy(columns_e[:count]).to(self.device)
-            ]
+            read_ekpw = seen_skpw[:, :, low - begin : high - begin][torch.from_numpy(columns_e[:count]).to(self.device)]
             asked_khx = values_shpw[i, :, low - first : high - first].reshape(n_kv_heads, self.shared, -1)
             met_keh = torch.bmm(read_ekpw.flatten(2).transpose(0, 1), asked_khx.transpose(1, 2))
             edges = torch.from_numpy(edges_e[:count]).to(self.device)
@@ -376,17 +383,18 @@ class Sweep:
                 assert self.weights is not None
                 of_edges = torch.from_numpy(self.weights[edges_e[:count]]).to(read_ekpw)
                 rows.append(i)
+                lows.append(low - first)
                 weighted.append(torch.einsum("e,ekpw->kpw", of_edges, read_ekpw))
         if rows and self.flow is not None:
-            self._move(layer, self.flow, low, first, rows, weighted, mixed_hpsw, patterns)
+            self._move(layer, self.flow, first, rows, lows, weighted, mixed_hpsw, patterns)
 
     def _move(
         self,
         layer: int,
         flow: Tensor,
-        low: int,
         first: int,
         rows: list[int],
+        lows: list[int],
         weighted: list[Tensor],
         mixed_hpsw: Tensor,
         patterns: Patterns,
@@ -394,8 +402,8 @@ class Sweep:
         """Add what the heads of a layer move from key to query for some targets, given the weighted values (K, P', W)."""
         n_positions = mixed_hpsw.shape[1]
         read_rkpw = mixed_hpsw.new_zeros(len(rows), weighted[0].shape[0], n_positions, self.width)
-        for row, values_kpw in zip(read_rkpw, weighted, strict=True):
-            row[:, low - first : low - first + values_kpw.shape[1]] = values_kpw
+        for row, low, values_kpw in zip(read_rkpw, lows, weighted, strict=True):
+            row[:, low : low + values_kpw.shape[1]] = values_kpw
         asked_hprw = mixed_hpsw[:, :, rows]
         for head in range(mixed_hpsw.shape[0]):
             asked_px = asked_hprw[head].flatten(1)
