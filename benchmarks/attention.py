@@ -3,7 +3,9 @@
     python benchmarks/make_model.py DIR --shape 270m --features 2048 --active 35
     python benchmarks/attention.py DIR --tokens 64 --edges 1000 --nodes 2000
 
-Loadings are those of the edges with the most influence on the targets. They have to add up to the graph's edges in every
+Loadings are of two choices of edges: what pruning keeps when the node threshold is set so that about as many are left, as
+`trace --attention` does, and the edges with the most influence in the whole graph, which have several times as many sources
+as targets. They have to add up to the graph's edges in every
 layer, to 1e-5; they are timed in turn with the rows of the targets that these edges lead to (``--repeats``), and of each the
 fastest counts. Scores are of one query with all of its keys: first what all nodes add to the query and to every key, which a
 head's other questions share, then the terms themselves: marginals on both sides and the strongest pairs of every key. Their
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from common import RESULTS, machine, random_prompt, write_csv
 
-from crosstrace.graphs import AttributionGraph
+from crosstrace.graphs import AttributionGraph, prune
 from crosstrace.graphs.sparse_rows import values_at
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import HeadScores, TracedPrompt, trace
@@ -55,6 +57,20 @@ def strongest_edges(graph: AttributionGraph, count: int) -> np.ndarray:
     return pairs[np.sort(np.argsort(-strength, kind="stable")[:count])]
 
 
+def kept_edges(graph: AttributionGraph, count: int) -> np.ndarray:
+    """(E, 2) the edges that pruning keeps, with the highest node threshold that leaves about that many."""
+    best, low, high = None, 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        edges = prune(graph, node_threshold=middle).kept_edges().tocoo()
+        if edges.nnz > count:
+            high = middle
+        else:
+            low, best = middle, edges
+    assert best is not None
+    return np.stack([best.row, best.col], axis=1).astype(np.int64)
+
+
 def trace_rows(prompt: TracedPrompt, nodes: np.ndarray) -> None:
     """The rows of some targets, in the batches that a trace computes."""
     batcher = Batcher(prompt.local, automatic_batch_size(prompt.local))
@@ -70,8 +86,7 @@ def trace_rows(prompt: TracedPrompt, nodes: np.ndarray) -> None:
         batcher.rows(batch)
 
 
-def loadings_row(prompt: TracedPrompt, count: int, repeats: int) -> dict[str, object]:
-    pairs = strongest_edges(prompt.graph, count)
+def loadings_row(prompt: TracedPrompt, name: str, pairs: np.ndarray, repeats: int) -> dict[str, object]:
     found = loadings_of(prompt, pairs)
     weights = torch.from_numpy(values_at(prompt.graph.edges, pairs[:, 0], pairs[:, 1])).double()
     whole = found.heads.double().sum(-1) + found.bypass.double()
@@ -82,7 +97,7 @@ def loadings_row(prompt: TracedPrompt, count: int, repeats: int) -> dict[str, ob
         {"rows": lambda: trace_rows(prompt, targets), "loadings": lambda: loadings_of(prompt, pairs)}, repeats
     )
     return {
-        "what": "loadings",
+        "what": f"loadings, {name}",
         "edges": len(pairs),
         "targets": len(targets),
         "sources": len(np.unique(pairs[:, 1])),
@@ -138,10 +153,12 @@ def main() -> None:
     graph = trace(model, prompt_ids, max_feature_nodes=features, progress=False)
     prompt = TracedPrompt(model, graph)
     print(machine())
-    rows = [loadings_row(prompt, arguments.edges, arguments.repeats)]
-    print(rows[0])
+    rows = []
+    for name, choose in (("kept by pruning", kept_edges), ("strongest", strongest_edges)):
+        rows.append(loadings_row(prompt, name, choose(graph, arguments.edges), arguments.repeats))
+        print(rows[-1])
     thirds = [size.n_layers // 3 - 1, 2 * size.n_layers // 3 - 1, size.n_layers - 1]
-    for layer in arguments.layers or thirds:
+    for layer in thirds if arguments.layers is None else arguments.layers:
         rows.append(scores_row(prompt, layer, 0, arguments.tokens - 1, arguments.repeats))
         print(rows[-1])
     if arguments.csv:

@@ -23,9 +23,9 @@ from .analysis.story import StoryNode as StoryNode
 from .analysis.story import story_of as story_of
 from .analysis.subgraphs import restricted as restricted
 from .analysis.supernodes import suggest_supernodes as suggest_supernodes
-from .attention import AttentionPlaces as AttentionPlaces
-from .attention import GraphAttention as GraphAttention
-from .attention import HeadLoadings as HeadLoadings
+from .attention.kept import AttentionPlaces as AttentionPlaces
+from .attention.kept import GraphAttention as GraphAttention
+from .attention.kept import HeadLoadings as HeadLoadings
 from .cards.feature_cards import FeatureCard as FeatureCard
 from .cards.feature_cards import FeatureCards as FeatureCards
 from .cards.feature_cards import with_card_labels as with_card_labels

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from crosstrace.graphs.attention import GraphAttention
+from crosstrace.graphs.attention.kept import GraphAttention
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
 from crosstrace.graphs.numbers import count, probability

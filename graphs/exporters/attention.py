@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crosstrace.graphs.attention import AttentionPlaces, GraphAttention
+from crosstrace.graphs.attention.kept import AttentionPlaces, GraphAttention
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.viewer_ids import node_ids
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from crosstrace.graphs.analysis.pruning import cumulative_influence
-from crosstrace.graphs.attention import GraphAttention
+from crosstrace.graphs.attention.kept import GraphAttention
 from crosstrace.graphs.exporters.attention import head_values
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.viewer_ids import node_ids

@@ -135,7 +135,7 @@ def without_head(
     def drop(args: Any, kwargs: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         read_bpd = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         head_bpd = attend(read_bpd.float(), only_hqk[None].float(), local.layers[layer], local.description)
-        return output[0] - head_bpd.to(output[0]), *output[1:]  # type: ignore[return-value]
+        return output[0] - head_bpd.to(output[0]), *output[1:]
 
     also: list[tuple[nn.Module, Hook]] = [(local.sites.layers[layer].attention, drop)]
     prompts, result = _run(model, local, [], norms_frozen, also)

@@ -137,6 +137,7 @@ class Adjoint:
         self,
         targets: Sequence[Target],
         lowest: int = 0,
+        first: int = 0,
         meet_output: MeetOutput | None = None,
         meet_heads: MeetHeads | None = None,
     ) -> Tensor:
@@ -146,36 +147,37 @@ class Adjoint:
         which are the first ones.
 
         Args:
-            targets: Highest first; of one layer those that are read after its attention last, as they start below.
+            targets: Highest first: of one layer, those that are read after its attention first.
             lowest: Where to stop: the gradients are those of what enters this layer.
+            first: The first position that matters; tensors begin there.
             meet_output: Called for each MLP's output on the way.
             meet_heads: Called for each layer's attention on the way.
 
         Returns:
             (P', S, D) gradients with respect to the residual stream that enters the lowest layer.
         """
-        top = targets[0].layer
-        n_positions, d_model = max(target.position for target in targets) + 1, self.record.errors_lpd.shape[-1]
-        gradient_psd = self._buffer("gradient", n_positions, 0, d_model)
-        gradient_psd = self._start(targets, gradient_psd, top, after_attention=True)
+        top, d_model = targets[0].layer, self.record.errors_lpd.shape[-1]
+        positions = slice(first, max(target.position for target in targets) + 1)
+        gradient_psd = self._buffer("gradient", positions.stop - first, 0, d_model)
+        gradient_psd = self._start(targets, gradient_psd, top, first, after_attention=True)
         if gradient_psd.shape[1]:
-            self._through_attention(top, gradient_psd, meet_heads)
-        gradient_psd = self._start(targets, gradient_psd, top, after_attention=False)
+            self._through_attention(top, gradient_psd, positions, meet_heads)
+        gradient_psd = self._start(targets, gradient_psd, top, first, after_attention=False)
         for layer in range(top - 1, lowest - 1, -1):
             if meet_output is not None:
                 meet_output(layer, gradient_psd)
             skip_dd = self.folded[layer].skip_dd
             if skip_dd is not None:
                 skipped_psd = (gradient_psd.view(-1, d_model) @ skip_dd).view_as(gradient_psd)
-                gradient_psd.addcmul_(
-                    self.record.layers[layer].mlp_norm.inverse_rms_p1[:n_positions, None], skipped_psd
-                )
-            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=True)
-            self._through_attention(layer, gradient_psd, meet_heads)
-            gradient_psd = self._start(targets, gradient_psd, layer, after_attention=False)
+                gradient_psd.addcmul_(self.record.layers[layer].mlp_norm.inverse_rms_p1[positions, None], skipped_psd)
+            gradient_psd = self._start(targets, gradient_psd, layer, first, after_attention=True)
+            self._through_attention(layer, gradient_psd, positions, meet_heads)
+            gradient_psd = self._start(targets, gradient_psd, layer, first, after_attention=False)
         return gradient_psd
 
-    def _start(self, targets: Sequence[Target], gradient_psd: Tensor, layer: int, after_attention: bool) -> Tensor:
+    def _start(
+        self, targets: Sequence[Target], gradient_psd: Tensor, layer: int, first: int, after_attention: bool
+    ) -> Tensor:
         """The gradients (P', S, D) with the targets that are read here added to them; they come next in order."""
         n_positions, started, d_model = gradient_psd.shape
         stop = started
@@ -190,12 +192,14 @@ class Adjoint:
         grown_psd[:, :started] = gradient_psd
         grown_psd[:, started:] = 0
         new = targets[started:stop]
-        positions_b = torch.tensor([target.position for target in new], device=grown_psd.device)
+        positions_b = torch.tensor([target.position - first for target in new], device=grown_psd.device)
         rows_b = torch.arange(started, stop, device=grown_psd.device)
         grown_psd[positions_b, rows_b] = torch.stack([target.gradient_d for target in new])
         return grown_psd
 
-    def _through_attention(self, layer: int, gradient_psd: Tensor, meet_heads: MeetHeads | None = None) -> None:
+    def _through_attention(
+        self, layer: int, gradient_psd: Tensor, positions: slice, meet_heads: MeetHeads | None = None
+    ) -> None:
         """Carry a gradient (P', S, D) through attention, in place: add V^T A^T O^T of it, between the norms' scales."""
         n_positions, started, d_model = gradient_psd.shape
         size = self.record.description
@@ -207,7 +211,7 @@ class Adjoint:
         for head in range(n_heads):
             columns = slice(head * width, (head + 1) * width)
             torch.mm(flat_xd, folded.output_dx[:, columns], out=mixed_hqx[head].view(-1, width))
-        patterns = list(folded_patterns(self.record.layers[layer], slice(0, n_positions)))
+        patterns = list(folded_patterns(self.record.layers[layer], positions))
         if meet_heads is not None:
             meet_heads(layer, mixed_hqx.view(n_heads, n_positions, started, width), patterns)
         values_cx = self._buffer("values", n_positions, started * width)

@@ -113,6 +113,15 @@ class FrozenAttention:
         """The memory of the blocks, in bytes."""
         return sum(block.probabilities_hqc.numel() * block.probabilities_hqc.element_size() for block in self.blocks)
 
+    def own(self, device: torch.device | None = None) -> Tensor:
+        """Return the probabilities (H, P) float32 with which each position looks at itself."""
+        parts = []
+        for block in self.blocks:
+            first = block.keys.start - block.queries.start
+            square = block.probabilities_hqc[:, first : first + block.keys.stop - block.keys.start]
+            parts.append(torch.diagonal(square, dim1=1, dim2=2).to(device or square.device))
+        return torch.cat(parts, dim=1)
+
     def dense(self, device: torch.device | None = None) -> Tensor:
         """Return the probabilities (H, P, P) float32 [head, query, key]."""
         some = self.blocks[0].probabilities_hqc

@@ -76,7 +76,7 @@ def ascend(
     record: PassRecord,
     folded: FoldedLayers,
     sources: Sequence[Source],
-    positions: slice,
+    positions: slice | None,
     top: int,
     meet_values: MeetValues | None = None,
     meet_stream: MeetStream | None = None,
@@ -89,15 +89,16 @@ def ascend(
         record: The forward pass.
         folded: Its layers with the norms folded into them.
         sources: Those that start lowest first.
-        positions: Start and stop of the positions that matter; none of the sources may start before.
+        positions: Start and stop of the positions that matter; none of the sources may start before. None: of each source
+            its own position alone, so that P' is 1.
         top: The last layer whose attention matters.
         meet_values: Called for each layer's attention.
         meet_stream: Called for what enters each layer, the one above the last included, and after its attention.
     """
     size = record.description
-    width, shared = size.head_dim, size.n_heads // size.n_kv_heads
-    n_positions, d_model = positions.stop - positions.start, record.errors_lpd.shape[-1]
-    stream_psd = torch.zeros(n_positions, len(sources), d_model, device=record.errors_lpd.device)
+    n_positions = 1 if positions is None else positions.stop - positions.start
+    stream_psd = record.errors_lpd.new_zeros(n_positions, len(sources), size.d_model)
+    own_s = torch.tensor([source.first for source in sources], device=stream_psd.device)
     started = 0
     for layer in range(-1, size.n_layers):
         if layer >= 0 and started:
@@ -109,13 +110,15 @@ def ascend(
             values_psx = part_psd @ folded[layer].value_xd.T
             if meet_values is not None:
                 meet_values(layer, values_psx)
-            part_psd += _attended(record, folded, layer, values_psx, positions, width, shared)
+            mixed_psx = _mixed(record, layer, values_psx, own_s[:started] if positions is None else positions)
+            part_psd += mixed_psx @ folded[layer].output_dx.T
             if meet_stream is not None:
                 meet_stream(layer, True, part_psd)
             skip_dd = folded[layer].skip_dd
             if skip_dd is not None:
-                inverse_p11 = record.layers[layer].mlp_norm.inverse_rms_p1[positions, None]
-                part_psd.addcmul_(inverse_p11, part_psd @ skip_dd.T)
+                inverse_p1 = record.layers[layer].mlp_norm.inverse_rms_p1
+                inverse_ps1 = inverse_p1[own_s[:started]][None] if positions is None else inverse_p1[positions, None]
+                part_psd.addcmul_(inverse_ps1, part_psd @ skip_dd.T)
         while started < len(sources) and sources[started].layer <= layer:
             started += 1
         for i, source in enumerate(sources[:started]):
@@ -123,31 +126,34 @@ def ascend(
                 if source.position is None:
                     stream_psd[:, i] += source.vectors_jd[step, positions]
                 else:
-                    stream_psd[source.position - positions.start, i] += source.vectors_jd[step]
+                    at = 0 if positions is None else source.position - positions.start
+                    stream_psd[at, i] += source.vectors_jd[step]
     if started and meet_stream is not None:
         meet_stream(size.n_layers, False, stream_psd[:, :started])
 
 
-def _attended(
-    record: PassRecord,
-    folded: FoldedLayers,
-    layer: int,
-    values_psx: Tensor,
-    positions: slice,
-    width: int,
-    shared: int,
-) -> Tensor:
-    """What a layer's attention adds to the streams (P', S, D), given its values (P', S, K * W)."""
-    n_positions, n_sources, n_values = values_psx.shape
-    output_dx = folded[layer].output_dx
-    added_psd = values_psx.new_zeros(n_positions, n_sources, output_dx.shape[0])
-    patterns = list(folded_patterns(record.layers[layer], positions))
-    for kv_head in range(n_values // width):
+def _mixed(record: PassRecord, layer: int, values_psx: Tensor, positions: slice | Tensor) -> Tensor:
+    """What the heads of a layer write of some sources side by side (P', S, H * W), given their values (P', S, K * W)."""
+    n_positions, n_sources, _ = values_psx.shape
+    size, frozen = record.description, record.layers[layer]
+    width, shared = size.head_dim, size.n_heads // size.n_kv_heads
+    if isinstance(positions, Tensor):
+        own_hs = (
+            frozen.attention.own(values_psx.device)[:, positions]
+            * (frozen.attention_norm.inverse_rms_p1 * frozen.input_norm.inverse_rms_p1)[positions, 0]
+        )
+        values_skw = values_psx[0].unflatten(-1, (size.n_kv_heads, width)).repeat_interleave(shared, 1)
+        return (values_skw * own_hs.T[..., None]).flatten(1)[None]
+    patterns = list(folded_patterns(frozen, positions))
+    mixed_psx = values_psx.new_zeros(n_positions, n_sources, size.n_heads * width)
+    mixed_pshw = mixed_psx.view(n_positions, n_sources, size.n_heads, width)
+    for kv_head in range(size.n_kv_heads):
+        heads = slice(kv_head * shared, (kv_head + 1) * shared)
         values_px = values_psx[..., kv_head * width : (kv_head + 1) * width].reshape(n_positions, -1)
-        for head in range(kv_head * shared, (kv_head + 1) * shared):
-            mixed_qx = values_px.new_zeros(values_px.shape)
-            for keys, queries, pattern_hqc in patterns:
-                mixed_qx[queries].addmm_(pattern_hqc[head], values_px[keys])
-            columns = slice(head * width, (head + 1) * width)
-            added_psd.view(-1, output_dx.shape[0]).addmm_(mixed_qx.view(-1, width), output_dx[:, columns].T)
-    return added_psd
+        for keys, queries, pattern_hqc in patterns:
+            # Heads that share a kv head read the same values: one product for all of them.
+            read_hqsw = (pattern_hqc[heads].flatten(0, 1) @ values_px[keys]).view(
+                shared, queries.stop - queries.start, n_sources, width
+            )
+            mixed_pshw[queries, :, heads] += read_hqsw.permute(1, 2, 0, 3)
+    return mixed_psx

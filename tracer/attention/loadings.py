@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosstrace.graphs import AttributionGraph
-from crosstrace.graphs.attention import HeadLoadings
+from crosstrace.graphs.attention.kept import HeadLoadings
 from crosstrace.graphs.sparse_rows import values_at
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target
 from crosstrace.replacement_model.local.adjoint import Patterns
@@ -37,6 +37,8 @@ from crosstrace.tracer.progress import row_progress
 
 # The share of the memory budget that the values of sources may take, and the most bytes of it on a CPU.
 _SHARE, _LARGEST_BYTES = 0.25, 2 * 10**9
+# Sources and targets are batched by the part of the prompt that their edges span, whose ends are rounded to this many places.
+_SPANS = 8
 # Where a sweep up ends and the graph's own edge differ by more than this share of the row's largest edge, the graph is not
 # of this model: rounding is a hundredth of it.
 _TOLERANCE = 1e-3
@@ -105,6 +107,7 @@ def loadings_of(
     weights: NDArray[np.float64] | None = None,
     flow: Tensor | None = None,
     progress: bool | None = False,
+    checked: bool = True,
 ) -> HeadLoadings:
     """Return the loadings of edges of a traced prompt.
 
@@ -114,6 +117,7 @@ def loadings_of(
         weights: (E,) what each edge counts for in `flow`.
         flow: (L, H, P, P) float32 to which the weighted sum of what the edges move is added, [query, key].
         progress: Show a progress bar on standard error; None: if that is a terminal.
+        checked: Compare the edges that the sweeps arrive with to the graph's.
 
     Raises:
         ValueError: The edges are not those of the model, or a target is a direction.
@@ -134,8 +138,9 @@ def loadings_of(
     )
     sweep.run(progress)
     edges = torch.from_numpy(pairs)
-    known = torch.from_numpy(values_at(traced.graph.edges, pairs[:, 0], pairs[:, 1]).astype(np.float64))
-    _check_meeting(traced, pairs, sweep.edges_e.cpu().double(), known)
+    if checked:
+        known = torch.from_numpy(values_at(traced.graph.edges, pairs[:, 0], pairs[:, 1]).astype(np.float64))
+        _check_meeting(traced, pairs, sweep.edges_e.cpu().double(), known)
     heads_elh = sweep.heads_elh.cpu()
     return HeadLoadings(edges, heads_elh, (sweep.edges_e.cpu()[:, None] - heads_elh.sum(-1)))
 
@@ -160,12 +165,12 @@ class _Values:
 
     Attributes:
         rows: (S,) which sources, in the order of the batch: those that start lowest first.
-        first: The position at which the tensors begin.
+        first: The position at which the tensors begin; None: at each source's own, where they also end.
         values_skpw: For each layer (S', K, P', W) of the sources that have started.
     """
 
     rows: NDArray[np.int64]
-    first: int
+    first: int | None
     values_skpw: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -213,6 +218,13 @@ class Sweep:
         self.tops = np.array([target.layer for target in targets], dtype=np.int64)
         self.read_after = np.array([target.after_attention for target in targets], dtype=bool)
         self.ends = np.array([target.position + 1 for target in targets], dtype=np.int64)
+        # What lies between a source's position and its last target's is all that its sweep has to cover, and likewise
+        # between a target's first source and the target.
+        self.source_ends = np.zeros(len(layers), dtype=np.int64)
+        np.maximum.at(self.source_ends, source_of, self.ends[target_of])
+        self.target_firsts = self.ends.copy()
+        np.minimum.at(self.target_firsts, target_of, positions[source_of])
+        self._by_target = np.argsort(target_of, kind="stable")
 
     @torch.no_grad()
     def run(self, progress: bool | None = False) -> None:
@@ -230,23 +242,22 @@ class Sweep:
                 chosen = np.isin(self.source_of, np.concatenate(block))
                 needed = np.unique(self.target_of[chosen])
                 for batch in self._target_batches(needed):
-                    self._down(batch, held, chosen)
+                    self._down(batch, held)
                     advance(len(batch))
                 advance(len(self.targets) - len(needed))
             self.local.adjoint.release()
 
     def _blocks(self) -> list[list[NDArray[np.int64]]]:
         """Batches of sources at neighbouring positions, in blocks whose values fit into memory together."""
-        size, end = self.local.description, int(self.ends.max())
+        size = self.local.description
         budget = self.local.transcoders.memory_budget or usable_bytes(self.device)
         room = _SHARE * budget if self.device.type != "cpu" else min(_SHARE * budget, _LARGEST_BYTES)
-        at_a_time = self._batch_size(end, 3 * size.d_model + (size.n_heads + 2 * size.n_kv_heads) * size.head_dim)
-        order = np.lexsort((self.layers, self.positions))
+        floats = 3 * size.d_model + (size.n_heads + 2 * size.n_kv_heads) * size.head_dim
         blocks: list[list[NDArray[np.int64]]] = [[]]
         held = 0
-        for start in range(0, len(order), at_a_time):
-            batch = order[start : start + at_a_time]
-            positions = end - int(self.positions[batch].min())
+        everything = np.arange(len(self.layers))
+        for batch in self._batches(everything, self.positions, self.source_ends, self.layers, floats, singles=True):
+            positions = 1 if self._alone(batch) else int(self.source_ends[batch].max() - self.positions[batch].min())
             needed = 4 * size.n_layers * len(batch) * size.n_kv_heads * size.head_dim * max(positions, 0)
             if blocks[-1] and held + needed > room:
                 blocks.append([])
@@ -255,18 +266,42 @@ class Sweep:
             held += needed
         return blocks
 
-    def _batch_size(self, n_positions: int, floats_a_position: int) -> int:
+    def _batches(
+        self,
+        rows: NDArray[np.int64],
+        firsts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        layers: NDArray[np.int64],
+        floats_a_position: int,
+        singles: bool = False,
+    ) -> list[NDArray[np.int64]]:
+        """Batches of sources or targets whose positions span about the same part of the prompt."""
+        width = max(1, -(-self.local.n_positions // _SPANS))
+        low, high = firsts[rows] // width, -(-ends[rows] // width)
+        if singles:  # what stays at its position is computed there alone, wherever that is
+            alone = ends[rows] - firsts[rows] == 1
+            low, high = np.where(alone, -1, low), np.where(alone, -1, high)
+        sorting = np.lexsort((layers[rows], high, low))
+        order, spans = rows[sorting], np.stack([low, high], axis=1)[sorting]
+        starts = np.flatnonzero(np.r_[True, (spans[1:] != spans[:-1]).any(1)]) if len(order) else []
         budget = self.local.transcoders.memory_budget or usable_bytes(self.device)
-        return batch_size_for(n_positions, 4 * n_positions * floats_a_position, budget, self.device.type)
+        batches = []
+        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+            n_positions = max(1, int(spans[start, 1] - spans[start, 0]) * width)
+            at_a_time = batch_size_for(n_positions, 4 * n_positions * floats_a_position, budget, self.device.type)
+            batches += [order[at : min(at + at_a_time, stop)] for at in range(start, stop, at_a_time)]
+        return batches
+
+    def _alone(self, batch: NDArray[np.int64]) -> bool:
+        """Whether the edges of each source of a batch stay at its position."""
+        return bool((self.source_ends[batch] - self.positions[batch] == 1).all())
 
     def _target_batches(self, targets: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         size = self.local.description
         floats = 2 * size.d_model + (3 * size.n_heads + 2) * size.head_dim
-        order = targets[np.lexsort((self.tops[targets], self.ends[targets]))]
-        at_a_time = self._batch_size(int(self.ends[targets].max()), floats)
-        batches = [order[start : start + at_a_time] for start in range(0, len(order), at_a_time)]
+        batches = self._batches(targets, self.target_firsts, self.ends, self.tops, floats)
         # Highest first, as the adjoint takes them.
-        return [batch[np.lexsort((self.read_after[batch] * -1, -self.tops[batch]))[::1]] for batch in batches]
+        return [batch[np.lexsort((~self.read_after[batch], -self.tops[batch]))] for batch in batches]
 
     def _up(self, batch: NDArray[np.int64]) -> _Values:
         """Sweep up some sources: keep what heads read of them, and read their edges where they arrive."""
@@ -274,8 +309,9 @@ class Sweep:
         edges = np.flatnonzero(chosen)
         column = {int(row): i for i, row in enumerate(batch)}
         targets = self.target_of[edges]
-        first, end = int(self.positions[batch].min()), int(self.ends[targets].max())
-        held = _Values(batch, first)
+        first, end = int(self.positions[batch].min()), int(self.source_ends[batch].max())
+        alone = self._alone(batch)
+        held = _Values(batch, None if alone else first)
         arriving: dict[tuple[int, bool], list[int]] = {}
         for edge in edges.tolist():
             target = self.target_of[edge]
@@ -289,7 +325,7 @@ class Sweep:
             here = [e for e in arriving.get((layer, after), []) if self.ends[self.target_of[e]] > first]
             here = [e for e in here if column[int(self.source_of[e])] < stream_psd.shape[1]]
             if here:
-                at_e = torch.tensor([self.targets[self.target_of[e]].position - first for e in here])
+                at_e = torch.tensor([0 if alone else self.targets[self.target_of[e]].position - first for e in here])
                 column_e = torch.tensor([column[int(self.source_of[e])] for e in here])
                 gradients_ed = torch.stack([self.targets[self.target_of[e]].gradient_d for e in here])
                 streams_ed = stream_psd[at_e.to(self.device), column_e.to(self.device)]
@@ -301,62 +337,85 @@ class Sweep:
             highest = int((self.tops[targets] - ~self.read_after[targets]).max())
             record, folded = self.local.adjoint.record, self.local.adjoint.folded
             sources = [made[int(row)] for row in batch]
-            ascend(record, folded, sources, slice(first, end), highest, meet_values, meet_stream)
+            ascend(record, folded, sources, None if alone else slice(first, end), highest, meet_values, meet_stream)
         return held
 
-    def _down(self, batch: NDArray[np.int64], held: Sequence[_Values], chosen: NDArray[np.bool_]) -> None:
+    def _down(self, batch: NDArray[np.int64], held: Sequence[_Values]) -> None:
         """Sweep down some targets, and meet the sources of their edges at every head."""
-        meetings = [_Meetings.of(self, batch, values, chosen) for values in held]
-        starts = [start for one in meetings for start in one.lowest]
-        if not starts:
+        meetings = [_Meetings.of(self, batch, values) for values in held]
+        lowest = min((one.lowest for one in meetings if one.of_target), default=None)
+        if lowest is None:
             return
+        first = int(self.target_firsts[batch].min())
 
         def meet_heads(layer: int, mixed_hpsw: Tensor, patterns: Patterns) -> None:
             values_shpw = _through_patterns(mixed_hpsw, patterns)
             for values, meeting in zip(held, meetings, strict=True):
-                if layer in values.values_skpw:
-                    self._meet(layer, values, meeting, values_shpw, mixed_hpsw, patterns)
+                if meeting.of_target and layer in values.values_skpw:
+                    self._meet(layer, values, meeting, first, values_shpw, mixed_hpsw, patterns)
 
-        self.local.adjoint.descend([self.targets[row] for row in batch], min(starts) + 1, meet_heads=meet_heads)
+        targets = [self.targets[row] for row in batch]
+        self.local.adjoint.descend(targets, max(lowest + 1, 0), first, meet_heads=meet_heads)
 
     def _meet(
         self,
         layer: int,
         values: _Values,
         meeting: _Meetings,
+        first: int,
         values_shpw: Tensor,
         mixed_hpsw: Tensor,
         patterns: Patterns,
     ) -> None:
+        """Multiply what the heads of a layer read of sources with what targets ask of it, between their positions."""
         seen_skpw = values.values_skpw[layer]
-        first, n_seen, n_kv_heads = values.first, seen_skpw.shape[0], seen_skpw.shape[1]
-        weighted = None
-        if self.flow is not None:
-            weighted = seen_skpw.new_zeros(len(values_shpw), n_kv_heads, mixed_hpsw.shape[1], self.width)
-        for i in range(len(values_shpw)):
-            edges_e, columns_e, end = meeting.of_target[i]
-            last = min(end, first + seen_skpw.shape[2])
+        n_seen, n_kv_heads = seen_skpw.shape[:2]
+        rows, lows, weighted = [], [], []
+        for i, edges_e, columns_e, end in meeting.of_target:
+            begin = end - 1 if values.first is None else values.first
+            low, high = max(first, begin), min(end, begin + seen_skpw.shape[2])
             count = int(np.searchsorted(columns_e, n_seen))
-            if not count or last <= first:
+            if i >= len(values_shpw) or not count or high <= low:
                 continue
-            rows = torch.from_numpy(columns_e[:count]).to(self.device)
-            read_ekpw = seen_skpw[rows, :, : last - first]
-            asked_khx = values_shpw[i, :, first:last].reshape(n_kv_heads, self.shared, -1)
+            read_ekpw = seen_skpw[:, :, low - begin : high - begin][torch.from_numpy(columns_e[:count]).to(self.device)]
+            asked_khx = values_shpw[i, :, low - first : high - first].reshape(n_kv_heads, self.shared, -1)
             met_keh = torch.bmm(read_ekpw.flatten(2).transpose(0, 1), asked_khx.transpose(1, 2))
             edges = torch.from_numpy(edges_e[:count]).to(self.device)
             self.heads_elh[edges, layer] = met_keh.transpose(0, 1).reshape(count, -1)
-            if weighted is not None:
+            if self.flow is not None:
                 assert self.weights is not None
                 of_edges = torch.from_numpy(self.weights[edges_e[:count]]).to(read_ekpw)
-                weighted[i, :, first:last] = torch.einsum("e,ekpw->kpw", of_edges, read_ekpw)
-        if weighted is not None:
-            assert self.flow is not None
-            for head in range(mixed_hpsw.shape[0]):
-                asked_px = mixed_hpsw[head].flatten(1)
-                read_px = weighted[:, head // self.shared].transpose(0, 1).flatten(1)
-                for keys, queries, pattern_hqc in patterns:
-                    moved_qc = (asked_px[queries] @ read_px[keys].T) * pattern_hqc[head]
-                    self.flow[layer, head, queries, keys] += moved_qc.to(self.flow.device)
+                rows.append(i)
+                lows.append(low - first)
+                weighted.append(torch.einsum("e,ekpw->kpw", of_edges, read_ekpw))
+        if rows and self.flow is not None:
+            self._move(layer, self.flow, first, rows, lows, weighted, mixed_hpsw, patterns)
+
+    def _move(
+        self,
+        layer: int,
+        flow: Tensor,
+        first: int,
+        rows: list[int],
+        lows: list[int],
+        weighted: list[Tensor],
+        mixed_hpsw: Tensor,
+        patterns: Patterns,
+    ) -> None:
+        """Add what the heads of a layer move from key to query for some targets, given the weighted values (K, P', W)."""
+        n_positions = mixed_hpsw.shape[1]
+        read_rkpw = mixed_hpsw.new_zeros(len(rows), weighted[0].shape[0], n_positions, self.width)
+        for row, low, values_kpw in zip(read_rkpw, lows, weighted, strict=True):
+            row[:, low : low + values_kpw.shape[1]] = values_kpw
+        asked_hprw = mixed_hpsw[:, :, rows]
+        for head in range(mixed_hpsw.shape[0]):
+            asked_px = asked_hprw[head].flatten(1)
+            read_px = read_rkpw[:, head // self.shared].transpose(0, 1).flatten(1)
+            for keys, queries, pattern_hqc in patterns:
+                moved_qc = (asked_px[queries] @ read_px[keys].T) * pattern_hqc[head]
+                at_q = slice(queries.start + first, queries.stop + first)
+                at_c = slice(keys.start + first, keys.stop + first)
+                flow[layer, head, at_q, at_c] += moved_qc.to(flow.device)
 
 
 @dataclass(frozen=True)
@@ -364,29 +423,30 @@ class _Meetings:
     """The edges between a batch of targets and a batch of sources.
 
     Attributes:
-        of_target: For each target the edges, their sources' places in the batch of sources (ascending), and the position
-            after the target's.
-        lowest: The layers in which the sources start.
+        of_target: For each target that has any: its place in its batch, the edges, their sources' places in the batch of
+            sources (ascending), and the position after the target's.
+        lowest: The lowest layer in which one of the sources starts.
     """
 
-    of_target: list[tuple[NDArray[np.int64], NDArray[np.int64], int]]
-    lowest: list[int]
+    of_target: list[tuple[int, NDArray[np.int64], NDArray[np.int64], int]]
+    lowest: int
 
     @staticmethod
-    def of(sweep: Sweep, batch: NDArray[np.int64], values: _Values, chosen: NDArray[np.bool_]) -> _Meetings:
+    def of(sweep: Sweep, batch: NDArray[np.int64], values: _Values) -> _Meetings:
         """Find the edges between targets and sources."""
         place = np.full(len(sweep.layers), -1)
         place[values.rows] = np.arange(len(values.rows))
-        of_target, lowest = [], []
-        order = np.argsort(sweep.target_of, kind="stable")
-        bounds = np.searchsorted(sweep.target_of[order], np.stack([batch, batch + 1]))
-        for row, start, stop in zip(batch.tolist(), *bounds.tolist(), strict=True):
-            edges = order[start:stop]
+        of_target: list[tuple[int, NDArray[np.int64], NDArray[np.int64], int]] = []
+        lowest = sweep.local.description.n_layers
+        bounds = np.searchsorted(sweep.target_of[sweep._by_target], np.stack([batch, batch + 1]))
+        for i, (row, start, stop) in enumerate(zip(batch.tolist(), *bounds.tolist(), strict=True)):
+            edges = sweep._by_target[start:stop]
             columns = place[sweep.source_of[edges]]
             edges, columns = edges[columns >= 0], columns[columns >= 0]
-            by_column = np.argsort(columns, kind="stable")
-            of_target.append((edges[by_column], columns[by_column], int(sweep.ends[row])))
-            lowest += sweep.layers[sweep.source_of[edges]].tolist()
+            if len(edges):
+                by_column = np.argsort(columns, kind="stable")
+                of_target.append((i, edges[by_column], columns[by_column], int(sweep.ends[row])))
+                lowest = min(lowest, int(sweep.layers[sweep.source_of[edges]].min()))
         return _Meetings(of_target, lowest)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crosstrace.graphs import AttributionGraph, prune, row_scale, spread, target_weights
-from crosstrace.graphs.attention import AttentionPlaces, GraphAttention, HeadLoadings
+from crosstrace.graphs.attention.kept import AttentionPlaces, GraphAttention, HeadLoadings
 from crosstrace.graphs.sparse_rows import values_at
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer import defaults
@@ -63,7 +63,9 @@ class HeadRanking:
     flow_lhqk: Tensor
 
 
-def rank_heads(traced: TracedPrompt, count: int | None = None, progress: bool | None = False) -> HeadRanking:
+def rank_heads(
+    traced: TracedPrompt, count: int | None = None, progress: bool | None = False, checked: bool = True
+) -> HeadRanking:
     """Rank the heads by how much of the pruned graph's influence on the targets passes through them.
 
     An edge's influence is its share of its row times the influence of its target, as in pruning; a head carries that times
@@ -73,6 +75,10 @@ def rank_heads(traced: TracedPrompt, count: int | None = None, progress: bool | 
         traced: The prompt of a graph. A raw graph is first pruned with the default thresholds.
         count: How many heads; None: all that carry anything.
         progress: Show a progress bar on standard error; None: if that is a terminal.
+        checked: Compare the edges that the sweeps arrive with to the graph's.
+
+    Raises:
+        ValueError: The edges are not those of the model, or a target is a direction.
 
     Example:
         >>> ranking = rank_heads(TracedPrompt(model, prune(graph)), count=5)
@@ -89,13 +95,13 @@ def rank_heads(traced: TracedPrompt, count: int | None = None, progress: bool | 
         return HeadRanking([], HeadLoadings(torch.zeros(0, 2, dtype=torch.int64), none, none[..., 0]), flow)
     weights = edge_influence(graph, pairs)
     total = float(np.abs(weights * edges.data).sum()) or 1.0
-    loadings = loadings_of(traced, pairs, weights / total, flow, progress)
+    loadings = loadings_of(traced, pairs, weights / total, flow, progress, checked)
     counted_elh = loadings.heads.double() * torch.from_numpy(weights / total)[:, None, None]
     carried_lh, net_lh = counted_elh.abs().sum(0), counted_elh.sum(0)
     targets, target_of = np.unique(pairs[:, 0], return_inverse=True)
     fed_tlh = torch.zeros(len(targets), *carried_lh.shape, dtype=torch.float64)
     fed_tlh.index_add_(0, torch.from_numpy(target_of), counted_elh)
-    heads = []
+    heads: list[RankedHead] = []
     for place in carried_lh.flatten().argsort(descending=True, stable=True).tolist():
         layer, head = divmod(place, size.n_heads)
         if not float(carried_lh[layer, head]) > 0 or (count is not None and len(heads) == count):
@@ -170,7 +176,7 @@ def _strongest(found: list[QKTerms], count: int) -> dict[str, Tensor]:
     """The strongest pairs and marginals of each place; where there are fewer, terms of 0 fill up."""
     n = len(found[0].query_nw) - 1 if found else 0
     pairs, pair_terms = torch.full((len(found), count, 2), n), torch.zeros(len(found), count)
-    sides = {}
+    sides: dict[str, Tensor] = {}
     for side in ("query", "key"):
         nodes, terms = torch.full((len(found), count), n), torch.zeros(len(found), count)
         for i, one in enumerate(found):

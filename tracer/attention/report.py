@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from crosstrace.graphs import AttributionGraph, node_ids, write_atomically
-from crosstrace.graphs.attention import HeadLoadings
+from crosstrace.graphs.attention.kept import HeadLoadings
 from crosstrace.tracer.attention.ablation import AblationCheck, Change, ablation_check
 from crosstrace.tracer.attention.ranking import RankedHead
 from crosstrace.tracer.attention.scores import HeadScores, LogAttentionTerms, QKTerms

@@ -129,7 +129,7 @@ def trace(
             weights[full.logits] = [target.weight for target in wanted]
             for count in ranked_counts(cap):
                 run.add_features(store.most_influential(count, weights), advance)
-    settings = {
+    settings: dict[str, Any] = {
         "targets": None if targets is None else [target.string for target in wanted],
         "max_logits": max_logits,
         "logit_probability": logit_probability,

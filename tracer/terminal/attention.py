@@ -116,7 +116,7 @@ def _strongest_heads(report: AttentionReport, edge: int) -> list[int]:
 
 
 def _score(graph: AttributionGraph, report: ScoreReport, top: int, console: Console) -> list[RenderableType]:
-    parts = [_pattern(graph, report), _nodes(graph, report, console)]
+    parts: list[RenderableType] = [_pattern(graph, report), _nodes(graph, report, console)]
     if report.ablations:
         parts += [_ablations(graph, report, console)]
     parts.append(_pairs(graph, report, top, console))

@@ -68,11 +68,12 @@ def head_check(traced: TracedPrompt, pruned: AttributionGraph, n_heads: int = 6,
         n_targets: How many targets at most: the output tokens first, then the features with the most influence.
     """
     layout, graph = pruned.layout, traced.graph
-    ranked = rank_heads(traced, n_heads).heads if traced.knows_targets else []
+    ranked = rank_heads(traced, n_heads, checked=False).heads if traced.knows_targets else []
     outputs = [layout.logit_index(i) for i in range(layout.n_logits) if int(pruned.logit_tokens[i]) >= 0]
     assert pruned.influence is not None
     features = [int(node) for node in pruned.influence[layout.features].argsort(stable=True)]
-    targets, n_edges = [], 0
+    targets: list[int] = []
+    n_edges = 0
     for node in (*outputs, *features):
         count = int(np.diff(graph.edges.indptr)[node])
         if len(targets) == n_targets or (targets and n_edges + count > _MOST_EDGES):
@@ -84,7 +85,7 @@ def head_check(traced: TracedPrompt, pruned: AttributionGraph, n_heads: int = 6,
         return HeadCheck([], 0, 0, 0.0, 0.0, [], [], [])
     rows = graph.edges[targets].tocoo()
     pairs = np.stack([np.array(targets)[rows.row], rows.col], axis=1).astype(np.int64)
-    found = loadings_of(traced, pairs)
+    found = loadings_of(traced, pairs, checked=False)
     sums = torch.zeros(len(targets), *found.heads.shape[1:], dtype=torch.float64)
     sums.index_add_(0, torch.from_numpy(rows.row.astype(np.int64)), found.heads.double())
     sums += _of_the_rest(traced, targets)

@@ -31,7 +31,8 @@ export interface AttentionData {
 /** Told apart by colour blind readers too (Okabe and Ito); what remains is grey. */
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f7500"];
 const OTHER = "#8a8a8a";
-const REACH = 6;
+/** How near to an edge a click has to be, in pixels, and at how many points of it that is measured. */
+const REACH = 6, STEPS = 48;
 
 export class Attention {
   private panel = byId("panel");
@@ -87,18 +88,16 @@ export class Attention {
 
   /** The drawn edge nearest to a point, within a few pixels; -1 for none. */
   private edgeAt(x: number, y: number): number {
-    const { painter } = this.view, { sources, targets } = this.model.graph;
+    const { painter } = this.view;
     let best = -1, nearest = REACH;
     for (const edge of this.model.pruned.edges) {
-      const from = painter.box(sources[edge]), to = painter.box(targets[edge]);
-      const startY = from.y - from.height / 2, endY = to.y + to.height / 2;
-      if (y > startY + REACH || y < endY - REACH) continue;
-      const bend = Math.max((startY - endY) * 0.45, 14);
-      for (let i = 0; i <= 40; i++) {
-        const t = i / 40, s = 1 - t;
-        const px = (s ** 3 + 3 * s * s * t) * from.x + (3 * s * t * t + t ** 3) * to.x;
-        const py = s ** 3 * startY + 3 * s * s * t * (startY - bend) + 3 * s * t * t * (endY + bend) + t ** 3 * endY;
-        const distance = Math.hypot(px - x, py - y);
+      const points = painter.curve(edge);
+      if (y > points[0][1] + REACH || y < points[3][1] - REACH) continue;
+      for (let i = 0; i <= STEPS; i++) {
+        const t = i / STEPS, s = 1 - t;
+        const shares = [s ** 3, 3 * s * s * t, 3 * s * t * t, t ** 3];
+        const on = (axis: 0 | 1): number => shares.reduce((sum, share, k) => sum + share * points[k][axis], 0);
+        const distance = Math.hypot(on(0) - x, on(1) - y);
         if (distance < nearest) [best, nearest] = [edge, distance];
       }
     }

@@ -22,7 +22,7 @@ import { TargetBar } from "./target_bar";
 import { short, visible } from "./text";
 import { Toolbar } from "./toolbar";
 
-function start(data: PageData): { store: Store; model: Model; place: (id: string) => [number, number]; story: StoryView } {
+function start(data: PageData): { store: Store; model: Model; view: GraphView; place: (id: string) => [number, number]; story: StoryView } {
   const model = new Model(data);
   const known = (id: string): boolean => model.has(id);
   const { node, edge } = data.start;
@@ -135,7 +135,7 @@ function start(data: PageData): { store: Store; model: Model; place: (id: string
     const [x, y] = view.painter.screen(model.node(id));
     return [left + x, top + y];
   };
-  return { store, model, place, story };
+  return { store, model, view, place, story };
 }
 
 function title(model: Model, target: string): void {

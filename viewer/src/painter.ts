@@ -197,17 +197,24 @@ export class Painter {
     return most || 1;
   }
 
-  private stroke(pen: CanvasRenderingContext2D, edge: number, heaviest: number, opacity: number, fine = 1): void {
-    const { sources, targets, weights } = this.model.graph;
+  /** The Bézier curve of an edge on the screen: its start, two control points, its end. */
+  curve(edge: number): [number, number][] {
+    const { sources, targets } = this.model.graph;
     const from = this.box(sources[edge]), to = this.box(targets[edge]);
     const startY = from.y - from.height / 2, endY = to.y + to.height / 2;
     const bend = Math.max((startY - endY) * 0.45, 14);
     // Straight up, an edge would run through the nodes between its ends.
     const aside = Math.abs(from.x - to.x) < 24 ? Math.min((startY - endY) * 0.14, 26) : 0;
+    return [[from.x, startY], [from.x - aside, startY - bend], [to.x - aside, endY + bend], [to.x, endY]];
+  }
+
+  private stroke(pen: CanvasRenderingContext2D, edge: number, heaviest: number, opacity: number, fine = 1): void {
+    const { weights } = this.model.graph;
+    const [[fromX, startY], [ax, ay], [bx, by], [toX, endY]] = this.curve(edge);
     const width = 0.5 + 4.5 * fine * Math.sqrt(Math.abs(weights[edge]) / heaviest);
     pen.beginPath();
-    pen.moveTo(from.x, startY);
-    pen.bezierCurveTo(from.x - aside, startY - bend, to.x - aside, endY + bend, to.x, endY);
+    pen.moveTo(fromX, startY);
+    pen.bezierCurveTo(ax, ay, bx, by, toX, endY);
     pen.globalAlpha = opacity;
     pen.lineWidth = width;
     pen.strokeStyle = this.edgeColour?.(edge) ?? (weights[edge] > 0 ? this.theme.positive : this.theme.negative);

@@ -102,7 +102,7 @@ def test_log_attention_has_every_competing_key_in_it(traced):
 
 
 def test_ablating_nodes_does_what_the_terms_say_with_norms_frozen(dallas):
-    for layer, head, query, key in ((2, 3, 8, 7), (3, 2, 8, 2), (5, 1, 7, 7)):
+    for layer, head, query, key in ((2, 3, 8, 7), (2, 1, 8, 2), (5, 1, 7, 7)):
         scores = HeadScores(dallas, layer, head, query)
         terms = scores.terms(key)
         both = (terms.query_marginals + terms.key_marginals)[:-1]

@@ -33,6 +33,7 @@ from crosstrace.tracer.terminal.tables import beside
 from crosstrace.tracer.terminal.validation import show_validation
 from crosstrace.tracer.validation.direct_effects import DirectEffects
 from crosstrace.tracer.validation.faithfulness import Curve
+from crosstrace.tracer.validation.heads import HeadCheck
 from crosstrace.tracer.validation.replacement_quality import Quality
 from crosstrace.tracer.validation.total_effects import RankCorrelation, TotalEffects
 from crosstrace.tracer.validation.validate import Validation
@@ -167,6 +168,7 @@ def test_a_validation(width):
         transcoders_name=WIDE[0],
         target="[bold]",
         direct=DirectEffects(1, 123456, 1e-6, 2.3e-7, 1.0, [], []),
+        heads=HeadCheck([(17, 3)], 8, 123456, 2.3e-7, 0.123, [1.0], [1.0], [1.1]),
         total=TotalEffects([], [], [], [], [], [], rank, rank, rank),
         curves=curves,
         quality=Quality(599, 0.997, True, 0.01, 3.0, norms),
@@ -179,6 +181,7 @@ def test_a_validation(width):
         assert whole(text, plain(curve.pruned_recovered))
     assert "[bold]" in text
     assert "1 source doubled, 123,456" in " ".join(text.split())
+    assert "1 head taken out, 8 targets, 123,456 edges" in " ".join(text.split())
 
 
 @WIDTHS

@@ -44,6 +44,16 @@ def validation(traced: tuple[Case, ReplacementModel, AttributionGraph]) -> Valid
     return validate_graph(model, graph, n_sources=40, n_features=30)
 
 
+def test_heads_taken_out_change_targets_as_the_loadings_say(validation: Validation) -> None:
+    heads = validation.heads
+    assert len(heads.heads) == 6
+    assert heads.relative_error < 1e-4
+    assert not heads.problem
+    assert len(heads.loadings) == len(heads.measured) == len(heads.measured_free) == 6 * heads.n_targets
+    wrong = dataclasses.replace(heads, relative_error=0.5)
+    assert wrong.problem.startswith("head loadings are off by 0.5")
+
+
 def test_measured_direct_effects_are_the_edges(validation: Validation) -> None:
     direct = validation.direct
     assert direct.n_sources == 40

@@ -1,0 +1,1 @@
+"""Attention in a graph: what it may keep about heads, as data."""
