@@ -148,11 +148,11 @@ def test_interrupted_and_resumed_gives_the_same_file(model, texts, built, tmp_pa
 def test_interrupted_while_logits_are_worked_out(model, texts, built, tmp_path, monkeypatch):
     path, done, real = tmp_path / "cards.safetensors", [], card_file.direct_logits
 
-    def direct_logits(model, layer, *args):
+    def direct_logits(model, layer, *args, **options):
         done.append(layer)
         if done == [0, 1, 2]:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(model, layer, *args)
+        return real(model, layer, *args, **options)
 
     monkeypatch.setattr(card_file, "direct_logits", direct_logits)
     with pytest.raises(CardsInterrupted):
@@ -181,10 +181,10 @@ def test_a_failure_in_the_middle_of_a_batch_costs_no_more_than_the_last_save(mod
     whole = build_cards(model, texts, tmp_path / "whole.safetensors", **settings)
     path, done, real = tmp_path / "cards.safetensors", [], cards_module.stream_features
 
-    def run_out(model, tokens, wanted, sink):
+    def run_out(model, tokens, wanted, sink, *options):
         done.append(1)
         if len(done) < 4:
-            return real(model, tokens, wanted, sink)
+            return real(model, tokens, wanted, sink, *options)
 
         def half(layer, *arrays):
             if layer == 3:
