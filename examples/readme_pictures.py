@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
         page, both = Path(temporary) / "page.html", Path(temporary) / "both.html"
         write_html(dallas, page, cards, state=opened(dallas, cards))
         write_comparison_html(dallas, oakland, both, ("Dallas", "Oakland"), cards)
-        for file, picture, size in ((page, "page.png", "1400x900"), (both, "compare.png", "1400x800")):
+        for file, picture, size in ((f"{page}#view=graph", "page.png", "1400x900"), (both, "compare.png", "1400x800")):
             command = ["node", ROOT / "viewer" / "test" / "screenshot.mjs", file, folder / picture, "light", size]
             subprocess.run(command, check=True)
     write_graph(dallas, folder / "dallas.png")

@@ -9,6 +9,7 @@ from .architectures.registry import register_architecture as register_architectu
 from .architectures.sites import ModelSites as ModelSites
 from .architectures.sites import Site as Site
 from .base_model import BaseModel as BaseModel
+from .base_model import LoadedModel as LoadedModel
 from .dictionaries.base import Activation as Activation
 from .dictionaries.base import ActivationKind as ActivationKind
 from .dictionaries.base import Encoder as Encoder
@@ -21,6 +22,7 @@ from .dictionaries.readers.opening import open_transcoders as open_transcoders
 from .dictionaries.readers.registry import register_reader as register_reader
 from .dictionaries.saes import Saes as Saes
 from .dictionaries.transcoders import Transcoders as Transcoders
+from .dictionaries.use import in_use as in_use
 from .fingerprints import weight_fingerprints as weight_fingerprints
 from .interventions.freeze import Errors as Errors
 from .interventions.freeze import Freeze as Freeze
@@ -29,6 +31,7 @@ from .interventions.generation import generate as generate
 from .interventions.kinds import Ablate as Ablate
 from .interventions.kinds import Add as Add
 from .interventions.kinds import AllFeatures as AllFeatures
+from .interventions.kinds import DirectionAt as DirectionAt
 from .interventions.kinds import ErrorAt as ErrorAt
 from .interventions.kinds import FeatureAt as FeatureAt
 from .interventions.kinds import Intervention as Intervention

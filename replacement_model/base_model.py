@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,6 +13,30 @@ from crosstrace.replacement_model import demo
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
+
+
+class LoadedModel(Protocol):
+    """What reading, measuring and training need of a model: `BaseModel` and `ReplacementModel` have it."""
+
+    @property
+    def sites(self) -> ModelSites:
+        """The live modules of the model."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """The sizes and conventions of the model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of `transformers`, or None."""
+
+    @property
+    def name(self) -> str:
+        """What the user called the model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where dictionaries are used."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from crosstrace.replacement_model.architectures.float32 import stored_parameters, stored_weight
 from crosstrace.replacement_model.architectures.sites import ModelSites
-from crosstrace.replacement_model.dictionaries.base import TranscoderReader
-from crosstrace.replacement_model.model import ReplacementModel
+from crosstrace.replacement_model.base_model import LoadedModel
+from crosstrace.replacement_model.dictionaries.base import SparseDictionary, TranscoderReader
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
+from crosstrace.replacement_model.model import dictionary_of
 
 # The number of values that the first fingerprints read from each vector.
 _VALUES = 4096
@@ -35,29 +37,38 @@ _GRID, _ROWS = 6, 8
 _DIGITS = 16
 
 
-def weight_fingerprints(model: ReplacementModel) -> dict[str, str]:
-    """Return the fingerprints of a model's and its transcoders' weights; see the module.
+def weight_fingerprints(model: LoadedModel, dictionary: DictionaryInUse | None = None) -> dict[str, str]:
+    """Return the fingerprints of a model's and a dictionary's weights; see the module.
+
+    Args:
+        model: The replacement model, or a base model.
+        dictionary: The dictionary, whose fingerprints are called `transcoders` whatever it is; None for the replacement
+            model's transcoders.
+
+    Raises:
+        ValueError: The model has no transcoders, and no dictionary is named.
 
     Example:
         >>> sorted(weight_fingerprints(ReplacementModel.demo()))
         ['exact', 'model', 'model/2', 'transcoders', 'transcoders/2']
     """
+    used = dictionary_of(model, dictionary)
     of_model = list(_model_samples(model.sites))
-    of_transcoders = list(_transcoder_samples(model.transcoders.reader))
+    of_dictionary = list(_dictionary_samples(used.reader))
     prints = {
         "model": model_fingerprint(model.sites),
-        "transcoders": transcoders_fingerprint(model.transcoders.reader),
-        "transcoders/2": _digest(_transcoder_words(model.transcoders.reader), of_transcoders, torch.bfloat16),
-        "exact": _exact(model, of_model, of_transcoders),
+        "transcoders": transcoders_fingerprint(used.reader),
+        "transcoders/2": _digest(_dictionary_words(used.reader), of_dictionary, torch.bfloat16),
+        "exact": _exact(model.sites, used, of_model, of_dictionary),
     }
     if model.sites.unembedding.dtype != torch.float16:
         prints["model/2"] = _digest(_model_words(model.sites), of_model, torch.bfloat16)
     return prints
 
 
-def transcoders_fingerprint(reader: TranscoderReader) -> str:
-    """Return the first fingerprint of transcoders: of sizes, encoder and decoder biases and thresholds."""
-    digest = hashlib.sha256(f"{reader.n_features} {reader.d_model} {reader.cross_layer} {reader.reads.value}".encode())
+def transcoders_fingerprint(reader: SparseDictionary) -> str:
+    """Return the first fingerprint of a dictionary: of sizes, encoder and decoder biases and thresholds."""
+    digest = hashlib.sha256(_size_words(reader).encode())
     for layer in reader.layers:
         encoder = reader.encoder(layer)
         for tensor in (encoder.b_enc_f, encoder.threshold_f, reader.bias(layer)):
@@ -76,23 +87,30 @@ def model_fingerprint(sites: ModelSites) -> str:
     return digest.hexdigest()[:_DIGITS]
 
 
-def _exact(model: ReplacementModel, of_model: list[Tensor], of_transcoders: list[Tensor]) -> str:
+def _exact(sites: ModelSites, used: DictionaryInUse, of_model: list[Tensor], of_dictionary: list[Tensor]) -> str:
     """Return the dtypes in use, and the fingerprint of the values in use."""
-    dtype = model.transcoders.weights_dtype
+    dtype = used.weights_dtype
     # Vectors are used as they are stored, in float32.
-    used = [sample if sample.ndim == 1 else sample.to(dtype) for sample in of_transcoders]
-    words = f"{_model_words(model.sites)} {_transcoder_words(model.transcoders.reader)}"
-    digits = _digest(words, [*of_model, *used], torch.float32)
-    return f"{model.weights_dtype} model, {str(dtype).removeprefix('torch.')} transcoders: {digits}"
+    samples = [sample if sample.ndim == 1 else sample.to(dtype) for sample in of_dictionary]
+    words = f"{_model_words(sites)} {_dictionary_words(used.reader)}"
+    digits = _digest(words, [*of_model, *samples], torch.float32)
+    model_dtype = str(sites.unembedding.dtype).removeprefix("torch.")
+    return f"{model_dtype} model, {str(dtype).removeprefix('torch.')} transcoders: {digits}"
 
 
 def _model_words(sites: ModelSites) -> str:
     return f"{sites.description.n_layers} {sites.description.d_model}"
 
 
-def _transcoder_words(reader: TranscoderReader) -> str:
-    kind, k = reader.activation.kind.name, reader.activation.k
-    return f"{reader.n_features} {reader.d_model} {reader.cross_layer} {reader.reads.value} {kind} {k}"
+def _size_words(reader: SparseDictionary) -> str:
+    cross_layer = isinstance(reader, TranscoderReader) and reader.cross_layer
+    words = f"{reader.n_features} {reader.d_model} {cross_layer} {reader.reads.value}"
+    # Words that transcoders do not need are left out: their fingerprints are older than other dictionaries.
+    return words if isinstance(reader, TranscoderReader) else f"{words} {reader.writes.value} {list(reader.layers)}"
+
+
+def _dictionary_words(reader: SparseDictionary) -> str:
+    return f"{_size_words(reader)} {reader.activation.kind.name} {reader.activation.k}"
 
 
 def _model_samples(sites: ModelSites) -> Iterator[Tensor]:
@@ -115,10 +133,11 @@ def _with_weights(module: nn.Module) -> list[nn.Module]:
     return [part for _, part in sorted(named, key=lambda pair: pair[0])]
 
 
-def _transcoder_samples(reader: TranscoderReader) -> Iterator[Tensor]:
+def _dictionary_samples(reader: SparseDictionary) -> Iterator[Tensor]:
     """Yield samples of every layer's tensors, vectors whole, chosen by their indices and not by how they lie in a file."""
     for layer in reader.layers:
-        encoder, decoder_fjd, skip_dd = reader.encoder(layer), reader.decoder(layer), reader.skip(layer)
+        encoder, decoder_fjd = reader.encoder(layer), reader.decoder(layer)
+        skip_dd = reader.skip(layer) if isinstance(reader, TranscoderReader) else None
         yield _grid(encoder.w_enc_df)
         n_features, n_written, _ = decoder_fjd.shape
         yield torch.stack(

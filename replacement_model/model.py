@@ -23,6 +23,8 @@ from crosstrace.replacement_model.architectures.float64 import float64_arithmeti
 from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
+from crosstrace.replacement_model.base_model import LoadedModel
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.interventions.freeze import Errors, Freeze
@@ -247,8 +249,6 @@ class ReplacementModel:
         Byte tokens are written `<0x0A>`, so that each has a text of its own; the tokens of a model without a tokenizer are
         written `<id>`.
         """
-        if self.tokenizer is None:
-            return [f"<{token}>" for token in tokens_p.tolist()]
         return prompts.token_strings(tokens_p.tolist(), self.tokenizer)
 
     def local(self, prompt: Prompt) -> LocalReplacementModel:
@@ -497,3 +497,16 @@ class ReplacementModel:
             return_activations,
             **sampling,
         )
+
+
+def dictionary_of(model: LoadedModel, dictionary: DictionaryInUse | None = None) -> DictionaryInUse:
+    """Return the dictionary that is meant: the one that is named, or else a replacement model's transcoders.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    if dictionary is not None:
+        return dictionary
+    if isinstance(model, ReplacementModel):
+        return model.transcoders
+    raise ValueError(f"{model.name} is a model without transcoders: name the dictionary to read it with")

@@ -199,8 +199,10 @@ def token_strings(tokens: Sequence[int], tokenizer: Any) -> list[str]:
 
     Args:
         tokens: Token ids.
-        tokenizer: The tokenizer of `transformers`.
+        tokenizer: The tokenizer of `transformers`; None writes every token as `<id>`.
     """
+    if tokenizer is None:
+        return [f"<{token}>" for token in tokens]
     strings = []
     for token, name in zip(tokens, tokenizer.convert_ids_to_tokens(list(tokens)), strict=True):
         text = tokenizer.decode([token])

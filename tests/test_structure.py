@@ -61,7 +61,8 @@ LEVELS = {
     "tracer": [
         ["defaults", "progress", "weights"],
         ["attribution", "cards", "evaluation"],
-        ["attention"],
+        ["probes", "attention"],
+        ["reading"],
         ["interventions", "validation"],
         ["terminal"],
         ["commands"],

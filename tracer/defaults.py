@@ -20,6 +20,10 @@ CARD_LOGITS = 10
 CARDS_SAVE_SECONDS = 60.0
 CARDS_SAVE_SHARE = 0.05
 
+# Reading: latents kept at each position of every layer, and rows of the table on the screen.
+READ_TOP = 10
+READ_ROWS = 20
+
 # Attention: heads that are taken apart, those that carry most, and the strongest terms kept of each.
 ATTENTION_HEADS = 8
 ATTENTION_TERMS = 10

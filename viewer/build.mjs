@@ -1,4 +1,4 @@
-// Builds ../graphs/page/page.html and compare.html: markup, style, script and licences in one file, with marks where
+// Builds ../graphs/page/page.html, compare.html and reading.html: markup, style, script and licences in one file, with marks where
 // graphs/page/export.py puts the data and the content security policy. The output is committed, see docs/guides/page.md.
 
 import { createHash } from "node:crypto";
@@ -22,9 +22,12 @@ const bundle = (entry) => build({
   write: false,
   metafile: true,
 });
-const style = await build({
-  absWorkingDir: here, entryPoints: ["src/style.css"], minify: true, charset: "ascii", target: "chrome120", write: false,
-});
+const styles = async (entry) => {
+  const { outputFiles } = await build({
+    absWorkingDir: here, entryPoints: [entry], bundle: true, minify: true, charset: "ascii", target: "chrome120", write: false,
+  });
+  return outputFiles[0].text.trim();
+};
 
 /** The licence of every package of which something is in the bundle. */
 function licences(metafile) {
@@ -50,11 +53,15 @@ function sources() {
 }
 
 mkdirSync(join(here, "../graphs/page"), { recursive: true });
-for (const [name, entry] of [["page.html", "src/main.ts"], ["compare.html", "src/compare.ts"]]) {
+for (const [name, entry, style] of [
+  ["page.html", "src/main.ts", "src/style.css"],
+  ["compare.html", "src/compare.ts", "src/style.css"],
+  ["reading.html", "src/reading.ts", "src/reading.css"],
+]) {
   const { outputFiles, metafile } = await bundle(entry);
   const parts = {
     SOURCES: sources(),
-    STYLE: style.outputFiles[0].text.trim(),
+    STYLE: await styles(style),
     SCRIPT: outputFiles[0].text.trim(),
     LICENCES: licences(metafile).replaceAll("<", "‹").replaceAll(">", "›"),
   };

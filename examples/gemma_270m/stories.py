@@ -15,10 +15,12 @@ stands beside the change that the graph predicts. Both are in the caption.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -115,10 +117,19 @@ def main() -> None:
         for name, prompt in chosen.items():
             told.append(tell(model, cards, name, prompt, given.work / "graphs" / f"{name}.safetensors", given.out))
             print(f"{name}: {told[-1].sentence()}")
-    write_atomically(
-        given.out / "stories.json", json.dumps([asdict(one) for one in told], ensure_ascii=False, indent=1).encode()
-    )
+    results = given.out / "stories.json"
+    if results.exists():  # of the prompts that were not asked for
+        again = {one.name for one in told}
+        told += [_read(one) for one in json.loads(results.read_bytes()) if one["name"] not in again]
+    order = [*DEMO_PROMPTS, *PROMPTS]
+    told.sort(key=lambda one: order.index(one.name))
+    content = json.dumps([dataclasses.asdict(one) for one in told], ensure_ascii=False, indent=1)
+    write_atomically(results, content.encode())
     write_atomically(given.out / "stories.md", "\n".join(table(told)).encode())
+
+
+def _read(content: dict[str, Any]) -> Told:
+    return Told(**{**content, "tested": [Tested(**one) for one in content["tested"]]})
 
 
 def _demo() -> tuple[ReplacementModel, FeatureCards | None]:
@@ -143,6 +154,9 @@ def tell(model: ReplacementModel, cards: FeatureCards | None, name: str, prompt:
         raw.save(file)
     cards = cards or cards_of(raw)
     graph = with_card_labels(with_guesses(prune(raw), model), cards)
+    # Folders say nothing to a reader of the page.
+    names = {name: Path(getattr(graph, name)).name for name in ("model_name", "transcoders_name")}
+    graph = dataclasses.replace(graph, **names)
     story = story_of(graph, cards)
     told = _told(model, name, prompt, story)
     notes = [told.sentence()]

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crosstrace.graphs.analysis.similarity import Cards, promoted
-from crosstrace.graphs.cards.labels import GUESS_MARK, MARK, is_automatic, is_late, is_weak_guess
+from crosstrace.graphs.cards.labels import GUESS_MARK, MARK, OWN_TOKEN, is_automatic, is_late, is_weak_guess
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.text import short
 
 _TOKENS = 3
 _LONGEST = 16
 _ENOUGH = 1 / 3  # of the influence of a group must vote
-_OWN_TOKEN = 0.6  # of the votes: then a group means its own token
+_MOSTLY_OWN = 0.6  # of the votes: then a group means its own token
 
 
 def group_name(graph: AttributionGraph, nodes: Sequence[int], weights: Mapping[int, float], cards: Cards | None) -> str:
@@ -86,8 +86,8 @@ def _fires_on_name(
     ranked = _votes(votes)
     first, *others = _ranked(ranked)
     own = graph.token_name(graph.feature_of(nodes[0])[1], _LONGEST)
-    if first.casefold() == own.casefold() and ranked[first] >= _OWN_TOKEN * voters:
-        return f"token: {own}"
+    if first.casefold() == own.casefold() and ranked[first] >= _MOSTLY_OWN * voters:
+        return f"{OWN_TOKEN}{own}"
     shown = [first, *(word for word in others if ranked[word] >= ranked[first] / 3)][:_TOKENS]
     return f"{MARK} {', '.join(shown)}"
 

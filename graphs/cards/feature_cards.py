@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crosstrace.graphs.cards.labels import PROMOTED_IN_LABELS, automatic_label, is_late, stands_out_at
+from crosstrace.graphs.cards.labels import OWN_TOKEN, PROMOTED_IN_LABELS, automatic_label, is_late, stands_out_at
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.notebook import note, table, text
 from crosstrace.graphs.numbers import count, plain, share, signed
@@ -287,7 +287,7 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         """
         wanted = text.strip().casefold()
         # A label is made of tokens, some of them in quotes: one that holds the text holds its longest part in one of them.
-        part = max((piece.strip(" '") for piece in re.split("[,→…~]", wanted)), key=len)
+        part = max((piece.strip(" '") for piece in re.split(f"[,→…~]|{OWN_TOKEN}", wanted)), key=len)
         strings = [self._string(number).casefold() for number in range(len(self._tensors["token_ids"]))]
         whole = np.array([bool(wanted) and wanted in string for string in strings], dtype=np.bool_)
         in_label = np.array([bool(wanted) and part in string.strip() for string in strings], dtype=np.bool_)

@@ -34,6 +34,8 @@ GUESS_MARK, WEAK_GUESS_MARK = "→", "→?"
 """How guesses begin, and those whose tokens have nothing in common that chance would not give."""
 GUESS_LEGEND = f"{WEAK_GUESS_MARK} weak guess: promoted tokens no more alike than by chance"
 """What tables, pictures and pages say where they show weak guesses."""
+OWN_TOKEN = "token: "
+"""What stands before the token in the label of a feature that only means it."""
 PROMOTED_IN_LABELS = 4
 """How many promoted tokens a label is made of at most; some of them may be shown alike."""
 _STANDS_OUT = 1.2
@@ -73,7 +75,7 @@ def automatic_label(
     if late and promoted and (coherent or _stands_out(promoted, spread, vocabulary)):
         # A token with less than half of the strongest logit says nothing of the feature.
         strong = [token for token, logit in promoted[:PROMOTED_IN_LABELS] if logit > promoted[0][1] / 2]
-        shown_first = {token.strip().casefold(): short(token, _LONGEST) for token in reversed(strong)}
+        shown_first = {token.strip().casefold(): _told_apart(token) for token in reversed(strong)}
         return f"{MARK} {GUESS_MARK} {', '.join([*shown_first.values()][::-1][:3])}"
     words: dict[str, str] = {}
     for peak in peaks:
@@ -90,7 +92,7 @@ def automatic_label(
     elif _stands_out(promoted, spread, vocabulary):
         label += f" → {_told_apart(promoted[0][0])}"
     elif common and 5 * common[0][1] >= 4 * len(peaks):
-        label = f"token: {label}"
+        label = f"{OWN_TOKEN}{label}"
     return f"{MARK} {label}"
 
 

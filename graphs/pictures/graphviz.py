@@ -32,7 +32,8 @@ PROGRAMS = ("dot", "graphviz-pure")
 """What draws them: the first that is installed and knows the format."""
 _PURE_PICTURES = (".svg", ".png")
 TIME_LIMIT = 120
-"""After so many seconds Graphviz is stopped. Its search for good places in `layers` can take hours."""
+"""After so many seconds Graphviz is stopped where it looks for places (in `layers` that can take hours), not where it draws."""
+_PLACED = re.compile(r"^layout=nop;$", re.MULTILINE)
 _INSTALL = "apt install graphviz, brew install graphviz, or conda install graphviz"
 
 # What graphviz-pure's sans serif (Arimo) has of the characters that labels are likely to hold.
@@ -84,7 +85,7 @@ def render(
 
     Raises:
         GraphvizMissing: Nothing on this machine draws this format; the `.dot` has been written beside the picture's path.
-        TimeoutError: Graphviz was not done within `TIME_LIMIT`; nothing is left behind.
+        TimeoutError: Graphviz looked for places longer than `TIME_LIMIT`; nothing is left behind.
         OSError: Graphviz failed, or the file cannot be written; nothing is left behind.
         ValueError: Unknown suffix.
 
@@ -132,13 +133,14 @@ def _run(program: str, text: str, path: Path) -> bytes:
     suffix = path.suffix.lower()
     resolution = ["-Gdpi=120"] if suffix == ".png" else []
     command = [program, f"-T{suffix[1:]}", *resolution]
+    limit = None if _PLACED.search(text) else TIME_LIMIT
     try:
-        done = subprocess.run(command, input=text.encode("utf-8"), capture_output=True, check=False, timeout=TIME_LIMIT)
+        done = subprocess.run(command, input=text.encode("utf-8"), capture_output=True, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
         n_edges = text.count('" -> "')
         raise TimeoutError(
-            f"cannot draw {path}: Graphviz was not done with {n_edges:,} edges after {TIME_LIMIT} s; prune more, draw the "
-            f"strongest paths alone (--top-paths), or take another --layout; a .dot file can be drawn without a time limit"
+            f"cannot draw {path}: Graphviz was not done with {n_edges:,} edges after {limit} s; prune more, draw the "
+            f"strongest paths alone (--top-paths), or take --layout positions; that has no time limit, nor has dot on a .dot"
         ) from None
     if done.returncode != 0 or not done.stdout:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no output"]

@@ -48,6 +48,16 @@ class Site(Enum):
         """Whether the tensor at the site is a reading of the residual stream, which goes on beside it."""
         return self is Site.MLP_INPUT
 
+    @property
+    def short_name(self) -> str:
+        """How references name the site, as in `resid_post/12/417`: as Gemma Scope 2's folders do, where they have it."""
+        return _SHORT_NAMES[self]
+
+    @staticmethod
+    def of_short_name(name: str) -> Site | None:
+        """Return the site of a short name, or None."""
+        return next((site for site, short_name in _SHORT_NAMES.items() if short_name == name), None)
+
     def width(self, description: ModelDescription) -> int:
         """Return the size of a vector at the site: D everywhere but at `ATTENTION_HEADS`."""
         if self is Site.ATTENTION_HEADS:
@@ -57,6 +67,16 @@ class Site(Enum):
     def value_in(self, args: tuple[Any, ...], output: Any) -> Tensor:
         """Return the tensor at the site (B, P, D), given the arguments and the output of `LayerSites.module(site)`."""
         return args[0] if self.is_input else output
+
+
+_SHORT_NAMES = {
+    Site.ATTENTION_HEADS: "attn_out",
+    Site.ATTENTION_OUTPUT: "attn_normed",
+    Site.MLP_INPUT: "resid_mid",
+    Site.MLP_INPUT_NORMED: "mlp_in",
+    Site.MLP_OUTPUT: "mlp_out",
+    Site.RESIDUAL: "resid_post",
+}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,12 @@ MODEL_DIR = DEMO_DIR / "model"
 TRANSCODERS_DIR = DEMO_DIR / "clt" / "width_3k_l0_small"
 LABELS_FILE = TRANSCODERS_DIR / "labels.json"
 CARDS_FILE = TRANSCODERS_DIR / "cards.safetensors"
+# SAEs of the residual stream after some layers: the path that names their family.
+SAES_DIR = DEMO_DIR / "resid_post_all" / "width_512_l0_8"
 # What graphs and cards of the demo name as their model and transcoders, wherever it is installed.
 MODEL_NAME = "crosstrace-demo"
 TRANSCODERS_NAME = "crosstrace-demo-clt"
+SAES_NAME = "crosstrace-demo-sae"
 
 # Dallas is in no two-step sentence of the training text: the model has to take both steps by itself.
 DALLAS_PROMPT = "The capital of the state containing Dallas is"

@@ -32,6 +32,14 @@ class ActivationKind(Enum):
     TOP_K = "TopK"  # the k largest of a token (Gao et al. 2024, equation 5)
 
 
+class TokenScaling(Enum):
+    """How a token's vector is scaled before it is encoded; what comes out is scaled back."""
+
+    NONE = "none"
+    NORM = "norm"  # to the norm sqrt(D)
+    LAYER_NORM = "layer norm"  # to mean 0 and standard deviation 1, without weights
+
+
 @dataclass(frozen=True)
 class Activation:
     """The activation function of a dictionary.
@@ -77,6 +85,7 @@ class SparseDictionary(ABC):
         activation: The activation function.
         reads: The site that its encoders read.
         writes: The site that its decoders write.
+        token_scaling: How tokens are scaled before they are encoded.
         l0: How many features of a layer fire at a token, as the files' config has it; None if it does not say.
         l0_by_layer: The same for each layer that has a config of its own.
     """
@@ -88,6 +97,7 @@ class SparseDictionary(ABC):
     activation: Activation
     reads: Site
     writes: Site
+    token_scaling: TokenScaling = TokenScaling.NONE
     l0: float | None = None
     l0_by_layer: Mapping[int, float] = MappingProxyType({})
 
@@ -119,6 +129,10 @@ class SparseDictionary(ABC):
     @abstractmethod
     def bias(self, layer: int) -> Tensor:
         """Return the decoder bias (D,) float32 of the layer's reconstruction."""
+
+    def centre(self, layer: int) -> Tensor | None:
+        """Return what is subtracted from the scaled inputs before they are encoded, (D,) float32, or None."""
+        return None
 
     def labels(self) -> dict[tuple[int, int], str]:
         """Return the feature names kept beside the weights, by (layer, feature).

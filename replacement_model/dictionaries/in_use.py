@@ -123,6 +123,16 @@ class DictionaryInUse(ABC, Generic[Reader]):
         It is float32, or float64 for inputs in it.
         """
 
+    def reconstruction(self, layer: int, written_pd: Tensor, input_pd: Tensor) -> Tensor:
+        """Return a layer's reconstruction (P, D) float32.
+
+        Args:
+            layer: The layer.
+            written_pd: (P, D) the sum of what features write there.
+            input_pd: (P, D) the layer's inputs.
+        """
+        return written_pd + self.affine(layer, input_pd)
+
     @property
     def name(self) -> str:
         """Its name in graphs and messages."""

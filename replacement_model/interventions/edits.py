@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from crosstrace.replacement_model.interventions.kinds import (
     Ablate,
     Add,
     AllFeatures,
+    DirectionAt,
     ErrorAt,
     FeatureAt,
     FeaturePlace,
@@ -44,15 +46,18 @@ class Edits:
         others: The factor of every feature that is not in `features`.
         errors: Factors by (layer, position).
         tokens: Factors by position.
+        directions: What is added to the residual stream (D,), by (layer after which, position of the prompt).
     """
 
     features: dict[FeatureIndex, tuple[float, float]] = field(default_factory=dict)
     others: float = 1.0
     errors: dict[tuple[int, int], float] = field(default_factory=dict)
     tokens: dict[int, float] = field(default_factory=dict)
+    directions: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.features) + len(self.errors) + len(self.tokens) + (self.others != 1.0)
+        single = len(self.features) + len(self.errors) + len(self.tokens) + len(self.directions)
+        return single + (self.others != 1.0)
 
 
 def resolve(
@@ -97,6 +102,9 @@ class _Resolver:
         if not isinstance(intervention, (Set, Scale, Add, Ablate, SwapIn)):
             raise ValueError(f"{intervention!r} is not an intervention; known are Set, Scale, Add, Ablate and SwapIn")
         where = intervention.where
+        if isinstance(where, DirectionAt):
+            self._direction(where, intervention)
+            return
         if isinstance(where, (AllFeatures, ErrorAt, TokenAt)):
             factor = _factor(intervention)
             if isinstance(where, AllFeatures):
@@ -126,6 +134,21 @@ class _Resolver:
                 self._change(members, 1.0, _checked(amount, "amount", where))
             case SwapIn():
                 self._swap(members, intervention)
+
+    def _direction(self, where: DirectionAt, intervention: Intervention) -> None:
+        if not isinstance(intervention, Add):
+            raise ValueError(f"{where}: a direction can be added to, not {type(intervention).__name__.lower()}")
+        size = self.local.description
+        if not 0 <= where.layer < size.n_layers:
+            raise ValueError(f"{where}: the model has layers 0 to {size.n_layers - 1}")
+        if where.vector_d.shape != (size.d_model,) or not where.vector_d.isfinite().all():
+            raise ValueError(
+                f"{where}: its vector has shape {tuple(where.vector_d.shape)}; expected ({size.d_model},), all finite"
+            )
+        added_d = _checked(intervention.amount, "amount", where) * where.vector_d.float()
+        for position in self._positions(self._within_prompt(where.positions), where):
+            place = (where.layer, position)
+            self.edits.directions[place] = self.edits.directions.get(place, 0.0) + added_d
 
     def _members(self, where: FeaturePlace) -> Iterator[FeatureAt]:
         if isinstance(where, str):
@@ -215,7 +238,7 @@ class _Resolver:
             return slice(positions.start, self.local.n_positions)
         return positions
 
-    def _positions(self, positions: Positions, member: FeatureAt) -> Iterator[int]:
+    def _positions(self, positions: Positions, member: FeatureAt | DirectionAt) -> Iterator[int]:
         first, total = self.local.description.excluded_first, self.local.n_positions + self.n_generated
         if positions is None:
             positions = slice(None)
@@ -234,7 +257,7 @@ class _Resolver:
         for position in several:
             yield self._position(position, member)
 
-    def _position(self, position: int, where: FeatureAt, stops: bool = False) -> int:
+    def _position(self, position: int, where: FeatureAt | DirectionAt, stops: bool = False) -> int:
         """Count a position from the start.
 
         Args:
@@ -248,7 +271,7 @@ class _Resolver:
             self._not_excluded(place, where)
         return place
 
-    def _not_excluded(self, position: int, where: FeatureAt | ErrorAt) -> None:
+    def _not_excluded(self, position: int, where: FeatureAt | ErrorAt | DirectionAt) -> None:
         first = self.local.description.excluded_first
         if position < first:
             raise ValueError(

@@ -11,7 +11,7 @@ Letters: B rows of a batch, W positions of the longest prompt, P positions of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +62,7 @@ class HeldErrors:
                 "run them; free the norms, or freeze or drop the errors"
             )
 
-    def check_edits(self, edits_b: Iterable[Edits]) -> None:
+    def check_edits(self, edits_b: Sequence[Edits]) -> None:
         """Check that single errors are intervened on only where they are frozen.
 
         Raises:
@@ -70,6 +70,10 @@ class HeldErrors:
         """
         if self.kind != "frozen" and any(edits.errors for edits in edits_b):
             raise ValueError(f"errors can be intervened on only where they are frozen; here they are {self.kind}")
+        if self.kind == "recomputed" and any(edits.directions for edits in edits_b):
+            raise ValueError(
+                "directions are added beside the errors, which must not be recomputed; freeze or drop them"
+            )
 
     def check_prompt(self, local: LocalReplacementModel) -> None:
         """Check that given vectors fit a prompt.
@@ -82,7 +86,7 @@ class HeldErrors:
             raise ValueError(f"errors have shape {shape}; expected {expected}")
 
     def change(self, prompts: PaddedPrompts, edits: EditTable, layer: int) -> Tensor:
-        """Compute what a pass adds to the unchanged prompts' errors of a layer.
+        """Compute what a pass adds to the unchanged prompts' errors of a layer, directions that are steered along included.
 
         Args:
             prompts: The B rows.
@@ -101,9 +105,14 @@ class HeldErrors:
         else:
             change_bwd = torch.zeros(prompts.n_rows, prompts.width, some.shape[-1], device=some.device)
         for row, edit in enumerate(edits.edits):
-            prompt = int(prompts.prompt_of_b[row]) if edit.errors else 0
+            if not edit.errors and not edit.directions:
+                continue
+            prompt = int(prompts.prompt_of_b[row])
             for (at, position), factor in edit.errors.items():
                 if at == layer:
                     vector_d = prompts.locals_g[prompt].errors_lpd[layer, position]
                     change_bwd[row, prompts.slots(prompt).start + position] += (factor - 1) * vector_d
+            for (at, position), added_d in edit.directions.items():
+                if at == layer:
+                    change_bwd[row, prompts.slots(prompt).start + position] += added_d.to(change_bwd)
         return change_bwd

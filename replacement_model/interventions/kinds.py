@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from crosstrace.replacement_model.prompts import Prompt
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from crosstrace.replacement_model.local.local_model import LocalReplacementModel
 
     SourcePrompt: TypeAlias = Prompt | LocalReplacementModel
@@ -134,9 +136,36 @@ class TokenAt:
         return f"token @{self.position}"
 
 
+@dataclass(frozen=True, eq=False)
+class DirectionAt:
+    """A direction of the residual stream after a layer, such as the decoder of an SAE's latent; it can be added to.
+
+    Attributes:
+        name: What messages call it.
+        layer: The layer after which it is added, from 0.
+        vector_d: (D,) what an amount of 1 adds.
+        positions: One position of the prompt, several, a slice, or None for all.
+
+    Raises:
+        ValueError: Layer or positions are not whole numbers.
+    """
+
+    name: str
+    layer: int
+    vector_d: Tensor
+    positions: Positions = None
+
+    def __post_init__(self) -> None:
+        _convert(self, "layer", whole_number(self.layer, "the layer of a direction"))
+        _convert(self, "positions", _positions(self.positions, self.name))
+
+    def __str__(self) -> str:
+        return f"{self.name}{_at(self.positions)}"
+
+
 # A text names a feature or a label, as in `L3/417@7` or `"Texas"`; see the module `references`.
 FeaturePlace = FeatureAt | Supernode | str
-Place = FeaturePlace | AllFeatures | ErrorAt | TokenAt
+Place = FeaturePlace | AllFeatures | ErrorAt | TokenAt | DirectionAt
 
 
 @dataclass(frozen=True)
@@ -189,14 +218,14 @@ class Add:
     """Add to the activation that the same pass would give without this intervention (steering).
 
     Attributes:
-        where: The features.
-        amount: What is added, in the features' own units.
+        where: The features, or a direction of the residual stream.
+        amount: What is added, in the features' own units, or times the direction.
 
     Raises:
         ValueError: The amount is not a number.
     """
 
-    where: FeaturePlace
+    where: FeaturePlace | DirectionAt
     amount: float
 
     def __post_init__(self) -> None:

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.model import ReplacementModel
+from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.base_model import LoadedModel
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
+from crosstrace.replacement_model.model import dictionary_of
 
 _FEATURES_AT_A_TIME = 1 << 10
 _TOKENS_AT_A_TIME = 1 << 12  # 16 MB of float32 logits: what follows a product finds them in the cache
@@ -49,24 +52,26 @@ class DirectLogits:
 
 
 def direct_logits(
-    model: ReplacementModel,
+    model: LoadedModel,
     layer: int,
     features_n: Tensor,
     count: int = 10,
     done: Callable[[int], None] = lambda more: None,
     block_size: int | None = None,
+    dictionary: DictionaryInUse | None = None,
 ) -> DirectLogits:
     """Compute the strongest direct logits of features, at both ends.
 
     The vocabulary is gone through once for a block of features, at about the speed of that matrix product.
 
     Args:
-        model: The replacement model.
+        model: The replacement model, or a base model.
         layer: The layer of the features.
         features_n: (n,) int64 features within the layer.
         count: The number of tokens T kept at each end; at most the whole vocabulary.
         done: Called after each block with the number of its features.
         block_size: The number of features in a block; None chooses. The result depends on it through rounding alone.
+        dictionary: Whose features; None for the replacement model's transcoders.
 
     Returns:
         Tokens, logits and spreads of the features, in the order given, on the CPU.
@@ -74,21 +79,22 @@ def direct_logits(
     Example:
         >>> direct_logits(model, 3, torch.tensor([417])).promoted[0, 0]
     """
+    used = dictionary_of(model, dictionary)
     count = min(count, model.description.vocab_size)
+    if not len(features_n):
+        none, flat = torch.zeros(0, count), torch.zeros(0)
+        return DirectLogits(none.long(), none, none.long(), none, flat, flat)
     parts = []
     for some in features_n.split(block_size or _FEATURES_AT_A_TIME):
-        written_nd = model.transcoders.decoder_rows(layer, some.to(model.device)).float().sum(1)
+        written_nd = written_rows(model, used, layer, some)
         ends = _Ends(model, written_nd, lowest=True)
         *highest, alike_n = _promoted(model, ends, count)
         done(len(some))
         parts.append([part.cpu() for part in (*highest, *ends.strongest(count, -1.0), ends.spread_n, alike_n)])
-    if not parts:
-        none, flat = torch.zeros(0, count), torch.zeros(0)
-        return DirectLogits(none.long(), none, none.long(), none, flat, flat)
     return DirectLogits(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def coherence(model: ReplacementModel, tokens_nt: Tensor) -> Tensor:
+def coherence(model: LoadedModel, tokens_nt: Tensor) -> Tensor:
     """Return how alike some tokens are: the mean cosine between their rows of the unembedding, over all pairs of them.
 
     Rows are centred over the vocabulary, as logits are. Fang et al. 2016, "Using Word Embedding to Evaluate the Coherence
@@ -116,7 +122,7 @@ def coherence(model: ReplacementModel, tokens_nt: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def coherence_by_chance(model: ReplacementModel, directions: int = 512) -> float:
+def coherence_by_chance(model: LoadedModel, directions: int = 512) -> float:
     """Return the coherence below which the tokens that a random direction promotes stay, in 19 of 20 cases.
 
     Token vectors are not spread evenly, so what a random direction promotes is a little alike already.
@@ -150,16 +156,22 @@ class PromotedTokens:
     coherence: Tensor
 
 
-def promoted_tokens(model: ReplacementModel, features: Sequence[tuple[int, int]], count: int = 10) -> PromotedTokens:
+def promoted_tokens(
+    model: LoadedModel,
+    features: Sequence[tuple[int, int]],
+    count: int = 10,
+    dictionary: DictionaryInUse | None = None,
+) -> PromotedTokens:
     """Compute the upper end of the direct logits of some features, whatever their layers.
 
     For a handful of features this is several times faster than `direct_logits` layer by layer: the vocabulary is gone
     through once, in blocks, for all of them.
 
     Args:
-        model: The replacement model.
+        model: The replacement model, or a base model.
         features: The features, as (layer, feature).
         count: The number of tokens T; at most the whole vocabulary.
+        dictionary: Whose features; None for the replacement model's transcoders.
 
     Returns:
         Tokens, logits and spreads of the features, in the order given, on the CPU.
@@ -177,34 +189,56 @@ def promoted_tokens(model: ReplacementModel, features: Sequence[tuple[int, int]]
         return PromotedTokens(none.long(), none, torch.zeros(0), torch.zeros(0))
     parts = []
     for start in range(0, len(features), _FEATURES_AT_A_TIME):
-        ends = _Ends(model, _written(model, features[start : start + _FEATURES_AT_A_TIME]))
+        features_written_nd = _written(
+            model, dictionary_of(model, dictionary), features[start : start + _FEATURES_AT_A_TIME]
+        )
+        ends = _Ends(model, features_written_nd)
         tokens_nt, raised_nt, alike_n = _promoted(model, ends, count)
         parts.append((tokens_nt, raised_nt, ends.spread_n, alike_n))
     return PromotedTokens(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
-def _promoted(model: ReplacementModel, ends: _Ends, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _promoted(model: LoadedModel, ends: _Ends, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """(n, T) tokens, (n, T) their logits, and the coherence (n,), which is of the same number of tokens whatever T is."""
     tokens, raised = ends.strongest(max(count, min(COHERENT_TOKENS, model.description.vocab_size)))
     return tokens[:, :count], raised[:, :count], coherence(model, tokens[:, :COHERENT_TOKENS])
 
 
-def _written(model: ReplacementModel, features: Sequence[tuple[int, int]]) -> Tensor:
-    """(n, D) what features of any layers write into the residual stream, all layers added up."""
-    written_nd = torch.empty(len(features), model.description.d_model, device=model.device)
+def written_rows(model: LoadedModel, used: DictionaryInUse, layer: int, features_n: Tensor) -> Tensor:
+    """Return what features of a layer write into the residual stream (n, D) float32, all layers that they write to added up.
+
+    Of a dictionary that writes what the heads of attention read out, it is what the output projection makes of that, times
+    the gain of the norm behind it; the norm's denominator, one number for a position, is left out.
+    """
+    rows_nd = used.decoder_rows(layer, features_n.to(used.device)).float().sum(1)
+    if used.writes is not Site.ATTENTION_HEADS:
+        return rows_nd
+    sites = model.sites.layers[layer]
+    projected_nd = rows_nd @ sites.output_weight().to(rows_nd).T
+    return projected_nd * model.sites.gain(sites.post_attention_norm).to(rows_nd)
+
+
+def _written(model: LoadedModel, used: DictionaryInUse, features: Sequence[tuple[int, int]]) -> Tensor:
+    """(n, D) what features of any layers write into the residual stream."""
+    written_nd = torch.empty(len(features), model.description.d_model, device=used.device)
     for layer in sorted({layer for layer, _ in features}):
-        if not 0 <= layer < model.description.n_layers:
-            raise ValueError(f"the model has layers 0 to {model.description.n_layers - 1}, not {layer}")
+        if layer not in used.n_features:
+            raise ValueError(f"{used.name} has {_layer_names(used.layers)}, not {layer}")
         rows_n = torch.tensor([row for row, (own, _) in enumerate(features) if own == layer])
         features_n = torch.tensor([feature for own, feature in features if own == layer])
-        n_features = model.transcoders.reader.n_features[layer]
+        n_features = used.n_features[layer]
         if wrong := [feature for feature in features_n.tolist() if not 0 <= feature < n_features]:
             raise ValueError(f"layer {layer} has features 0 to {n_features - 1}, not {wrong[0]}")
-        per_feature = model.transcoders.reader.n_written(layer) * model.description.d_model
+        per_feature = used.reader.n_written(layer) * used.d_model
         for some in torch.arange(len(rows_n)).split(max(1, _NUMBERS_AT_A_TIME // per_feature)):
-            numbers = features_n[some].to(model.device)
-            written_nd[rows_n[some].to(model.device)] = model.transcoders.decoder_rows(layer, numbers).float().sum(1)
+            written_nd[rows_n[some].to(used.device)] = written_rows(model, used, layer, features_n[some])
     return written_nd
+
+
+def _layer_names(layers: Sequence[int]) -> str:
+    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
 class _Ends:
@@ -219,7 +253,7 @@ class _Ends:
         spread_n: (n,) standard deviations over the vocabulary.
     """
 
-    def __init__(self, model: ReplacementModel, written_nd: Tensor, lowest: bool = False) -> None:
+    def __init__(self, model: LoadedModel, written_nd: Tensor, lowest: bool = False) -> None:
         """
         Args:
             model: The replacement model.

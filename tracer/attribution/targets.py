@@ -16,6 +16,9 @@ from torch import Tensor
 from crosstrace.graphs.numbers import probability
 from crosstrace.graphs.text import distinct
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target, prompts
+from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.dictionaries.latents import LatentReference, parse_latent, sae_of
+from crosstrace.replacement_model.dictionaries.saes import Saes
 from crosstrace.replacement_model.interventions.references import parse_feature
 
 
@@ -79,7 +82,7 @@ class Direction:
     label: str = "direction"
 
 
-TargetSpec = int | str | Logit | Contrast | Feature | Direction
+TargetSpec = int | str | Logit | Contrast | Feature | LatentReference | Direction
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,13 @@ _MUCH_LIKELIER = 20
 _NAMES = {"\\n": "a line break", "\\t": "a tab"}
 
 
-def parse_target(text: str) -> Logit | Contrast | Feature:
+def parse_target(text: str) -> Logit | Contrast | Feature | LatentReference:
     r"""Read a target as it is written.
 
-    A token is `" Austin"` or, by its id, `#24278`; a contrast `" Austin" - " Dallas"`, a feature `L3/417` or `3/417`; each
-    may end in `@position`. Between quotation marks, JSON's escapes `\n`, `\t`, `\uXXXX`, `\"` and `\\` stand for what they do
-    in JSON, and `"<0x0A>"` is a byte token. Any other text is a token string as it stands.
+    A token is `" Austin"` or, by its id, `#24278`; a contrast `" Austin" - " Dallas"`, a feature `L3/417` or `3/417`, a
+    latent of an SAE `resid_post/12/417`; each may end in `@position`. Between quotation marks, JSON's escapes `\n`, `\t`,
+    `\uXXXX`, `\"` and `\\` stand for what they do in JSON, and `"<0x0A>"` is a byte token. Any other text is a token string
+    as it stands.
 
     Args:
         text: The target.
@@ -141,6 +145,8 @@ def parse_target(text: str) -> Logit | Contrast | Feature:
         return Contrast(_token(match[1], text), _token(match[2], text), place(match[3]))
     if match := _LOGIT.fullmatch(text):
         return Logit(_token(match[1], text), place(match[2]))
+    if latent := parse_latent(text):
+        return latent
     if feature := parse_feature(text):
         if feature.positions is not None and not isinstance(feature.positions, int):
             raise ValueError(f"target {text.strip()!r} must name one position, as in L3/417@7")
@@ -179,6 +185,7 @@ def resolve_targets(
     position: int,
     max_logits: int,
     logit_probability: float,
+    saes: Sequence[Saes] = (),
 ) -> list[ResolvedTarget]:
     """Turn what the user asked for into rows to trace; by default the most probable tokens.
 
@@ -189,6 +196,7 @@ def resolve_targets(
         position: Where targets without a position of their own are read.
         max_logits: The most tokens to explain when `targets` is None.
         logit_probability: The probability they should reach together.
+        saes: The SAEs whose latents may be targets.
 
     Raises:
         ValueError: A text is not a single token, or a position, layer, feature or vector is out of range; the message
@@ -198,7 +206,7 @@ def resolve_targets(
         place = _position(position, local)
         tokens, _ = top_logits(local.logits(place), max_logits, logit_probability)
         specs: list[TargetSpec] = [Logit(token, place) for token in tokens.tolist()]
-    elif isinstance(targets, (int, str, Logit, Contrast, Feature, Direction)):
+    elif isinstance(targets, (int, str, Logit, Contrast, Feature, LatentReference, Direction)):
         specs = [targets]
     else:
         specs = list(targets)
@@ -233,6 +241,8 @@ def resolve_targets(
                 resolved.append(ResolvedTarget(target, -1, name, weight, contrast=(plus, minus)))
             case Feature():
                 resolved.append(_feature(local, spec, place, weight))
+            case LatentReference():
+                resolved.append(_latent(local, spec, sae_of(spec, saes), place, weight))
             case Direction():
                 resolved.append(_direction(local, spec, place, weight))
     return resolved
@@ -321,7 +331,7 @@ def target_notes(
     """
     if targets is None or model.tokenizer is None:
         return []
-    one = isinstance(targets, (int, str, Logit, Contrast, Feature, Direction))
+    one = isinstance(targets, (int, str, Logit, Contrast, Feature, LatentReference, Direction))
     notes: list[str] = []
     for given in [targets] if one else list(targets):  # type: ignore[arg-type]
         spec = parse_target(given) if isinstance(given, str) else given
@@ -378,6 +388,28 @@ def _feature(local: LocalReplacementModel, spec: Feature, position: int, weight:
     indices = local.activations.indices
     active = bool((indices == indices.new_tensor([spec.layer, position, spec.feature])).all(-1).any())
     target = local.feature_target(spec.layer, position, spec.feature)
+    return ResolvedTarget(target, -1, f"{label} {name}{'' if active else ', not active there'}".strip(), weight)
+
+
+def _latent(
+    local: LocalReplacementModel, spec: LatentReference, sae: Saes, position: int, weight: float
+) -> ResolvedTarget:
+    if spec.site is not Site.RESIDUAL:
+        raise ValueError(
+            f"target {spec}: latents of {spec.site.short_name} cannot be traced; those of {Site.RESIDUAL.short_name} can, "
+            "which read the residual stream alone"
+        )
+    if position < local.description.excluded_first:
+        raise ValueError(
+            f"target {spec}: the first {local.description.excluded_first} positions carry no latents, and it is read at "
+            f"position {position}"
+        )
+    input_d = local.residuals_lpd[spec.layer + 1, position]
+    gradient_d = sae.gradient(spec.layer, spec.feature, input_d.to(sae.device))
+    target = local.residual_target(gradient_d, spec.layer + 1, position)
+    active = spec.feature in sae.encode(spec.layer, input_d[None].to(sae.device), 0)[1].tolist()
+    label = sae.labels.get((spec.layer, spec.feature), "")
+    name = f"{spec.site.short_name}/{spec.layer}/{spec.feature}@{position}"
     return ResolvedTarget(target, -1, f"{label} {name}{'' if active else ', not active there'}".strip(), weight)
 
 

@@ -18,7 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from crosstrace.graphs import AttributionGraph, NodeLayout
-from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel
+from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, SparseDictionary
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
+from crosstrace.replacement_model.dictionaries.saes import Saes
+from crosstrace.replacement_model.dictionaries.use import in_use
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer import defaults
@@ -45,6 +48,7 @@ def trace(
     keep_checkpoint: bool = False,
     excluded_first: int | None = None,
     note: Callable[[str], None] | None = None,
+    saes: Sequence[SparseDictionary | DictionaryInUse] = (),
     guess_names: bool = False,
 ) -> AttributionGraph:
     """Trace a prompt backwards into its attribution graph.
@@ -71,6 +75,8 @@ def trace(
             prompt that begins as the chat template does, its header).
         note: Called with one line for each thing in prompt and targets that is probably not meant, such as a second
             `<bos>`; None: they are warnings.
+        saes: SAEs whose latents are targets, as `open_sae` returns them: `resid_post/12/417@7` explains which circuit wrote
+            that latent.
         guess_names: Name the features that pruning with the default thresholds would keep and that have no label after
             what they promote; see `crosstrace.tracer.with_guesses`. That multiplies their decoders with the whole
             unembedding.
@@ -94,7 +100,7 @@ def trace(
     if excluded_first is not None:
         model = model.excluding(excluded_first)
     local = model.local(prompt)
-    wanted = resolve_targets(model, local, targets, position, max_logits, logit_probability)
+    wanted = resolve_targets(model, local, targets, position, max_logits, logit_probability, saes_in_use(model, saes))
     for line in (*model.prompt_notes(prompt), *target_notes(model, local, targets, position)):
         if note is None:
             warnings.warn(line, stacklevel=2)
@@ -143,6 +149,22 @@ def trace(
         graph = with_guesses(graph, model)
     saved.done(delete=not keep_checkpoint)
     return graph
+
+
+def saes_in_use(model: ReplacementModel, saes: Sequence[SparseDictionary | DictionaryInUse]) -> list[Saes]:
+    """Return SAEs in use on a model's device.
+
+    Raises:
+        ValueError: One is not an SAE, or does not fit the model.
+    """
+    used = []
+    for given in saes:
+        sae = in_use(given, model.device)
+        if not isinstance(sae, Saes):
+            raise ValueError(f"{sae.name} is not an SAE: its features are written L3/417")
+        sae.check_fits(model.description, model.name)
+        used.append(sae)
+    return used
 
 
 def _check_settings(

@@ -1,4 +1,4 @@
-"""Feature cards from the user's own texts: what a corpus shows of every feature of a transcoder.
+"""Feature cards from the user's own texts: what a corpus shows of every feature of transcoders, or of SAEs.
 
 Bricken et al. 2023, "Towards Monosemanticity", made top contexts, activation histograms and promoted tokens the usual view
 of a feature. Here contexts are ranked by their largest activation, one for each context and wording (`tops.py`), and
@@ -18,11 +18,14 @@ import torch
 
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.files import check_writable
-from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.demo import CARDS_FILE
+from crosstrace.replacement_model import LoadedModel, SparseDictionary
+from crosstrace.replacement_model.demo import DEMO_DIR
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
+from crosstrace.replacement_model.dictionaries.use import in_use
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
+from crosstrace.replacement_model.model import dictionary_of
 from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.replacement_model.texts import Corpus, CorpusContext, Texts, contexts
@@ -39,7 +42,7 @@ _ARRAYS_SHARE = 0.25
 
 
 def build_cards(
-    model: ReplacementModel,
+    model: LoadedModel,
     corpus: Corpus | Texts | str | os.PathLike[str] | Sequence[str],
     path: str | os.PathLike[str] | None = None,
     *,
@@ -50,6 +53,7 @@ def build_cards(
     batch_tokens: int | None = None,
     resume: bool = False,
     progress: bool | None = None,
+    dictionary: SparseDictionary | DictionaryInUse | None = None,
 ) -> FeatureCards:
     """Stream a corpus through the model and write a card for every feature that fires.
 
@@ -58,7 +62,7 @@ def build_cards(
     the same file; the folder is deleted at the end.
 
     Args:
-        model: The replacement model, with a tokenizer.
+        model: The replacement model, or a base model, with a tokenizer.
         corpus: A `Corpus`, the path of one file, or texts.
         path: The file; None puts it beside the transcoders, where other functions find it. The demo keeps the cards it
             came with: for it, None is `cards.safetensors` in the current folder.
@@ -70,6 +74,8 @@ def build_cards(
             resuming. Results depend on it only through rounding.
         resume: Continue an interrupted run.
         progress: Show a bar on standard error; None: if that is a terminal.
+        dictionary: Whose features get cards: SAEs, as `open_sae` returns them, or any other dictionary. None for the
+            replacement model's transcoders.
 
     Returns:
         The cards, as they are in the file.
@@ -91,32 +97,33 @@ def build_cards(
         corpus = Texts(corpus)
     if model.tokenizer is None:
         raise ValueError(f"model {model.name} has no tokenizer, so it cannot read a corpus")
+    used = model_dictionary(model, dictionary)
     window = window or Window()
     length = context_length or min(CONTEXT_LENGTH, model.description.max_positions)
     excluded = model.description.excluded_first
     _check_settings(model, length, excluded, top, window, logits, batch_tokens)
-    target = Path(path) if path is not None else _usual_path(model.transcoders.name)
+    target = Path(path) if path is not None else _usual_path(used.name)
     check_writable(target)
     identity: dict[str, Any] = {
         "model": model.name,
-        "transcoders": model.transcoders.name,
-        "fingerprints": weight_fingerprints(model),
+        "transcoders": used.name,
+        "fingerprints": weight_fingerprints(model, used),
         "corpus": corpus.names,
         "context length": length,
         "excluded first positions": excluded,
         "number of contexts": top,
         "window": [window.before, window.after],
         "number of promoted tokens": logits,
-        "dtype": str(model.transcoders.weights_dtype),
+        "dtype": str(used.weights_dtype),
     }
     usual = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"])
-    memory = int(_ARRAYS_SHARE * (model.transcoders.memory_budget or usable_bytes(torch.device("cpu"))))
-    run = CardRun(Path(f"{target}.partial"), identity, model.transcoders.reader.n_features, top, memory, resume)
+    memory = int(_ARRAYS_SHARE * (used.memory_budget or usable_bytes(torch.device("cpu"))))
+    run = CardRun(Path(f"{target}.partial"), identity, _features_by_layer(used), top, memory, resume)
     run.batch_tokens = batch_tokens or run.batch_tokens or usual
     try:
         with asked_to_stop() as asked, corpus_progress(corpus.total, progress) as bar:
             if not run.finished:
-                _read_corpus(model, corpus, run, window, asked, bar)
+                _read_corpus(model, used, corpus, run, window, asked, bar)
 
             def known(count: int) -> None:
                 bar.features(count)
@@ -125,8 +132,8 @@ def build_cards(
 
             bar.begin_features(sum(layer.used for layer in run.layers))
             for layer in range(len(run.layers)):
-                write_layer_logits(model, run, layer, logits, known)
-        write_cards(target, model, run, _header(model, corpus, run, logits), length)
+                write_layer_logits(model, used, run, layer, logits, known)
+        write_cards(target, model, run, _header(model, used, corpus, run, logits), length)
     except BaseException:
         run.close()
         raise
@@ -134,13 +141,31 @@ def build_cards(
     return FeatureCards(target)
 
 
-def _usual_path(transcoders: str) -> Path:
-    path = cards_path(transcoders)
-    return Path(path.name) if path == CARDS_FILE else path
+def _usual_path(name: str) -> Path:
+    path = cards_path(name)
+    return Path(path.name) if path.is_relative_to(DEMO_DIR) else path  # the package is left as it came
+
+
+def model_dictionary(model: LoadedModel, dictionary: SparseDictionary | DictionaryInUse | None) -> DictionaryInUse:
+    """Return a dictionary in use with a model; None stands for a replacement model's transcoders.
+
+    Raises:
+        ValueError: It does not fit the model, or the model has no transcoders and no dictionary is named.
+    """
+    if dictionary is None:
+        return dictionary_of(model)
+    used = in_use(dictionary, model.device)
+    used.check_fits(model.description, model.name)
+    return used
+
+
+def _features_by_layer(used: DictionaryInUse) -> list[int]:
+    """The number of features of every layer up to the last that the dictionary has; 0 for those that it lacks."""
+    return [used.n_features.get(layer, 0) for layer in range(used.layers[-1] + 1)]
 
 
 def _check_settings(
-    model: ReplacementModel,
+    model: LoadedModel,
     length: int,
     excluded: int,
     top: int,
@@ -166,7 +191,8 @@ def _check_settings(
 
 
 def _read_corpus(
-    model: ReplacementModel,
+    model: LoadedModel,
+    used: DictionaryInUse,
     corpus: Corpus | Texts,
     run: CardRun,
     window: Window,
@@ -180,7 +206,7 @@ def _read_corpus(
     try:
         for batch in batches(stream, run.batch_tokens):
             whole = False
-            add_batch(model, run, [context.tokens for context in batch], window)
+            add_batch(model, used, run, [context.tokens for context in batch], window)
             run.cursor = batch[-1].after
             whole = True
             bar.reading(batch[-1].read, run.tokens)
@@ -225,11 +251,14 @@ def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[Corpu
         yield batch
 
 
-def add_batch(model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int]], window: Window) -> None:
+def add_batch(
+    model: LoadedModel, used: DictionaryInUse, run: CardRun, some: Sequence[Sequence[int]], window: Window
+) -> None:
     """Run some contexts and add what fires to a run.
 
     Args:
-        model: The replacement model.
+        model: The model.
+        used: Whose features.
         run: The state to add to.
         some: The contexts, as token ids.
         window: Tokens kept around a peak.
@@ -241,12 +270,14 @@ def add_batch(model: ReplacementModel, run: CardRun, some: Sequence[Sequence[int
     def take(layer: int, places: torch.Tensor, features: torch.Tensor, values: torch.Tensor) -> None:
         run.layers[layer].add(places.cpu().numpy(), features.cpu().numpy(), values.cpu().numpy(), batch, run.log)
 
-    stream_features(model, torch.from_numpy(batch.tokens_bw), torch.from_numpy(wanted_bw), take)
+    stream_features(model, torch.from_numpy(batch.tokens_bw), torch.from_numpy(wanted_bw), take, used)
     run.positions += int(wanted_bw.sum())
     run.tokens += int(batch.lengths_b.sum())
 
 
-def _header(model: ReplacementModel, corpus: Corpus | Texts, run: CardRun, logits: int) -> dict[str, Any]:
+def _header(
+    model: LoadedModel, used: DictionaryInUse, corpus: Corpus | Texts, run: CardRun, logits: int
+) -> dict[str, Any]:
     before, after = run.identity["window"]
     return {
         "model": run.identity["model"],
@@ -269,6 +300,6 @@ def _header(model: ReplacementModel, corpus: Corpus | Texts, run: CardRun, logit
             "logits": logits,
             "coherence_by_chance": round(coherence_by_chance(model), 4),
         },
-        "n_features": model.transcoders.reader.n_features,
+        "n_features": _features_by_layer(used),
         "vocabulary_size": model.description.vocab_size,
     }

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs.cards.feature_cards import FORMAT, VERSION
 from crosstrace.graphs.tensor_file import TensorSource, map_tensors, narrowest, write_tensors
-from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model import LoadedModel
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
+from crosstrace.replacement_model.prompts import token_strings
 from crosstrace.replacement_model.readouts.direct_logits import direct_logits
 from crosstrace.tracer.cards.run import CardRun
 from crosstrace.tracer.cards.tops import BINS, LayerTops
@@ -31,12 +33,13 @@ _NO_METADATA = ("crosstrace-logits", "1")
 
 
 def write_layer_logits(
-    model: ReplacementModel, run: CardRun, layer: int, count: int, known: Callable[[int], None]
+    model: LoadedModel, used: DictionaryInUse, run: CardRun, layer: int, count: int, known: Callable[[int], None]
 ) -> None:
     """Compute what a layer's features promote and suppress into the run's folder, unless an earlier run has done so.
 
     Args:
-        model: The replacement model.
+        model: The model.
+        used: Whose features.
         run: A run that has read its corpus.
         layer: The layer.
         count: Tokens kept at each end.
@@ -47,7 +50,7 @@ def write_layer_logits(
         known(run.layers[layer].used)
         return
     features = np.sort(run.layers[layer].features[: run.layers[layer].used]).astype(np.int64)
-    logits = direct_logits(model, layer, torch.from_numpy(features), count, known)
+    logits = direct_logits(model, layer, torch.from_numpy(features), count, known, dictionary=used)
     arrays = {name: getattr(logits, name).numpy() for name in _LOGIT_PARTS}
     for name in ("promoted", "suppressed"):
         arrays[name] = arrays[name].astype(np.int32)
@@ -77,12 +80,12 @@ class _Numbering:
         return narrowest(len(self.tokens))
 
 
-def write_cards(path: Path, model: ReplacementModel, run: CardRun, header: dict[str, Any], context_length: int) -> None:
+def write_cards(path: Path, model: LoadedModel, run: CardRun, header: dict[str, Any], context_length: int) -> None:
     """Write the cards of a finished run whose folder holds the logits of every layer.
 
     Args:
         path: The file.
-        model: The replacement model.
+        model: The model.
         run: The run.
         header: What the file says about itself, besides its version.
         context_length: The most tokens of a context.
@@ -191,7 +194,7 @@ class _LayerCards:
 
 
 def _numbering(
-    model: ReplacementModel, run: CardRun, layers: list[_LayerCards]
+    model: LoadedModel, run: CardRun, layers: list[_LayerCards]
 ) -> tuple[_Numbering, NDArray[np.int64], TensorSource]:
     """Return what goes into the file, where its contexts start among its tokens, and those tokens."""
     used = np.zeros(run.log.n_contexts, dtype=np.bool_)
@@ -224,5 +227,5 @@ def _numbering(
     return numbering, starts, TensorSource("tokens", numbering.token_type, (int(starts[-1]),), renumbered)
 
 
-def _strings(model: ReplacementModel, tokens: NDArray[np.int64]) -> list[str]:
-    return model.token_strings(torch.from_numpy(tokens))
+def _strings(model: LoadedModel, tokens: NDArray[np.int64]) -> list[str]:
+    return token_strings(tokens.tolist(), model.tokenizer)

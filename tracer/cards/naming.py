@@ -15,23 +15,27 @@ import numpy as np
 from crosstrace.graphs import AttributionGraph, FeatureCards, prune
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.cards.labels import guessed_label
-from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model import LoadedModel, ReplacementModel
+from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
+from crosstrace.replacement_model.model import dictionary_of
+from crosstrace.replacement_model.prompts import token_strings
 from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance, promoted_tokens
 
 _LOOKED_AT = 8  # strongest tokens, of which some may be shown alike
 _DIRECTIONS = 64  # that tell what chance gives: fewer than for cards, as they take as long as that many guesses
-_by_chance: WeakKeyDictionary[ReplacementModel, float] = WeakKeyDictionary()
+_by_chance: WeakKeyDictionary[LoadedModel, float] = WeakKeyDictionary()
 
 Key = tuple[int, int]
 """(layer, feature)."""
 
 
-def guesses(model: ReplacementModel, features: Sequence[Key]) -> dict[Key, str]:
+def guesses(model: LoadedModel, features: Sequence[Key], dictionary: DictionaryInUse | None = None) -> dict[Key, str]:
     """Guess at the meaning of features by what they promote.
 
     Args:
-        model: The replacement model.
+        model: The replacement model, or a base model.
         features: The features, as (layer, feature).
+        dictionary: Whose features; None for the replacement model's transcoders.
 
     Returns:
         Guesses such as `→ AG, ag`, or `→? AG, ag` where the tokens are no more alike than chance makes them (see
@@ -44,9 +48,9 @@ def guesses(model: ReplacementModel, features: Sequence[Key]) -> dict[Key, str]:
     features = list(dict.fromkeys(features))
     if not features:
         return {}
-    found = promoted_tokens(model, features, _LOOKED_AT)
+    found = promoted_tokens(model, features, _LOOKED_AT, dictionary)
     distinct, where = found.promoted.unique(return_inverse=True)
-    texts = model.token_strings(distinct)
+    texts = token_strings(distinct.tolist(), model.tokenizer)
     if model not in _by_chance:
         _by_chance[model] = coherence_by_chance(model, _DIRECTIONS)
     coherent = found.coherence > _by_chance[model]
@@ -62,26 +66,30 @@ def guesses(model: ReplacementModel, features: Sequence[Key]) -> dict[Key, str]:
 class FeatureNames:
     """What features of a model are called: by their label, the automatic one from cards, or else by a guess."""
 
-    def __init__(self, model: ReplacementModel, cards: FeatureCards | None = None) -> None:
+    def __init__(
+        self, model: LoadedModel, cards: FeatureCards | None = None, dictionary: DictionaryInUse | None = None
+    ) -> None:
         """
         Args:
-            model: The replacement model.
-            cards: Its features' cards, if there are any.
+            model: The replacement model, or a base model.
+            cards: The features' cards, if there are any.
+            dictionary: Whose features; None for the replacement model's transcoders.
         """
         self._model, self._cards = model, cards
+        self._dictionary = dictionary_of(model, dictionary)
         self._known: dict[Key, str] = {}
 
     def of(self, features: Iterable[Key]) -> dict[Key, str]:
         """Return the names of some features, "" where there is none."""
         wanted = list(dict.fromkeys(features))
-        labels, cards = self._model.transcoders.labels, self._cards
+        labels, cards = self._dictionary.labels, self._cards
         for key in wanted:
             if label := labels.get(key, "").strip():
                 self._known[key] = label
             elif cards is not None and key in cards:
                 self._known[key] = cards.label(key)
         if unnamed := [key for key in wanted if key not in self._known]:
-            found = guesses(self._model, unnamed)
+            found = guesses(self._model, unnamed, self._dictionary)
             self._known |= {key: found.get(key, "") for key in unnamed}
         return {key: self._known[key] for key in wanted}
 

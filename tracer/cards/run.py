@@ -99,6 +99,8 @@ class CardRun:
 
     def _mapped(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Allocate zeros in a sparse file, of which only the touched pages take room."""
+        if 0 in shape:  # a layer that the dictionary lacks; no file is mapped for nothing
+            return np.zeros(shape, dtype)
         return np.memmap(self._scratch / f"{len(list(self._scratch.iterdir()))}.bin", dtype, "w+", shape=shape)
 
     def _saved(self, resume: bool) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:

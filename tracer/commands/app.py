@@ -16,6 +16,8 @@ VERBS = (
     "prune",
     "compare",
     "features",
+    "read",
+    "probe",
     "intervene",
     "validate",
     "attention",

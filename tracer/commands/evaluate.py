@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,12 +27,6 @@ from crosstrace.tracer.commands.options import (
     TextField,
     TranscodersOption,
 )
-
-if TYPE_CHECKING:
-    from crosstrace.tracer.evaluation.report import EvaluationReport
-
-# A measured L0 this many times the config's, or its inverse, is probably that of another site or another model.
-_FAR = 4.0
 
 
 def evaluate(
@@ -86,6 +80,7 @@ def evaluate(
         from crosstrace.tracer.commands.model_choice import check_device, parse_dtype
         from crosstrace.tracer.evaluation.evaluate import evaluate as measure
         from crosstrace.tracer.evaluation.evaluate import in_use
+        from crosstrace.tracer.evaluation.measured_l0 import MeasuredL0, far_l0
         from crosstrace.tracer.terminal.evaluation import show_evaluation
 
         for path in output or ():
@@ -112,23 +107,8 @@ def evaluate(
         delivery = write_each(output, report.write, debug)
         if not quiet:
             show_evaluation(report)
-        _say_far_l0(report)
+        if far := far_l0(MeasuredL0(layer.layer, layer.l0, layer.l0_config) for layer in report.layers):
+            note(far)
         if report.tokens < tokens:
             note(f"the texts have only {report.tokens:,} tokens that count, not {tokens:,}")
         delivery.finish(quiet)
-
-
-def _say_far_l0(report: EvaluationReport) -> None:
-    far = [
-        (max(layer.l0 / layer.l0_config, layer.l0_config / layer.l0) if layer.l0 else float("inf"), layer)
-        for layer in report.layers
-        if layer.l0_config
-    ]
-    far = [(factor, layer) for factor, layer in far if factor >= _FAR]
-    if far:
-        _, layer = max(far, key=lambda entry: entry[0])
-        note(
-            f"{len(far)} of {len(report.layers)} layers are far from the L0 in the config, layer {layer.layer} most: "
-            f"{layer.l0:,.1f} measured and {layer.l0_config:,.0f} expected; is this the model and the site that it was "
-            "trained on?"
-        )

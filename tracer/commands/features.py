@@ -11,6 +11,7 @@ import typer
 from crosstrace.graphs.numbers import count
 from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import say_wrote
+from crosstrace.tracer.commands.dictionaries import open_to_read
 from crosstrace.tracer.commands.messages import one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice
 from crosstrace.tracer.commands.options import (
@@ -24,6 +25,7 @@ from crosstrace.tracer.commands.options import (
     Model,
     Quiet,
     Resume,
+    Saes,
     TranscodersOption,
 )
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
+    from crosstrace.replacement_model import LoadedModel
+    from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
     from crosstrace.replacement_model.texts import Corpus
 
 _FOUND = 20
@@ -113,18 +117,25 @@ def features(
     resume: Resume = False,
     model: Model = None,
     transcoders: TranscodersOption = None,
+    sae: Saes = None,
     device: Device = None,
     dtype: Dtype = None,
     memory_budget: MemoryBudget = None,
     device_map: DeviceMap = None,
     exclude_first: ExcludeFirst = None,
 ) -> None:
-    """Make feature cards from your own texts (--corpus), or look cards up.
+    """Make feature cards of transcoders or SAEs from your own texts (--corpus), or look cards up.
 
     Example: crosstrace features --corpus texts.jsonl -o cards.safetensors
 
     Example: crosstrace features L3/417
+
+    Example: crosstrace features resid_post/3/417 --sae FOLDER
     """
+    if sae and transcoders:
+        raise typer.BadParameter("--sae and --transcoders exclude each other: cards are of one dictionary")
+    if sae and len(sae) > 1:
+        raise typer.BadParameter("--sae is given several times; cards are made of one SAE or one family at a time")
     if corpus and cards is not None:
         raise typer.BadParameter("--cards names cards to look up; with --corpus, -o says where they are written")
     for name, value in (
@@ -140,16 +151,26 @@ def features(
     if exclude_first is not None and not corpus:
         raise typer.BadParameter("--exclude-first goes with --corpus; cards say what was excluded when they were made")
     chosen = (
-        ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first) if corpus else None
+        ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first)
+        if corpus and not sae
+        else None
     )
     with one_line_errors(debug):
-        if corpus and chosen is not None:
+        if corpus:
             from crosstrace.replacement_model.texts import Corpus
             from crosstrace.tracer.cards.build import build_cards
 
             source = Corpus(corpus, text_field, skip_broken)
+            base: LoadedModel
+            dictionary: DictionaryInUse | None = None
+            if chosen is None:
+                base, [dictionary] = open_to_read(
+                    model, sae, None, device, dtype, memory_budget, device_map, exclude_first
+                )
+            else:
+                base = chosen.load()
             found = build_cards(
-                chosen.load(),
+                base,
                 source,
                 output,
                 context_length=context_length,
@@ -158,6 +179,7 @@ def features(
                 batch_tokens=batch_tokens,
                 resume=resume,
                 progress=False if quiet else None,
+                dictionary=dictionary,
             )
             _say_left_out(source)
             say_wrote(found.path)
@@ -166,7 +188,7 @@ def features(
                     f"to use these cards, give --cards {found.path}; without it, those beside the transcoders are used"
                 )
         else:
-            found = _open(cards, transcoders)
+            found = _open(cards, sae[0] if sae else transcoders)
         keys = _look_up(found, feature or [], top, quiet)
         if export_json is not None:
             from crosstrace.graphs.cards.neuronpedia import export_cards
@@ -201,7 +223,8 @@ def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
     from crosstrace.replacement_model import demo
     from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 
-    path = cards or cards_path(transcoders or demo.TRANSCODERS_NAME)
+    named = demo.SAES_NAME if transcoders == "demo" else transcoders
+    path = cards or cards_path(named or demo.TRANSCODERS_NAME)
     if cards is None and not path.is_file():
         raise FileNotFoundError(
             f"there are no cards in {path.parent}: make them with crosstrace features --corpus FILE"
@@ -214,6 +237,7 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) 
     from rich.console import Console
 
     from crosstrace.replacement_model.dictionaries.base import read_labels
+    from crosstrace.replacement_model.dictionaries.latents import parse_latent
     from crosstrace.replacement_model.interventions.references import parse_feature
     from crosstrace.tracer.terminal.card import check_feature, overview, show_card
 
@@ -221,7 +245,8 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) 
     console = Console(quiet=quiet)
     chosen: list[Key] = []
     for text in wanted:
-        if feature := parse_feature(text, labels.values()):
+        latent = parse_latent(text)
+        if feature := parse_feature(text if latent is None else f"L{latent.layer}/{latent.feature}", labels.values()):
             key = (feature.layer, feature.feature)
             check_feature(cards, key)
             show_card(cards, key, console, labels.get(key, ""), top)

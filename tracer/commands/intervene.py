@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from crosstrace.tracer.commands.delivery import write_each
+from crosstrace.tracer.commands.dictionaries import named_saes
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice, note_prompt, read_prompt
 from crosstrace.tracer.commands.options import (
@@ -19,6 +20,7 @@ from crosstrace.tracer.commands.options import (
     Model,
     Prompt,
     Quiet,
+    Saes,
     TranscodersOption,
 )
 
@@ -71,6 +73,7 @@ def intervene(
         ),
     ] = None,
     cards: CardsOption = None,
+    sae: Saes = None,
     freeze: Annotated[
         str,
         typer.Option(
@@ -102,7 +105,8 @@ def intervene(
 ) -> None:
     """Change features in a prompt, and list the top tokens before and after.
 
-    A FEATURE is L3/417@7, or a label such as '"Texas"@5:'; without @, it means every position.
+    A FEATURE is L3/417@7, or a label such as '"Texas"@5:'; without @, it means every position. --add also takes a latent of
+    an SAE, resid_post/12/417@7, and adds its decoder.
 
     Example: crosstrace intervene "The capital of the state containing Dallas is" --ablate Texas
     """
@@ -114,6 +118,7 @@ def intervene(
         text = read_prompt(prompt)
         from crosstrace.graphs import FeatureCards, check_state, read_graph, with_card_labels
         from crosstrace.replacement_model.fingerprints import weight_fingerprints
+        from crosstrace.tracer.attribution.tracing import saes_in_use
         from crosstrace.tracer.cards.lookup import find_cards
         from crosstrace.tracer.interventions.before_after import (
             before_and_after,
@@ -121,6 +126,7 @@ def intervene(
             parse_intervention,
             write_before_after,
         )
+        from crosstrace.tracer.interventions.latents import with_latents
         from crosstrace.tracer.interventions.named_features import by_name
         from crosstrace.tracer.terminal.interventions import show_before_after
 
@@ -131,7 +137,9 @@ def intervene(
         interventions = [parse_intervention(verb, edit) for verb, edits in asked.items() for edit in edits or ()]
         if groups is not None:
             check_state(groups)  # before minutes are spent on loading
+        readers = named_saes(sae, [str(edit.where) for edit in interventions], loaded_demo=model is None)
         loaded = chosen.load()
+        interventions = with_latents(interventions, loaded, saes_in_use(loaded, readers))
         note_prompt(loaded, text)
         found = find_cards(loaded.name, loaded.transcoders.name, weight_fingerprints(loaded), given=cards, note=note)
         if named is not None:

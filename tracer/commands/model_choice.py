@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from crosstrace.graphs import AttributionGraph
-    from crosstrace.replacement_model import ReplacementModel
+    from crosstrace.replacement_model import LoadedModel, ReplacementModel
     from crosstrace.tracer.attribution.plan import Plan
 
 _WORDS_NAMED = 5
@@ -203,22 +203,28 @@ def _standard_input() -> str:
         raise ValueError(f"standard input is not valid UTF-8: byte {problem.start + 1} is 0x{byte:02X}") from None
 
 
-def note_prompt(model: ReplacementModel, text: str) -> None:
+def note_prompt(model: LoadedModel, text: str) -> None:
     """Say what is probably not meant in a prompt: words that the model has no token for, a second `<bos>`, and so on."""
+    from crosstrace.replacement_model import prompts
+
     note_unknown_words(model, text)
-    for line in model.prompt_notes(text):
+    size = model.description
+    ids = prompts.prompt_ids(text, model.tokenizer, model.name, size.vocab_size, size.max_positions)
+    for line in prompts.prompt_notes(text, ids.tolist(), model.tokenizer):
         note(line)
 
 
-def note_unknown_words(model: ReplacementModel, text: str) -> None:
+def note_unknown_words(model: LoadedModel, text: str) -> None:
     """Name the words of a prompt that the model has no token for, because it reads them all alike."""
+    from crosstrace.replacement_model import prompts
     from crosstrace.replacement_model.demo import MODEL_NAME
 
-    if words := model.unknown_words(text):
+    if words := prompts.unknown_words(text, model.tokenizer):
         more = f" and {len(words) - _WORDS_NAMED} more" if len(words) > _WORDS_NAMED else ""
         demo = "; the demo knows only the words of its sentences, spelled as they are there"
         shown = (
-            word + "".join(f" ({close}?)" for close in model.close_tokens(word, n=1)) for word in words[:_WORDS_NAMED]
+            word + "".join(f" ({close}?)" for close in prompts.close_tokens(word, model.tokenizer, 1))
+            for word in words[:_WORDS_NAMED]
         )
         note(
             f"not in the vocabulary, read as unknown: {', '.join(shown)}{more}"

@@ -93,6 +93,18 @@ SaeOption = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+Saes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s",
+        "--sae",
+        metavar="NAME",
+        help="An SAE of its: a folder, or org/repo/sub/folder\\[@revision] on the hub; one layer, or a family of "
+        "layers. Repeatable, for several sites too.",
+        show_default="the demo's, for the demo",
+        rich_help_panel=_MACHINE,
+    ),
+]
 CorpusFiles = Annotated[
     list[Path],
     typer.Option("-c", "--corpus", metavar="FILE", help="Texts: .txt, .jsonl or .parquet. Repeatable."),

@@ -10,6 +10,7 @@ import typer
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import check_graph_outputs, check_thresholds, deliver_graph
+from crosstrace.tracer.commands.dictionaries import named_saes
 from crosstrace.tracer.commands.figure_options import (
     Everything,
     FigureChoice,
@@ -37,6 +38,7 @@ from crosstrace.tracer.commands.options import (
     Prompt,
     Quiet,
     Resume,
+    Saes,
     TranscodersOption,
 )
 
@@ -78,10 +80,11 @@ def trace(
             "--target",
             metavar="TARGET",
             help="Explain this instead of the most probable tokens: '\" Austin\"', '\"\\n\"', #24278 (an id), "
-            '\'" Austin" - " Dallas"\' or L3/417@7. Repeatable; all weigh the same.',
+            '\'" Austin" - " Dallas"\', L3/417@7, or resid_post/12/417@7 with --sae. Repeatable; all weigh the same.',
             rich_help_panel=_TARGETS,
         ),
     ] = None,
+    sae: Saes = None,
     position: Annotated[
         int,
         typer.Option(
@@ -150,6 +153,7 @@ def trace(
         from crosstrace.tracer.cards.naming import with_guesses
         from crosstrace.tracer.terminal.graph import show_graph
 
+        readers = named_saes(sae, target or (), loaded_demo=model is None)
         loaded = chosen.load()
         note_unknown_words(loaded, text)
         graph = trace_prompt(
@@ -166,6 +170,7 @@ def trace(
             resume=resume,
             keep_checkpoint=True,
             note=note,
+            saes=readers,
         )
         pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=_ALSO_NAMED)
         if attention:

@@ -13,15 +13,13 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model import ModelDescription, ModelSites, SparseDictionary, TranscoderReader
+from crosstrace.replacement_model import LoadedModel, ModelDescription, SparseDictionary
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse, Features
-from crosstrace.replacement_model.dictionaries.saes import Saes
-from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.dictionaries.use import in_use as put_to_use
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
 from crosstrace.replacement_model.texts import Corpus, Cursor, Texts, contexts
 from crosstrace.tracer.defaults import CONTEXT_LENGTH, EVALUATION_LAYER_TOKENS, EVALUATION_TOKENS
@@ -39,32 +37,8 @@ _RUNS, _ALONE = 3.0, 0.75
 _BATCH_SHARE = 0.125
 
 
-class Model(Protocol):
-    """What an evaluation needs of a model: `BaseModel` and `ReplacementModel` of `crosstrace.replacement_model` have it."""
-
-    @property
-    def sites(self) -> ModelSites:
-        """The live modules of the model."""
-
-    @property
-    def description(self) -> ModelDescription:
-        """The sizes and conventions of the model."""
-
-    @property
-    def tokenizer(self) -> object:
-        """The tokenizer of `transformers`, or None."""
-
-    @property
-    def name(self) -> str:
-        """What the user called the model."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where dictionaries are used."""
-
-
 def evaluate(
-    model: Model,
+    model: LoadedModel,
     dictionary: SparseDictionary | DictionaryInUse,
     texts: Corpus | Texts | str | os.PathLike[str] | Sequence[str],
     tokens: int = EVALUATION_TOKENS,
@@ -141,7 +115,7 @@ def evaluate(
 
 def in_use(
     dictionary: SparseDictionary | DictionaryInUse,
-    model: Model,
+    model: LoadedModel,
     dtype: torch.dtype | None = None,
     memory_budget: int | str | None = None,
 ) -> DictionaryInUse:
@@ -157,12 +131,7 @@ def in_use(
         ValueError: Dictionary and model do not fit, nothing can be spliced in where the dictionary writes, or the budget is
             not a size.
     """
-    if isinstance(dictionary, DictionaryInUse):
-        used: DictionaryInUse = dictionary
-    elif isinstance(dictionary, TranscoderReader):
-        used = Transcoders(dictionary, model.device, dtype, memory_budget)
-    else:
-        used = Saes(dictionary, model.device, dtype, memory_budget)
+    used = put_to_use(dictionary, model.device, dtype, memory_budget)
     used.check_fits(model.description, model.name)
     if used.writes.is_branch:
         raise ValueError(
@@ -172,7 +141,7 @@ def in_use(
     return used
 
 
-def _check_settings(model: Model, length: int, tokens: int, layer_tokens: int, batch_tokens: int | None) -> None:
+def _check_settings(model: LoadedModel, length: int, tokens: int, layer_tokens: int, batch_tokens: int | None) -> None:
     longest, excluded = model.description.max_positions, model.description.excluded_first
     if not excluded < length <= longest:
         raise ValueError(
@@ -209,7 +178,9 @@ class _Window:
         return len(self.tokens) - self.excluded
 
 
-def _windows(model: Model, texts: Corpus | Texts, length: int, tokens: int, layer_tokens: int) -> Iterator[_Window]:
+def _windows(
+    model: LoadedModel, texts: Corpus | Texts, length: int, tokens: int, layer_tokens: int
+) -> Iterator[_Window]:
     """Yield contexts until enough tokens are counted; the last one is cut to the number."""
     counted = 0
     for context in contexts(texts, model.tokenizer, length, 1, Cursor()):
@@ -238,7 +209,7 @@ def _batches(windows: Iterator[_Window], tokens: int) -> Iterator[list[_Window]]
 class _Evaluation:
     """The sums of an evaluation."""
 
-    def __init__(self, model: Model, used: DictionaryInUse) -> None:
+    def __init__(self, model: LoadedModel, used: DictionaryInUse) -> None:
         self.model, self.used = model, used
         self.tokens = self.predictions = self.layer_tokens = self.layer_predictions = 0
         self.statistics = {

@@ -28,7 +28,7 @@ class Reconstruction:
     def __init__(self, dictionary: DictionaryInUse, n_tokens: int) -> None:
         self.dictionary, self.n_tokens = dictionary, n_tokens
         self._features: dict[int, Features] = {}
-        self._affine: dict[int, Tensor] = {}
+        self._inputs: dict[int, Tensor] = {}
         self._sums: Tensor | None = None
 
     def read(self, layer: int, input_xd: Tensor) -> None:
@@ -43,13 +43,13 @@ class Reconstruction:
             self._sums = torch.zeros(n_layers, self.n_tokens, dictionary.d_model, device=dictionary.device)
         first = layer if dictionary.cross_layer else 0
         dictionary.add_decoded(layer, features, self._sums[first : first + written])
-        self._affine[layer] = dictionary.affine(layer, input_xd)
+        self._inputs[layer] = input_xd
 
     def take(self, layer: int) -> tuple[Tensor, Features]:
         """Return the reconstruction (X, D) float32 of a layer's site, and the features that fire in that layer."""
         assert self._sums is not None
         sum_xd = self._sums[layer if self.dictionary.cross_layer else 0]
-        return sum_xd + self._affine.pop(layer), self._features.pop(layer)
+        return self.dictionary.reconstruction(layer, sum_xd, self._inputs.pop(layer)), self._features.pop(layer)
 
 
 class Batch:

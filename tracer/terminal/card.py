@@ -107,6 +107,8 @@ def overview(cards: FeatureCards) -> RenderableType:
     table = plain_table("")
     add_numbers(table, "layer", "features", "fired", "never\nfired", "fires on\n(median)", "active\nper token")
     for layer, (features, rates) in enumerate(zip(cards.n_features, cards.firing_rates(), strict=True)):
+        if not features:  # a layer that the dictionary lacks
+            continue
         median = share(sorted(rates)[len(rates) // 2]) if len(rates) else ""
         cells = (count(features), count(len(rates)), share(1 - len(rates) / max(features, 1)), median)
         add_row(table, str(layer), *cells, plain(sum(rates)))

@@ -101,11 +101,11 @@ def show_feature(graph: AttributionGraph, key: Key, cards: FeatureCards | None, 
             continue
         node = nodes[row]
         lines.append(Text.assemble("  at ", (place, "bold")))
-        for title, edges in (
+        for heading, edges in (
             ("from", graph.edges[[node]].toarray()[0]),
             ("to  ", graph.edges[:, [node]].toarray()[:, 0]),
         ):
-            lines.append(beside(f"    {title} ", _edges(graph, edges), within(console)))
+            lines.append(beside(f"    {heading} ", _edges(graph, edges), within(console)))
     label = next((name for row in rows if row in nodes and (name := graph.name_of(nodes[row]))), "")
     if cards is not None and key in cards:
         given = "" if is_automatic(label) else label  # the card has its own

@@ -119,7 +119,7 @@ def beside(title: str, pieces: Iterable[Text], width: int) -> Table:
 def explain_guesses(table: Table, labels: Iterable[str]) -> None:
     """Say below a table what weak guesses are, if there are some among the labels that it shows."""
     if any(map(is_weak_guess, labels)):
-        table.caption, table.caption_justify, table.caption_style = Text(GUESS_LEGEND), "left", "dim"
+        table.caption, table.caption_justify, table.caption_style = Text(f"{GUESS_LEGEND}\n"), "left", "dim"
 
 
 def coloured(text: str, value: float) -> Text:

@@ -15,6 +15,15 @@ export function featureCard(model: Model, node: number): HTMLElement[] {
     firing(model, node),
     histogram(card),
   ];
+  return there(parts);
+}
+
+/** What a card says, whatever prompt the feature fires in. */
+export function cardSections(card: Card): HTMLElement[] {
+  return there([contexts(card), tokens("Promotes", card.promoted, "plus"), tokens("Suppresses", card.suppressed, "minus"), histogram(card)]);
+}
+
+function there(parts: (HTMLElement | null)[]): HTMLElement[] {
   return parts.filter((part): part is HTMLElement => part !== null);
 }
 

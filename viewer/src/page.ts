@@ -17,7 +17,7 @@ export function rememberSoon(fragment: () => string): void {
 export function fail(problem: unknown): void {
   byId("app").removeAttribute("aria-busy");
   const element = byId("message");
-  element.textContent = `This page cannot show its graph: ${problem instanceof Error ? problem.message : String(problem)}`;
+  element.textContent = `This page cannot show what it holds: ${problem instanceof Error ? problem.message : String(problem)}`;
   element.hidden = false;
   console.error(problem);
 }

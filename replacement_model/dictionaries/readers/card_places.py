@@ -27,6 +27,6 @@ def cards_path(transcoders: str | Path) -> Path:
     """
     if str(transcoders) == demo.TRANSCODERS_NAME:
         return demo.CARDS_FILE
-    place = local_place(transcoders)
+    place = local_place(demo.SAES_DIR if str(transcoders) == demo.SAES_NAME else transcoders)
     name = demo.CARDS_FILE.name
     return place / name if place.is_dir() else place.with_name(f"{place.name}.{name}")

@@ -23,18 +23,20 @@ class JoinedSaes(SparseDictionary):
             parts: Two or more.
 
         Raises:
-            ValueError: They are of different sites, widths or activation functions, or of one layer; both are named.
+            ValueError: They are of different sites, widths, activation functions or scalings, or of one layer; both are named.
         """
         first = parts[0]
         self.name, self.folder = ", ".join(part.name for part in parts), first.folder
         self.reads = self.writes = first.reads
         self.d_model, self.activation = first.d_model, first.activation
+        self.token_scaling = first.token_scaling
         self._parts: dict[int, SparseDictionary] = {}
         for part in parts:
             for what, own, expected in (
                 ("reads", part.reads.value, first.reads.value),
                 ("d_model", part.d_model, first.d_model),
                 ("activation", part.activation, first.activation),
+                ("token scaling", part.token_scaling.value, first.token_scaling.value),
             ):
                 if own != expected:
                     raise ValueError(f"{part.name}: {what} is {own}; expected {expected}, as in {first.name}")
@@ -74,6 +76,9 @@ class JoinedSaes(SparseDictionary):
 
     def bias(self, layer: int) -> Tensor:
         return self._parts[layer].bias(layer)
+
+    def centre(self, layer: int) -> Tensor | None:
+        return self._parts[layer].centre(layer)
 
     def labels(self) -> dict[tuple[int, int], str]:
         """Return the feature names kept beside the weights of each part, by (layer, feature).

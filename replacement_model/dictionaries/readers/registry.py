@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crosstrace.replacement_model.dictionaries.readers import circuit_tracer, gemma_scope
+from crosstrace.replacement_model.dictionaries.readers import circuit_tracer, gemma_scope, saelens
 from crosstrace.replacement_model.dictionaries.readers.base import FileFormat
 
 _FORMATS: list[FileFormat] = []
@@ -34,5 +34,11 @@ def format_of(path: Path) -> FileFormat | None:
     return next((file_format for file_format in _FORMATS if file_format.matches(path)), None)
 
 
-for _format in (circuit_tracer.FORMAT, gemma_scope.CROSS_LAYER, gemma_scope.PER_LAYER, gemma_scope.ONE_LAYER):
+for _format in (
+    circuit_tracer.FORMAT,
+    gemma_scope.CROSS_LAYER,
+    gemma_scope.PER_LAYER,
+    gemma_scope.ONE_LAYER,
+    saelens.FORMAT,
+):
     register_reader(_format)

@@ -55,7 +55,7 @@ def test_promoted_tokens_are_the_upper_end_of_the_direct_logits(case: Case, coun
 
 
 def test_features_that_do_not_exist_are_named(model: ReplacementModel) -> None:
-    with pytest.raises(ValueError, match=r"the model has layers 0 to 5, not 6"):
+    with pytest.raises(ValueError, match=r"crosstrace-demo-clt has layers 0 to 5, not 6"):
         promoted_tokens(model, [(6, 0)])
     with pytest.raises(ValueError, match=r"layer 2 has features 0 to 511, not 512"):
         promoted_tokens(model, [(2, 512)])

@@ -1,0 +1,104 @@
+"""The dictionaries that `--sae` and `--transcoders` name, beside the base model that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from crosstrace.tracer.commands.model_choice import check_device, note_dequantising, parse_dtype
+
+if TYPE_CHECKING:
+    from crosstrace.graphs import FeatureCards
+    from crosstrace.replacement_model import BaseModel, SparseDictionary
+    from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
+
+_DEMO = ("demo", "crosstrace-demo")
+
+
+def open_to_read(
+    model: str | None,
+    saes: Sequence[str] | None,
+    transcoders: str | None,
+    device: str | None,
+    dtype: str | None,
+    memory_budget: str | None,
+    device_map: str | None,
+    exclude_first: int | None,
+) -> tuple[BaseModel, list[DictionaryInUse]]:
+    """Load a base model and every dictionary that is named; for the demo its own SAEs if none is.
+
+    Raises:
+        typer.BadParameter: No dictionary is named for a model other than the demo.
+        ValueError: A file, the device or the dtype cannot be used, or a dictionary does not fit the model.
+        OSError: Files are missing.
+    """
+    from crosstrace.replacement_model import BaseModel, open_transcoders
+    from crosstrace.replacement_model.dictionaries.use import in_use
+
+    if not saes and not transcoders:
+        if model not in (None, *_DEMO):
+            raise typer.BadParameter("--model goes with --sae or --transcoders: what is it to be read with?")
+        saes = ["demo"]
+    used_dtype = parse_dtype(dtype)
+    check_device(device)
+    # The dictionaries first: a wrong path should not cost the wait for a large model.
+    readers: list[SparseDictionary] = [open_named_sae(name) for name in saes or ()]
+    if transcoders:
+        readers.append(open_transcoders(transcoders))
+    note_dequantising(model)
+    base = BaseModel.from_pretrained(model or "demo", device, used_dtype, exclude_first, device_map)
+    used = [in_use(reader, base.device, used_dtype, memory_budget) for reader in readers]
+    for dictionary in used:
+        dictionary.check_fits(base.description, base.name)
+    return base, used
+
+
+def open_named_sae(name: str) -> SparseDictionary:
+    """Open an SAE as `--sae` names it: `demo`, a folder, or a reference on the hub.
+
+    Raises:
+        ValueError: The files are damaged, or hold something else.
+        OSError: There are none.
+    """
+    from crosstrace.replacement_model import demo, open_sae
+
+    if name not in ("demo", demo.SAES_NAME):
+        return open_sae(name)
+    reader = open_sae(demo.SAES_DIR)
+    reader.name = demo.SAES_NAME
+    return reader
+
+
+def named_saes(saes: Sequence[str] | None, references: Sequence[str], loaded_demo: bool) -> list[SparseDictionary]:
+    """Open the SAEs whose latents references name.
+
+    Args:
+        saes: As `--sae` names them.
+        references: What may refer to latents.
+        loaded_demo: Whether the model is the demo, whose own SAEs are opened where a reference is to a latent.
+
+    Raises:
+        ValueError: The files are damaged, or hold something else.
+        OSError: There are none.
+    """
+    from crosstrace.replacement_model.dictionaries.latents import parse_latent
+
+    if not saes and loaded_demo and any(parse_latent(text.partition("@")[0]) for text in references):
+        saes = ["demo"]
+    return [open_named_sae(name) for name in saes or ()]
+
+
+def cards_of_dictionaries(base: BaseModel, used: Sequence[DictionaryInUse]) -> dict[int, FeatureCards]:
+    """Return the feature cards that lie beside dictionaries, by the dictionaries' numbers."""
+    from crosstrace.replacement_model.fingerprints import weight_fingerprints
+    from crosstrace.tracer.cards.lookup import find_cards
+    from crosstrace.tracer.commands.messages import note
+
+    found = {}
+    for number, dictionary in enumerate(used):
+        cards = find_cards(base.name, dictionary.name, weight_fingerprints(base, dictionary), note=note)
+        if cards is not None:
+            found[number] = cards
+    return found
