@@ -124,7 +124,8 @@ def ascend(
         for i, source in enumerate(sources[:started]):
             if (step := layer - source.layer) < len(source.vectors_jd):
                 if source.position is None:
-                    stream_psd[:, i] += source.vectors_jd[step, positions]
+                    part = slice(source.first, source.first + 1) if positions is None else positions
+                    stream_psd[:, i] += source.vectors_jd[step, part]
                 else:
                     at = 0 if positions is None else source.position - positions.start
                     stream_psd[at, i] += source.vectors_jd[step]

@@ -27,8 +27,8 @@ from crosstrace.replacement_model.local.attention_scores import ScoreSide, check
 from crosstrace.tracer.attention.places import TracedPrompt
 from crosstrace.tracer.attention.projections import node_values
 
-# Pairs of which the strongest are looked for at a time, in bytes.
-_PAIRS_BYTES = 64 * 2**20
+# Query-side nodes whose pairs are looked at together, and what rounding may add to a bound.
+_ROWS, _ROUNDING = 64, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,18 +74,23 @@ class QKTerms:
             count: How many.
         """
         n = len(self.key_nw)
-        # A node that adds nothing to its side has no term: most nodes stand after the query, or above the layer.
-        queries = self.query_nw.any(1).nonzero().flatten()
-        keys = self.key_nw.any(1).nonzero().flatten()
-        best = torch.zeros(0)
-        where = torch.zeros(0, dtype=torch.int64)
-        for rows in queries.split(max(1, _PAIRS_BYTES // (4 * n))):
-            terms = (self.query_nw[rows] @ self.key_nw[keys].T).flatten()
-            places = (rows[:, None] * n + keys).flatten()
+        # No term is larger than the product of its sides' lengths: most pairs need not be looked at.
+        lengths_q, queries = self.query_nw.norm(dim=1).sort(descending=True)
+        lengths_k, keys = self.key_nw.norm(dim=1).sort(descending=True)
+        best, where, least = torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.0
+        for start in range(0, n, _ROWS):
+            longest = float(lengths_q[start]) * (1 + _ROUNDING)
+            seen = int((lengths_k * longest > least).sum())
+            if not seen:
+                break
+            rows = queries[start : start + _ROWS]
+            terms = (self.query_nw[rows] @ self.key_nw[keys[:seen]].T).flatten()
             top = terms.abs().topk(min(count, len(terms))).indices
-            best, where = torch.cat([best, terms[top]]), torch.cat([where, places[top]])
+            best = torch.cat([best, terms[top]])
+            where = torch.cat([where, rows[top // seen] * n + keys[top % seen]])
             top = best.abs().topk(min(count, len(best))).indices
             best, where = best[top], where[top]
+            least = float(best[-1].abs()) if len(best) == count else 0.0
         return [(*divmod(place, n), term) for place, term in zip(where.tolist(), best.tolist(), strict=True)]
 
     def grouped(self, groups: Sequence[Sequence[int]]) -> Tensor:
