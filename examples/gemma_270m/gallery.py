@@ -198,7 +198,7 @@ class Gallery:
         pruned = with_guesses(prune(graph), self.model)
         graph.save(self.out / f"{story.name}.safetensors")
         for suffix in (".html", ".svg"):
-            write_graph(pruned, self.out / f"{story.name}{suffix}", Figure(top_paths=20), cards=self.cards)
+            write_graph(pruned, self.out / f"{story.name}{suffix}", Figure(), cards=self.cards)
         local, twin, third = (self.model.local(prompt) for prompt in (story.prompt, story.twin, story.third))
         checked = validate_graph(self.model, pruned)
         scores = graph_scores(graph)

@@ -283,7 +283,9 @@ class Sweep:
             low, high = np.where(alone, -1, low), np.where(alone, -1, high)
         sorting = np.lexsort((layers[rows], high, low))
         order, spans = rows[sorting], np.stack([low, high], axis=1)[sorting]
-        starts = np.flatnonzero(np.r_[True, (spans[1:] != spans[:-1]).any(1)]) if len(order) else []
+        starts: list[int] = []
+        if len(order):
+            starts = np.flatnonzero(np.r_[True, (spans[1:] != spans[:-1]).any(1)]).tolist()
         budget = self.local.transcoders.memory_budget or usable_bytes(self.device)
         batches = []
         for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
