@@ -124,7 +124,9 @@ def ascend(
         for i, source in enumerate(sources[:started]):
             if (step := layer - source.layer) < len(source.vectors_jd):
                 if source.position is None:
-                    stream_psd[:, i] += source.vectors_jd[step, positions]
+                    # Each at its own position: then the prompt has one.
+                    whole_pd = source.vectors_jd[step]
+                    stream_psd[:, i] += whole_pd if positions is None else whole_pd[positions]
                 else:
                     at = 0 if positions is None else source.position - positions.start
                     stream_psd[at, i] += source.vectors_jd[step]
