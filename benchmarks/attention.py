@@ -3,9 +3,9 @@
     python benchmarks/make_model.py DIR --shape 270m --features 2048 --active 35
     python benchmarks/attention.py DIR --tokens 64 --edges 1000 --nodes 2000
 
-Loadings are of two choices of edges: what pruning keeps when the node threshold is set so that about as many are left, as
-`trace --attention` does, and the edges with the most influence in the whole graph, which have several times as many sources
-as targets. They have to add up to the graph's edges in every
+Loadings are of three choices of edges: drawn at random; what pruning keeps when the node threshold is set so that about as many
+are left; and the edges with the most influence in the whole graph. The last two have several times as many sources as targets,
+and a source costs a sweep as a target does. They have to add up to the graph's edges in every
 layer, to 1e-5; they are timed in turn with the rows of the targets that these edges lead to (``--repeats``), and of each the
 fastest counts. Scores are of one query with all of its keys: first what all nodes add to the query and to every key, which a
 head's other questions share, then the terms themselves: marginals on both sides and the strongest pairs of every key. Their
@@ -69,6 +69,13 @@ def kept_edges(graph: AttributionGraph, count: int) -> np.ndarray:
             low, best = middle, edges
     assert best is not None
     return np.stack([best.row, best.col], axis=1).astype(np.int64)
+
+
+def drawn_edges(graph: AttributionGraph, count: int) -> np.ndarray:
+    """(E, 2) edges drawn at random."""
+    edges = graph.edges.tocoo()
+    chosen = np.sort(np.random.default_rng(0).permutation(edges.nnz)[:count])
+    return np.stack([edges.row, edges.col], axis=1).astype(np.int64)[chosen]
 
 
 def trace_rows(prompt: TracedPrompt, nodes: np.ndarray) -> None:
@@ -154,7 +161,8 @@ def main() -> None:
     prompt = TracedPrompt(model, graph)
     print(machine())
     rows = []
-    for name, choose in (("kept by pruning", kept_edges), ("strongest", strongest_edges)):
+    choices = {"drawn": drawn_edges, "kept by pruning": kept_edges, "strongest": strongest_edges}
+    for name, choose in choices.items():
         rows.append(loadings_row(prompt, name, choose(graph, arguments.edges), arguments.repeats))
         print(rows[-1])
     thirds = [size.n_layers // 3 - 1, 2 * size.n_layers // 3 - 1, size.n_layers - 1]

@@ -31,6 +31,8 @@ export interface AttentionData {
 /** Told apart by colour blind readers too (Okabe and Ito); what remains is grey. */
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f7500"];
 const OTHER = "#8a8a8a";
+/** An edge has the colour of a head that carries at least this share of it. */
+const CARRIES = 0.25;
 /** How near to an edge a click has to be, in pixels, and at how many points of it that is measured. */
 const REACH = 6, STEPS = 48;
 
@@ -69,6 +71,7 @@ export class Attention {
       change: () => {
         this.coloured = check.checked;
         this.view.painter.edgeColour = this.coloured ? (edge) => this.colourOf(edge) : null;
+        if (this.coloured) this.store.set({ view: "graph" });
         this.view.redraw();
         if (this.coloured) this.showHeads();
       },
@@ -83,7 +86,8 @@ export class Attention {
   private colourOf(edge: number): string | null {
     const heads = this.loadings.get(edge);
     if (!heads) return null;
-    return heads.length ? (this.colours.get(name(heads[0])) ?? OTHER) : OTHER;
+    const carries = heads.length > 0 && Math.abs(heads[0][2]) >= CARRIES * Math.abs(this.model.graph.weights[edge]);
+    return carries ? (this.colours.get(name(heads[0])) ?? OTHER) : OTHER;
   }
 
   /** The drawn edge nearest to a point, within a few pixels; -1 for none. */

@@ -15,6 +15,8 @@ await page.waitForFunction(() => document.getElementById("app") && !document.get
 const frame = () => page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
 await frame();
 const panel = page.locator("#panel");
+await page.locator("#view-graph").click();
+await frame();
 
 await page.getByRole("button", { name: "Heads" }).click();
 const heads = await panel.locator(".neighbour").count();
