@@ -78,11 +78,19 @@ class Figure:
         """Return the graph with masks that keep what is drawn of it.
 
         Raises:
-            ValueError: The graph does not have a node of `only`.
+            ValueError: The graph does not have a node of `only`, or no path lies within these nodes.
         """
         if self.only is not None:
             graph = restricted(graph, nodes=self.only)
-        return graph if self.top_paths is None else along_strongest_paths(graph, self.top_paths)
+        if self.top_paths is None:
+            return graph
+        along = along_strongest_paths(graph, self.top_paths)
+        if self.only is not None and not along.kept_nodes():
+            raise ValueError(
+                "nothing to draw: no path from a token to the first target lies within what is pinned; pin a whole path, or "
+                "leave out --top-paths"
+            )
+        return along
 
 
 def drawing_of(graph: AttributionGraph, figure: Figure) -> Drawing:

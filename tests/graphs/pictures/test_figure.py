@@ -57,6 +57,15 @@ def test_top_paths_are_drawn_alone():
     assert set(edges_of(drawing)) == steps
 
 
+def test_paths_that_do_not_lie_within_what_is_pinned_are_no_empty_picture():
+    graph = prune(random_graph(1))
+    path = strongest_paths(graph, n=1)[0].nodes
+    drawing = drawing_of(graph, Figure(only=path, top_paths=3))
+    assert {node.name for node in drawing.nodes} == {node_ids(graph)[node] for node in path}
+    with pytest.raises(ValueError, match="nothing to draw: no path from a token to the first target lies within"):
+        drawing_of(graph, Figure(only=path[:-1], top_paths=3))
+
+
 def test_only_some_nodes_and_what_pruning_dropped_stays_dropped():
     graph = prune(random_graph(2), 0.5, 0.8)
     dropped = next(node for node in range(graph.n) if not graph.node_mask[node])
