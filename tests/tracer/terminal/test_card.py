@@ -58,7 +58,7 @@ def test_as_many_contexts_as_asked_for(cards):
 
 def test_lines_of_a_table(cards):
     text = printed(feature_table(cards, [(0, 1), (1, 0)], {(1, 0): "named"}, "some"), 140)
-    assert re.search(r"L0/1 +~ Dallas +40\.0% +Texas, Austin", text)
+    assert re.search(r"L0/1 +~ token: Dallas +40\.0% +Texas, Austin", text)
     assert re.search(r"L1/0 +named +20\.0% +Austin, Texas", text)
 
 
