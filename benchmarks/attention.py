@@ -67,7 +67,7 @@ def kept_edges(graph: AttributionGraph, count: int) -> np.ndarray:
             high = middle
         else:
             low, best = middle, edges
-    assert best is not None
+    assert best is not None, f"no threshold leaves {count} edges or fewer; ask for more"
     return np.stack([best.row, best.col], axis=1).astype(np.int64)
 
 

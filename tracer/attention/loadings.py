@@ -147,8 +147,10 @@ def loadings_of(
 
 def _check_meeting(traced: TracedPrompt, pairs: NDArray[np.int64], swept_e: Tensor, known_e: Tensor) -> None:
     """Compare what sweeps up arrive with to the graph's edges, which were computed from the top down."""
+    edges = traced.graph.edges
     largest_n = np.zeros(traced.graph.n)
-    np.maximum.at(largest_n, pairs[:, 0], known_e.abs().numpy())
+    for row in np.unique(pairs[:, 0]).tolist():
+        largest_n[row] = np.abs(edges.data[edges.indptr[row] : edges.indptr[row + 1]]).max(initial=0.0)
     wrong = (swept_e - known_e).abs().numpy() > _TOLERANCE * largest_n[pairs[:, 0]]
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])

@@ -187,3 +187,15 @@ def test_a_graph_that_is_not_of_the_model_is_refused():
     target = graph.layout.logit_index(0)
     with pytest.raises(ValueError, match="the graph is not of this model as it is now"):
         head_loadings(model, graph, [(target, int(graph.edges[[target]].indices[0]))])
+
+
+def test_an_edge_that_is_tiny_beside_its_row_is_no_reason_to_refuse_a_graph():
+    model = ReplacementModel.demo()
+    graph = trace(model, demo.DALLAS_PROMPT)
+    edges = graph.edges.tocoo()
+    smallest = np.argsort(np.abs(edges.data))[:20]
+    pairs = [(int(edges.row[i]), int(edges.col[i])) for i in smallest[::5]]
+    for pair in pairs:  # alone, so that no larger edge of its row is asked for
+        found = head_loadings(model, graph, [pair])
+        row = float(np.abs(graph.edges[[pair[0]]].data).max())
+        assert float(found.weights[0]) == pytest.approx(float(graph.edges[pair[0], pair[1]]), abs=1e-5 * row)
