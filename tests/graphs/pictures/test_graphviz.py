@@ -123,7 +123,7 @@ def labels(svg):
 def test_without_graphviz_labels_of_any_script_are_in_the_middle_of_their_nodes(tmp_path, layout):
     k = len(HOSTILE)
     graph = random_graph(L=2, P=k, per_layer=6, k=k, density=0.1, token_strings=HOSTILE, logit_strings=HOSTILE)
-    figure = Figure(suggest_supernodes(graph), layout=layout)
+    figure = Figure(suggest_supernodes(graph), layout=layout, everything=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an .svg can show everything
         render(graph, tmp_path / "g.svg", figure, programs=["graphviz-pure"])

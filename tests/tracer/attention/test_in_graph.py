@@ -65,8 +65,10 @@ def test_places_hold_the_strongest_terms(model, graph):
     places = graph.attention.places
     terms = qk_terms(model, graph, *places.where[0].tolist())
     assert float(places.scores[0]) == pytest.approx(terms.score, abs=1e-5)
-    strongest = [term for *_, term in terms.strongest_pairs(5)]
-    assert [term for term in places.pair_terms[0].tolist() if term] == pytest.approx(strongest, rel=1e-4)
+    # A term that is 0 but for rounding may be among them on one side alone.
+    strongest = [term for *_, term in terms.strongest_pairs(5) if abs(term) > 1e-9]
+    assert strongest
+    assert [term for term in places.pair_terms[0].tolist() if abs(term) > 1e-9] == pytest.approx(strongest, rel=1e-4)
 
 
 def test_the_file_keeps_attention_and_refuses_damage(graph, file, tmp_path):
