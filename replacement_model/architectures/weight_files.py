@@ -72,8 +72,12 @@ class WeightFiles:
         return str(self.places[max(sorted(self.places), key=likeness)])
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, expected: str = "an object") -> dict[str, Any]:
     """Return the object in a JSON file.
+
+    Args:
+        path: The file.
+        expected: What it should hold, for the message.
 
     Raises:
         OSError: The file cannot be read.
@@ -84,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON (cut short? fetch it again): {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a JSON {type(content).__name__}; expected an object")
+        raise ValueError(f"{path}: holds a JSON {type(content).__name__}; expected {expected}")
     return content
 
 

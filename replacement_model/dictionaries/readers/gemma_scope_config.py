@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.architectures.weight_files import read_json
 from crosstrace.replacement_model.dictionaries.base import ActivationKind
 from crosstrace.replacement_model.dictionaries.readers.base import check_config_keys, read_activation, site_of
-from crosstrace.replacement_model.hub import read_text
 
 PARAMETERS = "params.safetensors"
 """What one layer's file is called."""
@@ -79,12 +79,7 @@ def read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: file is missing (Gemma Scope 2 keeps hook points there)")
-    try:
-        config = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON (cut short? fetch it again): {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: holds a JSON {type(config).__name__}; expected an object with hook points")
+    config = read_json(path, "an object with hook points")
     check_config_keys(path, config, _CONFIG_KEYS)
     architecture = config.get("architecture", "jump_relu")
     try:

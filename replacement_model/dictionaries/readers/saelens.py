@@ -18,7 +18,6 @@ Letters: F features, D the width of the site.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model.architectures.sites import Site
+from crosstrace.replacement_model.architectures.weight_files import read_json
 from crosstrace.replacement_model.dictionaries.base import (
     Activation,
     ActivationKind,
@@ -37,7 +37,6 @@ from crosstrace.replacement_model.dictionaries.base import (
 )
 from crosstrace.replacement_model.dictionaries.readers.base import FileFormat
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
-from crosstrace.replacement_model.hub import read_text
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -166,12 +165,7 @@ class SaeLensReader(SparseDictionary):
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: file is missing (SAELens keeps the kind and the place of an SAE there)")
-    try:
-        config = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON (cut short? fetch it again): {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: holds a JSON {type(config).__name__}; expected an object")
+    config = read_json(path)
     # Version 6 keeps the place under `metadata`, earlier ones beside the rest.
     merged = {**(config.get("metadata") or {}), **config}
     for key, values in _OFF.items():
