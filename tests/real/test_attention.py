@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import LinearModel, relative_error
+from reference import WithoutHead, relative_error
 
 from crosstrace.graphs import prune
 from crosstrace.graphs.sparse_rows import values_at
@@ -17,21 +17,6 @@ pytestmark = pytest.mark.real
 
 PROMPT = "The Eiffel Tower is in the city of"
 BOUND = 1e-5
-
-
-class WithoutHead(LinearModel):
-    """The plain reference, in which one head writes nothing."""
-
-    dropped: tuple[int, int] | None = None
-
-    def _attend(self, layer, stream):
-        patterns = self.patterns[layer]
-        if self.dropped is not None and self.dropped[0] == layer:
-            self.patterns[layer] = patterns.clone()
-            self.patterns[layer][self.dropped[1]] = 0
-        written = super()._attend(layer, stream)
-        self.patterns[layer] = patterns
-        return written
 
 
 @pytest.fixture(scope="module")

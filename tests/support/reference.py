@@ -168,3 +168,18 @@ class LinearModel:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Return the relative Frobenius norm of the difference."""
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+class WithoutHead(LinearModel):
+    """The plain reference, in which one head writes nothing."""
+
+    dropped: tuple[int, int] | None = None
+
+    def _attend(self, layer, stream):
+        patterns = self.patterns[layer]
+        if self.dropped is not None and self.dropped[0] == layer:
+            self.patterns[layer] = patterns.clone()
+            self.patterns[layer][self.dropped[1]] = 0
+        written = super()._attend(layer, stream)
+        self.patterns[layer] = patterns
+        return written

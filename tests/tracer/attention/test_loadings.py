@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import CASE_NAMES, load_case
 from places import CASES
-from reference import LinearModel, relative_error
+from reference import WithoutHead, relative_error
 from safetensors.torch import load_file
 
 from crosstrace.graphs import prune
@@ -42,24 +42,9 @@ def test_case_agrees_with_its_answers(traced):
         assert relative_error(whole[:, layer], weights) < EXACT
 
 
-class _WithoutHead(LinearModel):
-    """The plain reference, in which one head writes nothing."""
-
-    dropped: tuple[int, int] | None = None
-
-    def _attend(self, layer, stream):
-        patterns = self.patterns[layer]
-        if self.dropped is not None and self.dropped[0] == layer:
-            self.patterns[layer] = patterns.clone()
-            self.patterns[layer][self.dropped[1]] = 0
-        written = super()._attend(layer, stream)
-        self.patterns[layer] = patterns
-        return written
-
-
 def test_a_loading_is_what_an_edge_loses_without_the_head(traced):
     case, model, graph, expected = traced
-    reference = _WithoutHead(case.model, model.transcoders.reader, case.input_ids, torch.float32)
+    reference = WithoutHead(case.model, model.transcoders.reader, case.input_ids, torch.float32)
     some = expected["edges"][:: max(1, len(expected["edges"]) // 150)]
     found = head_loadings(model, graph, some)
     sources = sorted({int(source) for source in some[:, 1]})
@@ -102,7 +87,7 @@ def test_loadings_add_up_in_every_dtype(dtype):
     model = ReplacementModel.from_pretrained(case.model, case.transcoders, device="cpu", dtype=dtype)
     graph = trace(model, case.input_ids, max_logits=2)
     edges = np.argwhere(graph.edges.toarray() != 0)[::41]
-    reference = _WithoutHead(case.model, model.transcoders.reader, case.input_ids, dtype)
+    reference = WithoutHead(case.model, model.transcoders.reader, case.input_ids, dtype)
     found = head_loadings(model, graph, edges)
     assert relative_error(found.heads[:, 2].sum(-1) + found.bypass[:, 2], weights_of(graph, found.edges)) < EXACT
     layer, head = 3, 1
