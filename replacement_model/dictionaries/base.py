@@ -106,9 +106,9 @@ class SparseDictionary(ABC):
     def layers(self) -> Sequence[int]:
         """The layers of the model whose sites it reads, ascending."""
 
-    @abstractmethod
     def n_written(self, layer: int) -> int:
-        """Return J, how many layers a feature of this layer writes to."""
+        """Return J, how many layers a feature of this layer writes to: 1, unless a kind writes to later ones too."""
+        return 1
 
     @abstractmethod
     def encoder(self, layer: int) -> Encoder:

@@ -71,10 +71,6 @@ class GemmaScopeSaeReader(SparseDictionary):
         """The layers whose site it reads, ascending."""
         return self._layers
 
-    def n_written(self, layer: int) -> int:
-        """Return J, which is 1: a feature writes where its layer is read."""
-        return 1
-
     def encoder(self, layer: int) -> Encoder:
         file = self._files[layer]
         return Encoder(

@@ -58,10 +58,6 @@ class JoinedSaes(SparseDictionary):
         """The layers whose site it reads, ascending."""
         return tuple(self._parts)
 
-    def n_written(self, layer: int) -> int:
-        """Return J, which is 1: a feature writes where its layer is read."""
-        return 1
-
     def encoder(self, layer: int) -> Encoder:
         return self._parts[layer].encoder(layer)
 

@@ -116,10 +116,6 @@ class SaeLensReader(SparseDictionary):
         """The layer whose site it reads."""
         return (self.layer,)
 
-    def n_written(self, layer: int) -> int:
-        """Return J, which is 1: a feature writes where its layer is read."""
-        return 1
-
     def encoder(self, layer: int) -> Encoder:
         w_enc_df = self._file.get("W_enc", (self.d_model, None))
         if self.kind == "gated":
