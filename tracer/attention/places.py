@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from crosstrace.graphs import AttributionGraph
+from crosstrace.graphs.analysis.flow import places
 from crosstrace.replacement_model import ReplacementModel, Target
 from crosstrace.replacement_model.local.sources import Source, error_source, feature_sources, token_source
 from crosstrace.tracer.weights import Note, check_graph_weights
@@ -80,17 +81,10 @@ class TracedPrompt:
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        graph, layout = self.graph, self.graph.layout
-        features = graph.active_features[graph.selected_features].numpy()
-        positions = np.arange(layout.n_positions)
-        layers = [
-            features[:, 0],
-            np.repeat(np.arange(layout.n_layers), layout.n_positions),
-            np.full(layout.n_positions, -1),
-            graph.logit_layers.numpy(),
-        ]
-        places = [features[:, 1], np.tile(positions, layout.n_layers), positions, graph.logit_positions.numpy()]
-        return np.concatenate(layers), np.concatenate(places)
+        layout = self.graph.layout
+        layers, positions = places(self.graph)
+        layers[layout.tokens], layers[layout.logits] = -1, self.graph.logit_layers.numpy()
+        return layers, positions
 
     def sources(self, nodes: NDArray[np.int64]) -> Iterator[Source]:
         """Yield nodes as sources.
