@@ -89,22 +89,6 @@ def score_side(local: LocalReplacementModel, layer: int, head: int, position: in
     return ScoreSide(matrix_wd, matrix_wd @ x_d, response_d)
 
 
-def head_scores(local: LocalReplacementModel, layer: int, head: int, query: int, keys: range) -> Tensor:
-    """Return a head's scores (C,) float32 of one query with some keys.
-
-    Args:
-        local: The prompt's local replacement model.
-        layer: The layer.
-        head: The head.
-        query: The position of the query.
-        keys: The positions of the C keys.
-    """
-    assert local.description.score_scale is not None
-    query_w = score_side(local, layer, head, query, "query").vector_w
-    keys_cw = torch.stack([score_side(local, layer, head, key, "key").vector_w for key in keys])
-    return keys_cw @ query_w * local.description.score_scale
-
-
 def _half_turned(vectors_wx: Tensor) -> Tensor:
     """Turn the pairs (i, i + W / 2) by a quarter, as the rotation of `transformers` pairs them."""
     first, second = vectors_wx.chunk(2)

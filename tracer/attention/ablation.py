@@ -18,7 +18,6 @@ from torch import Tensor
 from crosstrace.graphs import AttributionGraph
 from crosstrace.replacement_model import Ablate, ErrorAt, FeatureAt, Intervention, TokenAt
 from crosstrace.replacement_model.interventions.attention_readings import read_attention
-from crosstrace.replacement_model.local.attention_scores import score_side
 from crosstrace.replacement_model.local.sources import ascend
 from crosstrace.tracer.attention.scores import HeadScores
 
@@ -134,13 +133,13 @@ def _predicted(scores: HeadScores, nodes: Sequence[int]) -> tuple[Tensor, Tensor
         ordered = sorted(sources, key=lambda one: one.layer)
         record, folded = local.adjoint.record, local.adjoint.folded
         ascend(record, folded, ordered, slice(0, end), layer - 1, meet_stream=meet_stream)
-    query = score_side(local, layer, scores.head, scores.query, "query")
+    query = scores.query_side
     lost_w = (query.matrix_wd @ gone_pd[scores.query]).double()
     query_w = query.vector_w.double()
     of_query = query.response_d.double() @ gone_pd[scores.query].double()
     changes, responses = [], []
     for key in scores.keys:
-        side = score_side(local, layer, scores.head, key, "key")
+        side = scores.side(key)
         key_w, key_lost_w = side.vector_w.double(), (side.matrix_wd @ gone_pd[key]).double()
         changes.append(-(lost_w @ key_w) - query_w @ key_lost_w + lost_w @ key_lost_w)
         of_key = side.response_d.double() @ gone_pd[key].double()

@@ -171,7 +171,8 @@ class HeadScores:
         self.keys = range(0 if window is None else max(0, query + 1 - window), query + 1)
         assert size.score_scale is not None
         self.scale = size.score_scale
-        self._keys: dict[int, tuple[ScoreSide, Tensor]] = {}
+        self._sides: dict[int, ScoreSide] = {}
+        self._key_nodes: dict[int, Tensor] = {}
 
     def check_key(self, key: int) -> int:
         """Return a key's position.
@@ -200,8 +201,8 @@ class HeadScores:
     @cached_property
     def scores(self) -> Tensor:
         """(C,) float64, the scores of the keys before softmax."""
-        query_w = self._query_side.vector_w.double()
-        return torch.stack([self._side(key).vector_w.double() @ query_w for key in self.keys]).cpu() * self.scale
+        query_w = self.query_side.vector_w.double()
+        return torch.stack([self.side(key).vector_w.double() @ query_w for key in self.keys]).cpu() * self.scale
 
     def terms(self, key: int, rather_than: int | None = None) -> QKTerms:
         """Return the terms of one key's score.
@@ -219,22 +220,23 @@ class HeadScores:
             if key == rather_than:
                 raise ValueError(f"key {key} is compared with itself; name two keys")
         self._project(wanted)
-        side, vectors_nw = self._keys[key]
-        key_nw, response = vectors_nw[:, :-1], vectors_nw[:, -1].double() * float(self._score(side))
-        of_query = float(self._score(side))
+        score, key_nw, response = self._of_key(key)
         if rather_than is not None:
-            other, others_nw = self._keys[rather_than]
-            key_nw = key_nw - others_nw[:, :-1]
-            response = response - others_nw[:, -1].double() * float(self._score(other))
-            of_query -= float(self._score(other))
+            of_other = self._of_key(rather_than)
+            score, key_nw, response = score - of_other[0], key_nw - of_other[1], response - of_other[2]
         queries_nw = self._query_nodes
         return QKTerms(
-            score=of_query,
+            score=score,
             query_nw=queries_nw[:, :-1],
             key_nw=key_nw * self.scale,
-            query_response=queries_nw[:, -1].double() * of_query,
+            query_response=queries_nw[:, -1].double() * score,
             key_response=response,
         )
+
+    def _of_key(self, key: int) -> tuple[float, Tensor, Tensor]:
+        """A key's score, what each node adds to the key (n + 1, W), and its norms' response (n + 1,)."""
+        score = float(self._score(self.side(key)))
+        return score, self._key_nodes[key][:, :-1], self._key_nodes[key][:, -1].double() * score
 
     def log_attention(self, key: int) -> LogAttentionTerms:
         """Return what nodes do to the log of a key's attention probability.
@@ -246,13 +248,13 @@ class HeadScores:
             ValueError: The query does not see the key.
         """
         place = self.check_key(key) - self.keys.start
-        share_c = -self.probabilities.to(self._query_side.vector_w)
+        share_c = -self.probabilities.to(self.query_side.vector_w)
         share_c[place] += 1
-        keys_cw = torch.stack([self._side(at).vector_w for at in self.keys])
-        on_query_d = (share_c @ keys_cw) @ self._query_side.matrix_wd * self.scale
+        keys_cw = torch.stack([self.side(at).vector_w for at in self.keys])
+        on_query_d = (share_c @ keys_cw) @ self.query_side.matrix_wd * self.scale
         query_side = node_values(self.traced, self.layer, [self.query], [on_query_d[None]])[0, :, 0]
         functionals = [
-            (weight * self.scale * self._query_side.vector_w @ self._side(at).matrix_wd)[None]
+            (weight * self.scale * self.query_side.vector_w @ self.side(at).matrix_wd)[None]
             for weight, at in zip(share_c, self.keys, strict=True)
         ]
         key_side = node_values(self.traced, self.layer, list(self.keys), functionals)[..., 0].double().sum(0)
@@ -264,36 +266,33 @@ class HeadScores:
         self._project(list(self.keys))
 
     def _score(self, side: ScoreSide) -> Tensor:
-        return (side.vector_w.double() @ self._query_side.vector_w.double()) * self.scale
+        return (side.vector_w.double() @ self.query_side.vector_w.double()) * self.scale
 
     @cached_property
-    def _query_side(self) -> ScoreSide:
+    def query_side(self) -> ScoreSide:
+        """The query's side of its scores."""
         return score_side(self.traced.local, self.layer, self.head, self.query, "query")
 
     @cached_property
     def _query_nodes(self) -> Tensor:
         """(n + 1, W + 1) what each node adds to the query, and to its norms' response."""
-        side = self._query_side
+        side = self.query_side
         return node_values(self.traced, self.layer, [self.query], [torch.cat([side.matrix_wd, side.response_d[None]])])[
             0
         ]
 
-    def _side(self, key: int) -> ScoreSide:
+    def side(self, key: int) -> ScoreSide:
+        """Return a key's side of its score."""
         if key not in self._sides:
             self._sides[key] = score_side(self.traced.local, self.layer, self.head, key, "key")
         return self._sides[key]
 
-    @cached_property
-    def _sides(self) -> dict[int, ScoreSide]:
-        return {}
-
     def _project(self, keys: Sequence[int]) -> None:
-        missing = [key for key in dict.fromkeys(keys) if key not in self._keys]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._key_nodes]
         if not missing:
             return
-        functionals = [torch.cat([self._side(key).matrix_wd, self._side(key).response_d[None]]) for key in missing]
-        for key, values_nw in zip(missing, node_values(self.traced, self.layer, missing, functionals), strict=True):
-            self._keys[key] = (self._side(key), values_nw)
+        functionals = [torch.cat([self.side(key).matrix_wd, self.side(key).response_d[None]]) for key in missing]
+        self._key_nodes |= zip(missing, node_values(self.traced, self.layer, missing, functionals), strict=True)
 
 
 def qk_terms(
