@@ -67,7 +67,8 @@ for (const [name, entry, style] of [
   };
   for (const [part, text] of Object.entries(parts))
     if (/<\/?(script|style|!--)/i.test(text)) throw new Error(`${part} holds markup that would end or nest its element`);
-  const page = read("src", name).replace(/\{\{(SOURCES|STYLE|SCRIPT|LICENCES)\}\}/g, (_, part) => parts[part]);
+  const whole = read("src", name).replace("{{HEAD}}\n", read("src", "head.html")); // the three pages begin alike
+  const page = whole.replace(/\{\{(SOURCES|STYLE|SCRIPT|LICENCES)\}\}/g, (_, part) => parts[part]);
   writeFileSync(join(here, "../graphs/page", name), page);
   console.log(`graphs/page/${name}: ${(page.length / 1000).toFixed(0)} kB`);
 }
