@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -32,6 +33,17 @@ class Pooling(Enum):
     MEAN = "mean"
     LAST = "last"
     MAX = "max"
+
+
+def pooled_rows(rows_px: NDArray[Any], pooling: Pooling) -> NDArray[Any]:
+    """Return one vector (X,) for the tokens of a text, from their rows (P', X)."""
+    match pooling:
+        case Pooling.LAST:
+            return rows_px[-1]
+        case Pooling.MAX:
+            return np.asarray(rows_px.max(0))
+        case Pooling.MEAN:
+            return np.asarray(rows_px.mean(0))
 
 
 @dataclass(frozen=True)
@@ -163,22 +175,24 @@ class _Batch:
 
     def latents(self, row: int) -> scipy.sparse.csr_array:
         """Return the latents (P', C) of the tokens of one text that count."""
-        return self._latents_xc[int(self._ends[row - 1]) if row else 0 : int(self._ends[row])]
+        start, stop = self._tokens(row)
+        return self._latents_xc[start:stop]
+
+    def _tokens(self, row: int) -> tuple[int, int]:
+        return (int(self._ends[row - 1]) if row else 0), int(self._ends[row])
 
     def pooled(self, row: int, pooling: Pooling) -> tuple[scipy.sparse.csr_array, NDArray[np.float32]]:
         """Return the latents (1, C) and the raw activations (D,) of one text."""
-        start, stop = (int(self._ends[row - 1]) if row else 0), int(self._ends[row])
-        latents_pc, raw_pd = self._latents_xc[start:stop], self._raw_xd[start:stop]
+        start, stop = self._tokens(row)
+        latents_pc, raw_d = self._latents_xc[start:stop], pooled_rows(self._raw_xd[start:stop], pooling)
         match pooling:
             case Pooling.LAST:
-                return latents_pc[[-1]], raw_pd[-1]
+                return latents_pc[[-1]], raw_d
             case Pooling.MAX:
-                return scipy.sparse.csr_array(latents_pc.max(axis=0).reshape(1, -1)), raw_pd.max(0)
+                return scipy.sparse.csr_array(latents_pc.max(axis=0).reshape(1, -1)), raw_d
             case Pooling.MEAN:
-                mean_1c = (
-                    scipy.sparse.csr_array(np.full((1, stop - start), 1 / (stop - start), np.float32)) @ latents_pc
-                )
-                return mean_1c, raw_pd.mean(0)
+                shares_1p = scipy.sparse.csr_array(np.full((1, stop - start), 1 / (stop - start), np.float32))
+                return shares_1p @ latents_pc, raw_d
 
 
 def token_latents(

@@ -24,7 +24,7 @@ from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.prompts import prompt_ids, token_strings
 from crosstrace.tracer.probes.examples import Example, check_apart, group_numbers
 from crosstrace.tracer.probes.fit import Auroc, Fitted, Matrix, area, behind, fit, held_out, with_interval
-from crosstrace.tracer.probes.pooled import Columns, Pooling, pool, token_latents
+from crosstrace.tracer.probes.pooled import Columns, Pooling, pool, pooled_rows, token_latents
 
 FORMAT, VERSION = "crosstrace-probe", 1
 # Latents that a score names at each token.
@@ -263,7 +263,7 @@ class Probe:
                 self.name,
                 token_strings(ids, model.tokenizer),
                 [*([float("nan")] * first), *(added_pk.sum(1) + self.bias).tolist()],
-                float(_pooled(read_pk, self.pooling) @ weights + self.bias),
+                float(pooled_rows(read_pk, self.pooling) @ weights + self.bias),
                 [*([[]] * first), *named],
             )
 
@@ -282,16 +282,6 @@ class Probe:
         if known and same_weights("model", self.fingerprints[0], known[0][1]) is False:
             raise ValueError(f"probe {self.name} was trained in {self.model_name}; {model.name} has other weights")
         return own
-
-
-def _pooled(latents_pk: NDArray[np.float64], pooling: Pooling) -> NDArray[np.float64]:
-    match pooling:
-        case Pooling.LAST:
-            return latents_pk[-1]
-        case Pooling.MAX:
-            return latents_pk.max(0)
-        case Pooling.MEAN:
-            return latents_pk.mean(0)
 
 
 def fit_probe(
@@ -338,15 +328,15 @@ def fit_probe(
     pooled = pool(model, examples, used, pooling, progress)
     split = _Split(labels_e, groups_e, tested_e, seed)
     probe = split.fit(pooled.latents_ec)
-    latents, single = split.scores(probe, pooled.latents_ec), split.best_column(pooled.latents_ec)
+    latents, (single, sign) = split.scores(probe, pooled.latents_ec), split.best_column(pooled.latents_ec)
     raw = split.scores(split.fit(pooled.raw_ed, sparse=False), pooled.raw_ed)
     counts_ec = _token_counts(pooled.tokens)
     tokens = split.scores(split.fit(counts_ec), counts_ec)
     shuffled = split.scores(split.fit(pooled.latents_ec, labels_e=split.shuffled()), pooled.latents_ec)
     columns = Columns.of(used)
-    best = columns.latent(abs(single) - 1)
+    best = columns.latent(single)
     labels_t, groups_t = labels_e[tested_e], groups_e[tested_e]
-    best_t = np.sign(single) * np.asarray(pooled.latents_ec[tested_e][:, [abs(single) - 1]].todense()).ravel()
+    best_t = sign * np.asarray(pooled.latents_ec[tested_e][:, [single]].todense()).ravel()
 
     def tested(scores_t: NDArray[np.float64]) -> Auroc:
         return with_interval(scores_t, labels_t, groups_t, seed)
@@ -358,7 +348,7 @@ def fit_probe(
         latents=tested(latents),
         raw=tested(raw),
         best_latent=tested(best_t),
-        best_latent_name=("not " if single < 0 else "") + _name(used[best[0]], *best[1:]),
+        best_latent_name=("not " if sign < 0 else "") + _name(used[best[0]], *best[1:]),
         tokens=tested(tokens),
         shuffled=tested(shuffled),
         raw_behind=behind(latents, raw, labels_t, groups_t, seed),
@@ -437,8 +427,8 @@ class _Split:
         """Return the scores (T,) of the texts that are held out."""
         return fitted.scores(rows[self.tested_e])
 
-    def best_column(self, latents_ec: scipy.sparse.csr_array) -> int:
-        """Return the column, counted from 1, that is best alone on the training texts; negative if less of it is a sign."""
+    def best_column(self, latents_ec: scipy.sparse.csr_array) -> tuple[int, int]:
+        """Return the column that is best alone on the training texts, and 1, or -1 if less of it is a sign."""
         trained = latents_ec[~self.tested_e].tocsc()
         labels = self.labels_e[~self.tested_e]
         used = np.flatnonzero(np.diff(trained.indptr))
@@ -446,7 +436,7 @@ class _Split:
             raise ValueError("no latent is active in the texts to train on")
         found = [area(np.asarray(trained[:, [column]].todense()).ravel(), labels) for column in used.tolist()]
         best = int(np.argmax(np.abs(np.array(found) - 0.5)))
-        return int(used[best] + 1) * (1 if found[best] >= 0.5 else -1)
+        return int(used[best]), 1 if found[best] >= 0.5 else -1
 
     def shuffled(self) -> NDArray[np.bool_]:
         """Return the labels in another order."""
