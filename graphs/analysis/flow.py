@@ -44,15 +44,17 @@ class Flow:
         graph: The graph.
         target: The node it goes to.
         through: (n,) share that passes through each node; 1 at the target.
+        scale: (n,) what each row's edges are multiplied with to give shares of the row's input.
     """
 
     graph: AttributionGraph
     target: int
     through: Floats
+    scale: Floats
 
     @cached_property
     def _factors(self) -> Floats:
-        return self.through * row_scale(self.graph.edges, _omitted(self.graph))
+        return self.through * self.scale
 
     @cached_property
     def edges(self) -> Floats:
@@ -135,7 +137,7 @@ def flow_to(graph: AttributionGraph, target: int | None = None) -> Flow:
     weights = np.zeros(graph.n)
     weights[target] = 1.0
     scale = row_scale(graph.edges, _omitted(graph))
-    return Flow(graph, target, spread(graph.edges, scale, weights) + weights)
+    return Flow(graph, target, spread(graph.edges, scale, weights) + weights, scale)
 
 
 def places(graph: AttributionGraph) -> tuple[np.ndarray, np.ndarray]:
