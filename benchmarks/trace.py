@@ -29,7 +29,8 @@ from crosstrace.graphs import prune, write_json
 from crosstrace.kernels import SparseActivations
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, Target
 from crosstrace.replacement_model.architectures.sites import ModelSites
-from crosstrace.replacement_model.dictionaries import active_rows, transcoders
+from crosstrace.replacement_model.dictionaries import active_rows, in_use
+from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.local.adjoint import Adjoint
 from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.tracer import RowStore, plan_trace, trace
@@ -48,8 +49,8 @@ class Watch:
     def __enter__(self) -> Watch:
         for owner, function, name in (
             (ModelSites, "run", "forward"),
-            (transcoders, "encode", "encode"),
-            (transcoders.Transcoders, "decoder_rows_of", "gather"),
+            (in_use, "encode", "encode"),
+            (Transcoders, "decoder_rows_of", "gather"),
             (active_rows.ActiveRows, "decode", "decode"),
             (active_rows.ActiveRows, "scores", "scores"),
             (Adjoint, "rows", "rows"),

@@ -11,6 +11,7 @@ from cases import CASE_NAMES, Case, load_case
 # The models here are tiny: a second thread gains nothing, and spins wherever the machine is busy with something else.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so are those in the processes that tests start
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses deterministic algorithms
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -145,7 +145,8 @@ def test_parts_of_a_gradient_add_up(path, level):  # noqa: F811
     finally:
         torch.set_float32_matmul_precision(before)
     error = (out - expected).norm() / expected.norm() if len(drawn.activations) else torch.zeros(())
-    assert error < {"highest": 1e-6, "high": 1e-4, "medium": 1e-2}[level]
+    high = 1e-3 if (path, DEVICE.type) == ("torch", "cuda") else 1e-4  # there "high" lets torch use TF32
+    assert error < {"highest": 1e-6, "high": high, "medium": 1e-2}[level]
 
 
 @pytest.mark.parametrize(

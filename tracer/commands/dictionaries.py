@@ -55,8 +55,8 @@ def open_to_read(
     return base, used
 
 
-def open_named_sae(name: str) -> SparseDictionary:
-    """Open an SAE as `--sae` names it: `demo`, a folder, or a reference on the hub.
+def open_named_sae(name: str | Sequence[str]) -> SparseDictionary:
+    """Open an SAE as `--sae` names it: `demo`, a folder, or a reference on the hub; or the layers of one, by a name each.
 
     Raises:
         ValueError: The files are damaged, or hold something else.
@@ -64,8 +64,9 @@ def open_named_sae(name: str) -> SparseDictionary:
     """
     from crosstrace.replacement_model import demo, open_sae
 
-    if name not in ("demo", demo.SAES_NAME):
-        return open_sae(name)
+    names = [name] if isinstance(name, str) else list(name)
+    if names not in (["demo"], [demo.SAES_NAME]):
+        return open_sae(names)
     reader = open_sae(demo.SAES_DIR)
     reader.name = demo.SAES_NAME
     return reader

@@ -76,7 +76,8 @@ def evaluate(
             raise typer.BadParameter(f"{path}: reports are written as .json")
     with one_line_errors(debug):
         from crosstrace.graphs.files import check_writable
-        from crosstrace.replacement_model import BaseModel, Corpus, demo, open_sae, open_transcoders
+        from crosstrace.replacement_model import BaseModel, Corpus, demo, open_transcoders
+        from crosstrace.tracer.commands.dictionaries import open_named_sae
         from crosstrace.tracer.commands.model_choice import check_device, parse_dtype
         from crosstrace.tracer.evaluation.evaluate import evaluate as measure
         from crosstrace.tracer.evaluation.evaluate import in_use
@@ -89,7 +90,7 @@ def evaluate(
         used_dtype = parse_dtype(dtype)
         check_device(device)
         # The dictionary first: a wrong path should not cost the wait for a large model.
-        reader = open_sae(sae) if sae else open_transcoders(transcoders or demo.TRANSCODERS_DIR)
+        reader = open_named_sae(sae) if sae else open_transcoders(transcoders or demo.TRANSCODERS_DIR)
         if not sae and not transcoders:
             reader.name = demo.TRANSCODERS_NAME
         base = BaseModel.from_pretrained(model or "demo", device, used_dtype, exclude_first, device_map)

@@ -36,9 +36,11 @@ TranscodersOption = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+# Options whose metavar is their own name are named: typer 0.27 takes a name from the metavar where there is none.
 Device = Annotated[
     str | None,
     typer.Option(
+        "--device",
         metavar="DEVICE",
         help="Where to compute: cpu, cuda, cuda:1, …",
         show_default="a GPU if there is one",
@@ -48,6 +50,7 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
+        "--dtype",
         metavar="DTYPE",
         help="Use the weights in float32, bfloat16 or float16.",
         show_default="as stored",

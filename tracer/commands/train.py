@@ -87,6 +87,7 @@ def train(
     site: Annotated[
         SaeSite | None,
         typer.Option(
+            "--site",
             metavar="SITE",
             help="What SAEs read: resid_post, mlp_out or attn_out.",
             show_default="recipe",
