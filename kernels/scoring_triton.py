@@ -28,7 +28,7 @@ def scores_kernel(
     p_gradients,  # (B, P', L', D)
     p_activations,  # (N,) float32
     p_rows_of,  # (N,) int64 the row of each entry in its layer; unused unless INDEXED
-    p_layers,  # (L, 3) int64 address, row stride, layers written
+    p_layers,  # (L, 4) int64 address, row stride, layers written, layer stride
     p_tiles,  # (tiles, 5) int64 layer, position, first entry, one past the last, first entry of the layer
     p_tops,  # (B,) int64 descending: from which layer on a target's gradients are zero
     n_rows,  # B
@@ -61,8 +61,8 @@ def scores_kernel(
     m_b, m_n = o_b < n_rows, o_n < last
 
     row = tl.load(p_rows_of + o_n, mask=m_n, other=0) if INDEXED else tl.where(m_n, o_n - layer_first, 0)
-    address = tl.load(p_layers + layer * 3)
-    stride = tl.load(p_layers + layer * 3 + 1)
+    address = tl.load(p_layers + layer * 4)
+    stride = tl.load(p_layers + layer * 4 + 1)
     # Rows lie further apart than 32 bits reach, so each row and each gradient has a 64-bit pointer of its own; along K,
     # offsets are 32-bit.
     p_rows = address.to(tl.pointer_type(DTYPE)) + row * stride  # (BLOCK_N,)
@@ -71,7 +71,7 @@ def scores_kernel(
     p_g = p_gradients + position * stride_gp + layer * d_model + o_b.to(tl.int64) * stride_gb  # (BLOCK_B,)
 
     top = tl.load(p_tops + i_b * BLOCK_B)  # of the tile's first target, so the highest
-    written = tl.minimum(tl.load(p_layers + layer * 3 + 2), top - layer)  # below 0: nothing is met, zeros are stored
+    written = tl.minimum(tl.load(p_layers + layer * 4 + 2), top - layer)  # below 0: nothing is met, zeros are stored
     n_k = tl.where(position < n_positions, written * d_model, 0).to(tl.int32)
     b_out = tl.zeros([BLOCK_B, BLOCK_N], dtype=tl.float32)
     for k in range(0, n_k, BLOCK_K):

@@ -14,7 +14,7 @@ from places import BENCHMARKS
 
 SCRIPT = BENCHMARKS / "kernel_resources.py"
 KERNELS = {"encode_slab_kernel", "encode_pack_kernel", "decode_kernel", "scores_kernel"}
-KERNELS |= {"row_gradients_kernel", "adam_rows_kernel", "entry_products_kernel"}
+KERNELS |= {"row_gradients_kernel", "count_steps_kernel", "adam_rows_kernel", "entry_products_kernel"}
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
