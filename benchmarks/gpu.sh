@@ -77,7 +77,7 @@ else
         --csv "trace-gpu-$name-270m.csv"
     rm -rf "$work/270m"
     step 60 "model, 1b" "$PYTHON" benchmarks/make_model.py "$work/1b" --shape 1b --features 10080 --active 100 --distinct 64
-    step 60 "trace, 1b" "$PYTHON" benchmarks/trace.py "$work/1b" --tokens 64 --nodes 512 --repeats 1 \
+    step 60 "trace, 1b" "$PYTHON" benchmarks/trace.py "$work/1b" --tokens 64 --nodes 512 --repeats 2 \
         --csv "trace-gpu-$name-1b.csv"
     rm -rf "$work/1b"
     # last, as the longest: what came before is written by now

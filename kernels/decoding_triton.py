@@ -22,7 +22,7 @@ from crosstrace.kernels.triton_parts import TRITON_DTYPES, RowTable, power_of_tw
 BLOCK_E, BLOCK_X, WARPS = 8, 1024, 4  # entries in flight at a time, and the run of outputs a program owns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_layers", "n_positions"])
 def decode_kernel(
     p_out,  # (X / D, P, D) float32
     p_addresses,  # (N,) int64 address of each entry's row
@@ -158,7 +158,7 @@ def _launch(
         ALIGNED=table.aligned,
         FLAT=table.flat,
         ACCUMULATE=accumulate,
-        BLOCK_E=BLOCK_E,
+        BLOCK_E=BLOCK_E if table.flat else BLOCK_E // 2,  # 64-bit offsets take twice the registers
         BLOCK_X=block_x,
         num_warps=WARPS,
     )

@@ -22,7 +22,7 @@ from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_narrow, dot_setti
 BLOCK_B, BLOCK_N, BLOCK_K, WARPS, STAGES = 64, 128, 32, 8, 3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_entries", "n_positions", "n_tiles_b"])
 def scores_kernel(
     p_out,  # (B, N) float32
     p_gradients,  # (B, P', L', D)

@@ -53,7 +53,7 @@ def sum_entries(
     return b_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_written"])
 def row_gradients_kernel(
     p_out,  # (u, J, D) float32
     p_source,  # (J, P, D) float32
@@ -97,7 +97,7 @@ def store_moments(p_moments, b_moments, m_d, IN_BITS: tl.constexpr):
         tl.store(p_moments, b_moments.to(p_moments.dtype.element_ty), mask=m_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_touched"])
 def count_steps_kernel(
     p_sizes,  # (R,) float32: learning rate, corrected for the first moment's bias
     p_roots,  # (R,) float32: what the root of the second moment is multiplied with
@@ -177,7 +177,7 @@ def adam_rows_kernel(
     store_moments(p_v, b_v, m_d, IN_BITS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_entries"])
 def entry_products_kernel(
     p_out,  # (N,) float32
     p_table,  # (L, 4) int64: address of the rows, stride of a row, layers written J, stride of a layer of it
