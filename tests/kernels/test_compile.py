@@ -35,7 +35,7 @@ def test_bfloat16_for_sm_90(tmp_path):
         assert int(row["spill_instructions"]) == 0, row
         if row["kernel"] in ("encode_slab_kernel", "scores_kernel"):
             assert int(row["tensor_core_instructions"]) > 0, row
-        if row["kernel"] != "encode_pack_kernel":
+        if row["kernel"] not in ("encode_pack_kernel", "count_steps_kernel"):
             assert int(row["loads_16_byte"]) > 0, row
 
 
