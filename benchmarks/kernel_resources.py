@@ -92,7 +92,7 @@ def cases(dtype: torch.dtype) -> list[Case]:
         torch.set_float32_matmul_precision(level)
         settings = dot_settings(torch.float32, dtype, exact=False) | {"IN_FLOAT": dtype != torch.bfloat16}
         constants = {"DTYPE": TRITON_DTYPES[dtype], "ALIGNED": True, "INDEXED": False, "EVEN_K": True, **settings}
-        constants |= {name: getattr(scoring_triton, name) for name in ("BLOCK_B", "BLOCK_N", "BLOCK_K")}
+        constants |= {name: getattr(scoring_triton, name) for name in ("BLOCK_B", "BLOCK_N", "BLOCK_K", "RUN")}
         options = {"num_warps": scoring_triton.WARPS, "num_stages": scoring_triton.STAGES}
         found.append(Case(scoring_triton.scores_kernel, level, types, constants, options))
     torch.set_float32_matmul_precision("highest")

@@ -20,6 +20,7 @@ from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_narrow, dot_setti
 
 # The largest tiles that spill no registers on sm_80 and sm_90 in any dtype (benchmarks/kernel_resources.py).
 BLOCK_B, BLOCK_N, BLOCK_K, WARPS, STAGES = 64, 128, 32, 8, 3
+RUN = 8  # tiles of K whose products are summed by the tensor cores alone
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_entries", "n_positions", "n_tiles_b"])
@@ -48,6 +49,7 @@ def scores_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    RUN: tl.constexpr,
 ):
     # Tiles of B next to each other share their decoder rows in the second-level cache.
     i_b = tl.program_id(0) % n_tiles_b
@@ -74,17 +76,21 @@ def scores_kernel(
     written = tl.minimum(tl.load(p_layers + layer * 4 + 2), top - layer)  # below 0: nothing is met, zeros are stored
     n_k = tl.where(position < n_positions, written * d_model, 0).to(tl.int32)
     b_out = tl.zeros([BLOCK_B, BLOCK_N], dtype=tl.float32)
-    for k in range(0, n_k, BLOCK_K):
-        p_g_tile = p_g[:, None] + (k + o_k)[None, :]
-        p_row_tile = p_rows[None, :] + (k + o_k)[:, None]
-        if EVEN_K:
-            b_g = tl.load(p_g_tile, mask=m_b[:, None], other=0.0)  # (BLOCK_B, BLOCK_K)
-            b_rows = tl.load(p_row_tile, mask=m_n[None, :], other=0.0)  # (BLOCK_K, BLOCK_N)
-        else:
-            m_k = k + o_k < n_k
-            b_g = tl.load(p_g_tile, mask=m_b[:, None] & m_k[None, :], other=0.0)
-            b_rows = tl.load(p_row_tile, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_out = dot_narrow(b_g, b_rows, b_out, N_PARTS, PRECISION, IN_FLOAT)
+    # Tensor cores keep fewer bits of a running sum than float32 has, and drop the rest: short sums are added up outside.
+    for start in range(0, n_k, RUN * BLOCK_K):
+        b_run = tl.zeros([BLOCK_B, BLOCK_N], dtype=tl.float32)
+        for k in range(start, tl.minimum(start + RUN * BLOCK_K, n_k), BLOCK_K):
+            p_g_tile = p_g[:, None] + (k + o_k)[None, :]
+            p_row_tile = p_rows[None, :] + (k + o_k)[:, None]
+            if EVEN_K:
+                b_g = tl.load(p_g_tile, mask=m_b[:, None], other=0.0)  # (BLOCK_B, BLOCK_K)
+                b_rows = tl.load(p_row_tile, mask=m_n[None, :], other=0.0)  # (BLOCK_K, BLOCK_N)
+            else:
+                m_k = k + o_k < n_k
+                b_g = tl.load(p_g_tile, mask=m_b[:, None] & m_k[None, :], other=0.0)
+                b_rows = tl.load(p_row_tile, mask=m_k[:, None] & m_n[None, :], other=0.0)
+            b_run = dot_narrow(b_g, b_rows, b_run, N_PARTS, PRECISION, IN_FLOAT)
+        b_out += b_run
     b_out *= tl.load(p_activations + o_n, mask=m_n, other=0.0)[None, :]
     p_out_tile = p_out + o_b.to(tl.int64)[:, None] * n_entries + o_n[None, :]
     tl.store(p_out_tile, b_out, mask=m_b[:, None] & m_n[None, :])
@@ -133,6 +139,7 @@ def scores_triton(
         BLOCK_B=block_b,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
+        RUN=RUN,
         num_warps=WARPS,
         num_stages=STAGES,
     )
