@@ -43,6 +43,7 @@ from .probes.probe import fit_probe as fit_probe
 from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.report import write_reading as write_reading
+from .reading.written_latents import with_written_latents as with_written_latents
 from .terminal.evaluation import show_evaluation as show_evaluation
 from .terminal.graph import show_graph as show_graph
 from .terminal.interventions import show_before_after as show_before_after

@@ -177,6 +177,11 @@ def trace(
             from crosstrace.tracer.attention.ranking import with_attention
 
             pruned = with_attention(pruned, loaded, progress=False if quiet else None)
+        if readers:
+            from crosstrace.tracer.attribution.tracing import saes_in_use
+            from crosstrace.tracer.reading.written_latents import with_written_latents
+
+            pruned = with_written_latents(pruned, loaded, saes_in_use(loaded, readers))
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         delivery = deliver_graph(pruned, output, figure, cards, show, debug)
         is_safe = any(path.suffix.lower() == ".safetensors" for path in delivery.written)
