@@ -1,3 +1,6 @@
+from .analysis.answers import answer_targets as answer_targets
+from .analysis.answers import of_answer as of_answer
+from .analysis.answers import without_template as without_template
 from .analysis.comparison import GraphComparison as GraphComparison
 from .analysis.comparison import compare as compare
 from .analysis.comparison import write_comparison as write_comparison
@@ -79,4 +82,5 @@ from .saved_state import SavedState as SavedState
 from .saved_state import check_state as check_state
 from .saved_state import read_origin as read_origin
 from .saved_state import read_state as read_state
+from .spans import Spans as Spans
 from .viewer_ids import node_ids as node_ids

@@ -37,7 +37,7 @@ LEVELS = {
         ["backward"],
     ],
     "replacement_model": [
-        ["memory", "prompts", "texts", "hub", "demo"],
+        ["memory", "prompts", "conversations", "texts", "hub", "demo"],
         ["architectures"],
         ["dictionaries"],
         ["local"],
@@ -46,7 +46,7 @@ LEVELS = {
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
-        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints"],
+        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "spans"],
         ["tensor_file", "storage"],
         ["attention"],
         ["graph"],
