@@ -23,7 +23,7 @@ from crosstrace.graphs.numbers import count, probability
 from crosstrace.graphs.spans import Spans, spans_of
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
-from crosstrace.graphs.text import distinct, short
+from crosstrace.graphs.text import distinct, marked, short
 
 _ATTENTION_PREFIX = "attention."
 _LENGTHS = {"N": "active_features", "K": "selected_features", "P": "tokens", "k": "logit_tokens"}
@@ -296,7 +296,7 @@ class AttributionGraph:
             for i, name in zip(found, shown[P:], strict=True):
                 targets[i] = name
             template = frozenset() if raw or self.spans is None else self.spans.template
-            tokens = [f"‹{name}›" if p in template else name for p, name in enumerate(shown[:P])]
+            tokens = [marked(name) if p in template else name for p, name in enumerate(shown[:P])]
             self._names[key] = tokens, targets
         return self._names[key]
 

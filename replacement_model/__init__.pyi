@@ -13,7 +13,7 @@ from .base_model import LoadedModel as LoadedModel
 from .conversations import Conversation as Conversation
 from .conversations import Message as Message
 from .conversations import Turn as Turn
-from .conversations import plain_prompt as plain_prompt
+from .conversations import plain_conversation as plain_conversation
 from .conversations import read_conversations as read_conversations
 from .conversations import read_messages as read_messages
 from .dictionaries.base import Activation as Activation

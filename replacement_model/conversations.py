@@ -110,9 +110,25 @@ class Conversation(Sequence[int]):
         )
 
 
-def plain_prompt(tokens: Sequence[int]) -> Conversation:
-    """Return a prompt that no template made as a conversation without turns, so that it can be `answered`."""
-    return Conversation(tuple(int(token) for token in tokens))
+def plain_conversation(
+    tokens: Sequence[int], answer: str | None, tokenizer: Any, model_name: str, max_positions: int
+) -> Conversation:
+    """Return a prompt that no template made as a conversation without turns, with what is said after it as the answer.
+
+    Args:
+        tokens: The prompt's token ids.
+        answer: What follows, taken as it is; None for nothing.
+        tokenizer: The tokenizer of `transformers`, or None.
+        model_name: The model, for messages.
+        max_positions: The longest prompt that the model takes.
+
+    Raises:
+        ValueError: The answer is empty, there is no tokenizer, or all of it is longer than the context.
+    """
+    conversation = Conversation(tuple(int(token) for token in tokens))
+    if answer is not None:
+        conversation = conversation.answered(_answer_ids(answer, tokenizer, model_name))
+    return _fitting(conversation, model_name, max_positions)
 
 
 def check_messages(messages: object) -> list[Message]:
@@ -167,8 +183,6 @@ def conversation_of(
         )
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of model {model_name} does not say where in the text its tokens are")
-    if answer is not None and not answer.strip():
-        raise ValueError("the answer is empty")
     before, last = messages, messages[-1]
     if last["role"] == "assistant":
         if answer is not None:
@@ -198,13 +212,25 @@ def conversation_of(
     template = tuple(position for position in range(len(ids)) if position not in own)
     conversation = Conversation(tuple(ids), tuple(turns), None, template)
     if answer is not None:
-        conversation = conversation.answered(
-            tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
-        )
+        conversation = conversation.answered(_answer_ids(answer, tokenizer, model_name))
+    return _fitting(conversation, model_name, max_positions)
+
+
+def _answer_ids(answer: str, tokenizer: Any, model_name: str) -> list[int]:
+    if not answer.strip():
+        raise ValueError("the answer is empty")
+    if tokenizer is None:
+        raise ValueError(f"model {model_name} has no tokenizer; give the answer as token ids")
+    return list(tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _fitting(conversation: Conversation, model_name: str, max_positions: int) -> Conversation:
     if len(conversation) > max_positions:
-        said = f" and its answer {len(conversation.answer_tokens):,}" if answer is not None else ""
+        n_answer = len(conversation.answer_tokens)
+        said = f" and its answer {n_answer:,}" if n_answer else ""
         raise ValueError(
-            f"the conversation has {len(ids):,} tokens{said}; model {model_name} takes at most {max_positions:,}"
+            f"the conversation has {len(conversation) - n_answer:,} tokens{said}; "
+            f"model {model_name} takes at most {max_positions:,}"
         )
     return conversation
 
@@ -317,7 +343,9 @@ def read_conversations(path: Path) -> list[Record]:
     """
     suffix = path.suffix.lower()
     if suffix not in (".json", ".jsonl"):
-        raise ValueError(f"{path}: conversations are read from .json or .jsonl, not {suffix or 'a file without a suffix'}")
+        raise ValueError(
+            f"{path}: conversations are read from .json or .jsonl, not {suffix or 'a file without a suffix'}"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
@@ -330,7 +358,9 @@ def read_conversations(path: Path) -> list[Record]:
     else:
         value = _json(text, str(path))
         several = isinstance(value, list) and bool(value) and not _is_message(value[0])
-        given = [(f"{path}, conversation {i}", one) for i, one in enumerate(value, 1)] if several else [(str(path), value)]
+        given = (
+            [(f"{path}, conversation {i}", one) for i, one in enumerate(value, 1)] if several else [(str(path), value)]
+        )
     if not given:
         raise ValueError(f"{path}: has no conversations")
     return [_record(place, value) for place, value in given]

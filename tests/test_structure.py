@@ -64,6 +64,7 @@ LEVELS = {
         ["probes", "attention"],
         ["reading"],
         ["interventions", "validation"],
+        ["chat"],
         ["terminal"],
         ["commands"],
     ],

@@ -128,9 +128,7 @@ class Reading:
                 use_cache=True,
             ).last_hidden_state
 
-    def _masks(
-        self, query_bq: Tensor, key_bk: Tensor, cuts: Sequence[tuple[int, int] | None]
-    ) -> dict[str, Tensor]:
+    def _masks(self, query_bq: Tensor, key_bk: Tensor, cuts: Sequence[tuple[int, int] | None]) -> dict[str, Tensor]:
         """Masks (B, 1, Q, K) to add to attention scores, of both kinds of layers, in which spans are cut off."""
         query_bq1, key_b1k = query_bq[:, :, None], key_bk[:, None]
         sees = (key_b1k >= 0) & (key_b1k <= query_bq1)
@@ -176,7 +174,9 @@ class Reading:
             key_ck = torch.cat([self.position_bw.repeat_interleave(times, 0), position_ct], 1)
             tokens_ct = tokens_ct.to(lengths_c.device)
             normed_ctd = self._forward(tokens_ct, position_ct, key_ck, self._copied(times), times)
-            predicting = [torch.cat([last_cd[i, None], normed_ctd[i, : len(one) - 1].float()]) for i, one in enumerate(flat)]
+            predicting = [
+                torch.cat([last_cd[i, None], normed_ctd[i, : len(one) - 1].float()]) for i, one in enumerate(flat)
+            ]
         else:
             predicting = [last_cd[i, None] for i in range(len(flat))]
         return [predicting[i : i + times] for i in range(0, len(flat), times)]
