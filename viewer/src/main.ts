@@ -28,9 +28,9 @@ function start(data: PageData): { store: Store; model: Model; view: GraphView; p
   const { node, edge } = data.start;
   const initial: State = {
     ...initialState(node, edge), view: data.stories.length ? "story" : "graph", target: model.topTarget >= 0 && !data.answer.length ? model.id(model.topTarget) : "",
-    filters: { ...NO_FILTERS, hideTemplate: data.hideTemplate },
   };
   const store = new Store({ ...initial, ...fromQParams(data.qParams, known), ...fromFragment(location.hash, known) });
+  if (data.hideTemplate && !location.hash.includes("filters=")) store.state.filters = { ...NO_FILTERS, hideTemplate: true };
   model.weigh(store.state.target);
   model.prune(store.state.nodeThreshold, store.state.edgeThreshold);
   model.filter(store.state.filters, model.node(store.state.target));
