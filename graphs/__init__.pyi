@@ -33,6 +33,7 @@ from .cards.feature_cards import FeatureCard as FeatureCard
 from .cards.feature_cards import FeatureCards as FeatureCards
 from .cards.feature_cards import with_card_labels as with_card_labels
 from .cards.neuronpedia import export_cards as export_cards
+from .conversations.spans import Spans as Spans
 from .defaults import EDGE_THRESHOLD as EDGE_THRESHOLD
 from .defaults import NODE_THRESHOLD as NODE_THRESHOLD
 from .exporters.graphml import write_graphml as write_graphml
@@ -82,5 +83,4 @@ from .saved_state import SavedState as SavedState
 from .saved_state import check_state as check_state
 from .saved_state import read_origin as read_origin
 from .saved_state import read_state as read_state
-from .spans import Spans as Spans
 from .viewer_ids import node_ids as node_ids

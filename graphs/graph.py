@@ -17,10 +17,10 @@ import scipy.sparse
 import torch
 
 from crosstrace.graphs.attention.kept import GraphAttention
+from crosstrace.graphs.conversations.spans import Spans, spans_of
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
 from crosstrace.graphs.numbers import count, probability
-from crosstrace.graphs.spans import Spans, spans_of
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
 from crosstrace.graphs.text import distinct, marked, short

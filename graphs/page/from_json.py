@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.conversations.spans import spans_of
 from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents, page_label
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.saved_state import origin_of
-from crosstrace.graphs.spans import spans_of
 from crosstrace.graphs.text import distinct, marked
 
 _KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e", "cross layer transcoder": "f"}

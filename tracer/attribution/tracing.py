@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from crosstrace.graphs import AttributionGraph, NodeLayout
-from crosstrace.graphs.spans import KEY as SPANS
-from crosstrace.graphs.spans import Spans
+from crosstrace.graphs.conversations.spans import KEY as SPANS
+from crosstrace.graphs.conversations.spans import Spans
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, SparseDictionary
 from crosstrace.replacement_model.conversations import Conversation
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse

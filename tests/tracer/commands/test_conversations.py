@@ -154,7 +154,7 @@ def test_other_verbs_read_conversations(chat, tmp_path):
     result = run("intervene", *given, "--answer", ANSWER, "--ablate", "L0/3", *options, "-o", report)
     assert result.exit_code == 0, result.output
     answer = json.loads(report.read_text())["answer"]
-    assert [one["string"] for one in answer][0] == "Austin"
+    assert answer[0]["string"] == "Austin"
     assert "all of it" in result.stdout
     result = run("validate", *given, "--sources", 8, "--features", 4, *options)
     assert result.exit_code == 0, result.output
