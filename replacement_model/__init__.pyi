@@ -1,6 +1,7 @@
 # The public names of the package, each with the module that it is imported from when it is first used.
 
 from . import demo as demo
+from . import demo_chat as demo_chat
 from .architectures.description import ModelDescription as ModelDescription
 from .architectures.description import ModulePaths as ModulePaths
 from .architectures.gemma3 import Gemma3Description as Gemma3Description

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from crosstrace.replacement_model import demo
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.conversations import Conversation, Message, conversation_of
+from crosstrace.replacement_model.embedded import embedded_model
 
 
 class LoadedModel(Protocol):
@@ -80,7 +80,7 @@ class BaseModel:
         """Load a model.
 
         Args:
-            model: A folder, a `.gguf` file of Gemma 3, `org/name` on the hub, or `demo`, the embedded one.
+            model: A folder, a `.gguf` file of Gemma 3, `org/name` on the hub, or `demo` or `demo-chat`, the embedded ones.
             device: Where to compute; None: a GPU if there is one.
             dtype: The dtype of the weights; None: as stored. Arithmetic is float32 whatever the weights are.
             excluded_first: How many first positions are left out; None: as the architecture says.
@@ -96,8 +96,8 @@ class BaseModel:
             6
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        embedded = str(model) in ("demo", demo.MODEL_NAME)
-        source, name = (str(demo.MODEL_DIR), demo.MODEL_NAME) if embedded else (str(model), str(model))
+        embedded = embedded_model(model)
+        source, name = (str(embedded.folder), embedded.name) if embedded else (str(model), str(model))
         module, tokenizer, description = load_model(source, dtype, place, device_map, chat_template)
         if excluded_first is not None:
             description = description.excluding(excluded_first)

@@ -28,6 +28,7 @@ from crosstrace.replacement_model.conversations import Conversation, Message, co
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.embedded import embedded_model
 from crosstrace.replacement_model.interventions.freeze import Errors, Freeze
 from crosstrace.replacement_model.interventions.generation import Generation, generate
 from crosstrace.replacement_model.interventions.kinds import Intervention
@@ -93,7 +94,7 @@ class ReplacementModel:
     def from_pretrained(
         cls,
         model: str | Path,
-        transcoders: str | Path,
+        transcoders: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         excluded_first: int | None = None,
@@ -104,9 +105,9 @@ class ReplacementModel:
         """Load a model and its transcoders.
 
         Args:
-            model: A folder, a `.gguf` file of Gemma 3, or `org/name` on the hub.
+            model: A folder, a `.gguf` file of Gemma 3, `org/name` on the hub, or `demo` or `demo-chat`, the embedded ones.
             transcoders: A folder, or `org/repo/sub/folder[@revision]` on the hub; see
-                `crosstrace.replacement_model.open_transcoders`.
+                `crosstrace.replacement_model.open_transcoders`. None: an embedded model's own.
             device: Where tracing happens; None: a GPU if there is one.
             dtype: The dtype of all weights except biases and thresholds, which are float32; None: as stored. Arithmetic
                 is float32 whatever the weights are.
@@ -120,23 +121,37 @@ class ReplacementModel:
             chat_template: A chat template (Jinja) in place of the tokenizer's own, or where it has none.
 
         Raises:
-            ValueError: The architecture is not supported, files are damaged, model and transcoders do not fit, or a
-                setting is not valid.
+            ValueError: The architecture is not supported, files are damaged, model and transcoders do not fit, no
+                transcoders are named for a model that has none of its own, or a setting is not valid.
             OSError: Something is missing or cannot be reached.
 
         Example:
             >>> from crosstrace.replacement_model import ReplacementModel, demo
-            >>> model = ReplacementModel.from_pretrained(demo.MODEL_DIR, demo.TRANSCODERS_DIR)
+            >>> model = ReplacementModel.from_pretrained("demo")
             >>> local = model.local(demo.DALLAS_PROMPT)
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        reader = open_transcoders(transcoders)  # first: a wrong path should not cost the wait for a large model
+        own = embedded_model(model)
+        if transcoders is None and own is None:
+            raise ValueError(f"no transcoders are named for model {model}; only embedded models have their own")
+        # The transcoders first: a wrong path should not cost the wait for a large model.
+        reader = open_transcoders(own.transcoders if own and transcoders is None else str(transcoders))
+        if own and transcoders is None:
+            reader.name = own.transcoders_name
         if memory_budget is not None:
             parse_bytes(memory_budget)
-        module, tokenizer, description = load_model(str(model), dtype, place, device_map, chat_template)
+        module, tokenizer, description = load_model(
+            str(own.folder if own else model), dtype, place, device_map, chat_template
+        )
         if excluded_first is not None:
             description = description.excluding(excluded_first)
-        return cls(module, tokenizer, Transcoders(reader, place, dtype, memory_budget), description, str(model))
+        return cls(
+            module,
+            tokenizer,
+            Transcoders(reader, place, dtype, memory_budget),
+            description,
+            own.name if own else str(model),
+        )
 
     @classmethod
     def demo(
@@ -165,20 +180,9 @@ class ReplacementModel:
             >>> ReplacementModel.demo().description.n_layers
             6
         """
-        from crosstrace.replacement_model import demo
-
-        model = cls.from_pretrained(
-            demo.MODEL_DIR,
-            demo.TRANSCODERS_DIR,
-            device,
-            dtype,
-            excluded_first,
-            memory_budget,
-            device_map,
-            chat_template,
+        return cls.from_pretrained(
+            "demo", None, device, dtype, excluded_first, memory_budget, device_map, chat_template
         )
-        model.name, model.transcoders.reader.name = demo.MODEL_NAME, demo.TRANSCODERS_NAME
-        return model
 
     @property
     def description(self) -> ModelDescription:

@@ -37,7 +37,7 @@ LEVELS = {
         ["backward"],
     ],
     "replacement_model": [
-        ["memory", "prompts", "conversations", "texts", "hub", "demo"],
+        ["memory", "prompts", "conversations", "texts", "hub", "demo", "demo_chat", "embedded"],
         ["architectures"],
         ["dictionaries"],
         ["local"],

@@ -113,8 +113,10 @@ class PromptChoice:
             return self.given
         from crosstrace.replacement_model import demo
         from crosstrace.replacement_model.architectures.loading import load_config, load_tokenizer
+        from crosstrace.replacement_model.embedded import embedded_model
 
-        source = str(model or demo.MODEL_DIR)
+        own = embedded_model(model or "demo")
+        source = str(own.folder if own else model)
         tokenizer = load_tokenizer(source)
         if tokenizer is not None and (template := read_chat_template(chat_template)) is not None:
             tokenizer.chat_template = template
