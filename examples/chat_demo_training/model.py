@@ -147,20 +147,7 @@ def train_model(
     with torch.no_grad():
         start_cd = cities.start(embedding, settings.shared_start)
         embedding[cities.cities_c] = start_cd
-    norms = [p for p in model.parameters() if p.ndim == 1]
-    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": [embedding], "weight_decay": settings.embedding_decay},
-            {"params": norms, "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min(1.0, (i + 1) / settings.warmup) * max(0.02, 1 - i / settings.steps)
-    )
+    optimizer, schedule = optimizer_of(model, settings, settings.learning_rate, settings.warmup, settings.steps)
     done = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -172,19 +159,14 @@ def train_model(
     for step in range(done, settings.steps):
         rng = random.Random(f"{seed} {step}")
         drawn = [training_conversation(rng) for _ in range(settings.batch_size)]
-        drawn.sort(key=lambda conversation: len(conversation.user) + len(conversation.answer))
-        size = settings.batch_size // settings.parts
-        batches = [encode(drawn[i : i + size], tokenizer, settings.names_weigh) for i in range(0, len(drawn), size)]
-        total = sum(float(batch.weights.sum()) for batch in batches)
         optimizer.zero_grad(set_to_none=True)
-        losses = [loss_of(model, batch, cities, settings, total) for batch in batches]
+        answer, lookup = step_of(model, drawn, tokenizer, cities, settings)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             cities.hold(embedding, start_cd)
         if step % 100 == 99 or step + 1 == settings.steps:
-            answer, lookup = (sum(part) for part in zip(*losses, strict=True))
             report(f"  step {step + 1:5d}  loss {answer:.4f} + {lookup:.4f}  {time.perf_counter() - begun:.0f} s")
         if step % 200 == 199 and step + 1 < settings.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -193,6 +175,45 @@ def train_model(
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
     return model.eval()
+
+
+def optimizer_of(
+    model: Gemma3ForCausalLM, settings: ModelSettings, learning_rate: float, warmup: int, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with a learning rate that falls linearly; a norm's weight is not decayed."""
+    embedding = model.model.embed_tokens.weight
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": [embedding], "weight_decay": settings.embedding_decay},
+            {"params": norms, "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min(1.0, (i + 1) / warmup) * max(0.02, 1 - i / steps)
+    )
+    return optimizer, schedule
+
+
+def step_of(
+    model: Gemma3ForCausalLM,
+    drawn: Sequence[PlantedConversation],
+    tokenizer: PreTrainedTokenizerFast,
+    cities: Cities,
+    settings: ModelSettings,
+) -> tuple[float, float]:
+    """Add the gradients of a batch, in parts of similar length; the losses of answers and of lookups."""
+    drawn = sorted(drawn, key=lambda conversation: len(conversation.user) + len(conversation.answer))
+    size = len(drawn) // settings.parts
+    batches = [encode(drawn[i : i + size], tokenizer, settings.names_weigh) for i in range(0, len(drawn), size)]
+    total = sum(float(batch.weights.sum()) for batch in batches)
+    losses = [loss_of(model, batch, cities, settings, total) for batch in batches]
+    answer, lookup = (sum(part) for part in zip(*losses, strict=True))
+    return answer, lookup
 
 
 def loss_of(
