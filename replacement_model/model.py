@@ -24,9 +24,11 @@ from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.base_model import LoadedModel
+from crosstrace.replacement_model.conversations import Conversation, Message, conversation_of
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.embedded import embedded_model
 from crosstrace.replacement_model.interventions.freeze import Errors, Freeze
 from crosstrace.replacement_model.interventions.generation import Generation, generate
 from crosstrace.replacement_model.interventions.kinds import Intervention
@@ -92,19 +94,20 @@ class ReplacementModel:
     def from_pretrained(
         cls,
         model: str | Path,
-        transcoders: str | Path,
+        transcoders: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         excluded_first: int | None = None,
         memory_budget: int | str | None = None,
         device_map: str | dict[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> ReplacementModel:
         """Load a model and its transcoders.
 
         Args:
-            model: A folder, a `.gguf` file of Gemma 3, or `org/name` on the hub.
+            model: A folder, a `.gguf` file of Gemma 3, `org/name` on the hub, or `demo` or `demo-chat`, the embedded ones.
             transcoders: A folder, or `org/repo/sub/folder[@revision]` on the hub; see
-                `crosstrace.replacement_model.open_transcoders`.
+                `crosstrace.replacement_model.open_transcoders`. None: an embedded model's own.
             device: Where tracing happens; None: a GPU if there is one.
             dtype: The dtype of all weights except biases and thresholds, which are float32; None: as stored. Arithmetic
                 is float32 whatever the weights are.
@@ -115,25 +118,40 @@ class ReplacementModel:
                 device.
             device_map: The devices of the model's layers, as `transformers` and accelerate take them (`"auto"`, or a
                 mapping); needs accelerate. Tracing itself happens on `device`.
+            chat_template: A chat template (Jinja) in place of the tokenizer's own, or where it has none.
 
         Raises:
-            ValueError: The architecture is not supported, files are damaged, model and transcoders do not fit, or a
-                setting is not valid.
+            ValueError: The architecture is not supported, files are damaged, model and transcoders do not fit, no
+                transcoders are named for a model that has none of its own, or a setting is not valid.
             OSError: Something is missing or cannot be reached.
 
         Example:
             >>> from crosstrace.replacement_model import ReplacementModel, demo
-            >>> model = ReplacementModel.from_pretrained(demo.MODEL_DIR, demo.TRANSCODERS_DIR)
+            >>> model = ReplacementModel.from_pretrained("demo")
             >>> local = model.local(demo.DALLAS_PROMPT)
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        reader = open_transcoders(transcoders)  # first: a wrong path should not cost the wait for a large model
+        own = embedded_model(model)
+        if transcoders is None and own is None:
+            raise ValueError(f"no transcoders are named for model {model}; only embedded models have their own")
+        # The transcoders first: a wrong path should not cost the wait for a large model.
+        reader = open_transcoders(own.transcoders if own and transcoders is None else str(transcoders))
+        if own and transcoders is None:
+            reader.name = own.transcoders_name
         if memory_budget is not None:
             parse_bytes(memory_budget)
-        module, tokenizer, description = load_model(str(model), dtype, place, device_map)
+        module, tokenizer, description = load_model(
+            str(own.folder if own else model), dtype, place, device_map, chat_template
+        )
         if excluded_first is not None:
             description = description.excluding(excluded_first)
-        return cls(module, tokenizer, Transcoders(reader, place, dtype, memory_budget), description, str(model))
+        return cls(
+            module,
+            tokenizer,
+            Transcoders(reader, place, dtype, memory_budget),
+            description,
+            own.name if own else str(model),
+        )
 
     @classmethod
     def demo(
@@ -143,6 +161,7 @@ class ReplacementModel:
         excluded_first: int | None = None,
         memory_budget: int | str | None = None,
         device_map: str | dict[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> ReplacementModel:
         """Load the embedded demo: a small Gemma 3 that knows US states and countries, with its cross-layer transcoder.
 
@@ -152,6 +171,7 @@ class ReplacementModel:
             excluded_first: How many first positions carry no features; None: 1.
             memory_budget: Bytes, or text such as `"8GB"`.
             device_map: The devices of the model's layers.
+            chat_template: A chat template; it has none of its own.
 
         Raises:
             ValueError: A setting is not valid.
@@ -160,13 +180,9 @@ class ReplacementModel:
             >>> ReplacementModel.demo().description.n_layers
             6
         """
-        from crosstrace.replacement_model import demo
-
-        model = cls.from_pretrained(
-            demo.MODEL_DIR, demo.TRANSCODERS_DIR, device, dtype, excluded_first, memory_budget, device_map
+        return cls.from_pretrained(
+            "demo", None, device, dtype, excluded_first, memory_budget, device_map, chat_template
         )
-        model.name, model.transcoders.reader.name = demo.MODEL_NAME, demo.TRANSCODERS_NAME
-        return model
 
     @property
     def description(self) -> ModelDescription:
@@ -210,6 +226,27 @@ class ReplacementModel:
         """
         size = self.description
         return prompts.prompt_ids(prompt, self.tokenizer, self.name, size.vocab_size, size.max_positions)
+
+    def conversation(self, messages: Sequence[Message], answer: str | None = None) -> Conversation:
+        """Return a conversation as the tokenizer's chat template writes it, up to where the assistant is to speak.
+
+        Args:
+            messages: In order, each with its `role` (`system`, `user`, `assistant`) and `content`. If the last one is the
+                assistant's, it is the answer.
+            answer: What the assistant says then, whether or not the model would; taken as it is.
+
+        Returns:
+            The token ids, a prompt like any other, with the span of each turn and of the answer; see `Conversation`.
+
+        Raises:
+            ValueError: There is no chat template, it refuses the messages, a message or the answer is empty or no message,
+                or all of it is longer than the model's context.
+
+        Example:
+            >>> conversation = model.conversation([{"role": "user", "content": "Where is Dallas?"}], "In Texas")
+            >>> graph = trace(model, conversation)  # of every token of the answer
+        """
+        return conversation_of(messages, answer, self.tokenizer, self.name, self.description.max_positions)
 
     def prompt_notes(self, prompt: Prompt) -> list[str]:
         """Return what a prompt holds that is probably not meant, one line each.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.analysis.answers import answer_targets
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import prune, reaching, unpruned
 from crosstrace.graphs.analysis.scores import graph_scores, untraced
@@ -109,10 +110,30 @@ def page_data(
             cards=_with_latents(cards_of_features(cards or {}, features, limits), graph, features),
             suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
             stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
+            template=None if graph.spans is None else sorted(graph.spans.template),
+            hide_template=_hides_template(graph),
+            answer=_answer_ids(graph, ids),
             attention=page_attention(graph, {int(node): ids[node] for node in nodes}),
             q_params=state or {},
         )
     )
+
+
+def _hides_template(graph: AttributionGraph) -> bool:
+    """Whether the masks hide what pruning always keeps: the template's tokens."""
+    if graph.node_mask is None or graph.spans is None or not graph.spans.template:
+        return False
+    return not any(graph.node_mask[graph.layout.token_index(position)] for position in graph.spans.template)
+
+
+def _answer_ids(graph: AttributionGraph, ids: Sequence[str]) -> list[str]:
+    """The ids of the answer's tokens among the targets; none where the targets are something else."""
+    if graph.spans is None or graph.spans.answer is None:
+        return []
+    try:
+        return [ids[graph.layout.logit_index(i)] for i in answer_targets(graph)]
+    except ValueError:  # targets that were named by hand
+        return []
 
 
 def cards_of_features(

@@ -22,6 +22,7 @@ from crosstrace.replacement_model.architectures.description import ModelDescript
 from crosstrace.replacement_model.architectures.float64 import WIDENED
 from crosstrace.replacement_model.dictionaries.readers import download_bytes, open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
+from crosstrace.replacement_model.embedded import embedded_model
 from crosstrace.replacement_model.hub import missing_bytes
 from crosstrace.replacement_model.local.adjoint import row_bytes
 from crosstrace.replacement_model.local.folding import folded_bytes, keeps_folded
@@ -107,7 +108,7 @@ class Plan:
 
 def plan_trace(
     model: str | Path,
-    transcoders: str | Path,
+    transcoders: str | Path | None,
     prompt: str | int,
     max_feature_nodes: int | None = None,
     batch_size: int | None = None,
@@ -120,8 +121,8 @@ def plan_trace(
     """Plan a trace without loading weights; of files on the hub only headers are fetched.
 
     Args:
-        model: A folder, or `org/name` on the hub.
-        transcoders: A folder, or `org/repo/sub/folder[@revision]` on the hub.
+        model: A folder, `org/name` on the hub, or `demo` or `demo-chat`, the embedded ones.
+        transcoders: A folder, or `org/repo/sub/folder[@revision]` on the hub; None: an embedded model's own.
         prompt: The text, counted with the model's tokenizer, or a number of tokens.
         max_feature_nodes: As `crosstrace.tracer.trace` takes it.
         batch_size: As `crosstrace.tracer.trace` takes it.
@@ -143,6 +144,10 @@ def plan_trace(
     """
     from crosstrace.replacement_model.architectures.loading import load_config, load_tokenizer
 
+    if (own := embedded_model(model)) is not None:
+        model, transcoders = own.folder, transcoders or own.transcoders
+    if transcoders is None:
+        raise ValueError(f"no transcoders are named for model {model}; only embedded models have their own")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     used = Transcoders(open_transcoders(transcoders, check=False), place, dtype, memory_budget)
     config, description = load_config(str(model))

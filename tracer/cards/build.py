@@ -20,6 +20,7 @@ from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import LoadedModel, SparseDictionary
 from crosstrace.replacement_model.demo import DEMO_DIR
+from crosstrace.replacement_model.demo_chat import CHAT_DEMO_DIR
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 from crosstrace.replacement_model.dictionaries.use import in_use
@@ -143,7 +144,8 @@ def build_cards(
 
 def _usual_path(name: str) -> Path:
     path = cards_path(name)
-    return Path(path.name) if path.is_relative_to(DEMO_DIR) else path  # the package is left as it came
+    in_package = path.is_relative_to(DEMO_DIR) or path.is_relative_to(CHAT_DEMO_DIR)
+    return Path(path.name) if in_package else path  # the package is left as it came
 
 
 def model_dictionary(model: LoadedModel, dictionary: SparseDictionary | DictionaryInUse | None) -> DictionaryInUse:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from crosstrace.tracer.commands.model_choice import check_device, note_dequantising, parse_dtype
+from crosstrace.tracer.commands.model_choice import check_device, note_dequantising, parse_dtype, read_chat_template
 
 if TYPE_CHECKING:
     from crosstrace.graphs import FeatureCards
     from crosstrace.replacement_model import BaseModel, SparseDictionary
     from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
-
-_DEMO = ("demo", "crosstrace-demo")
 
 
 def open_to_read(
@@ -26,8 +25,9 @@ def open_to_read(
     memory_budget: str | None,
     device_map: str | None,
     exclude_first: int | None,
+    chat_template: Path | None = None,
 ) -> tuple[BaseModel, list[DictionaryInUse]]:
-    """Load a base model and every dictionary that is named; for the demo its own SAEs if none is.
+    """Load a base model and every dictionary that is named; if none is, for the demo its SAEs, for `demo-chat` its transcoders.
 
     Raises:
         typer.BadParameter: No dictionary is named for a model other than the demo.
@@ -36,19 +36,28 @@ def open_to_read(
     """
     from crosstrace.replacement_model import BaseModel, open_transcoders
     from crosstrace.replacement_model.dictionaries.use import in_use
+    from crosstrace.replacement_model.embedded import DEMO, embedded_model
 
+    own = None
     if not saes and not transcoders:
-        if model not in (None, *_DEMO):
+        own = embedded_model(model or "demo")
+        if own is None:
             raise typer.BadParameter("--model goes with --sae or --transcoders: what is it to be read with?")
-        saes = ["demo"]
+        if own is DEMO:
+            saes, own = ["demo"], None
     used_dtype = parse_dtype(dtype)
     check_device(device)
     # The dictionaries first: a wrong path should not cost the wait for a large model.
     readers: list[SparseDictionary] = [open_named_sae(name) for name in saes or ()]
     if transcoders:
         readers.append(open_transcoders(transcoders))
+    if own is not None:
+        readers.append(open_transcoders(own.transcoders))
+        readers[-1].name = own.transcoders_name
     note_dequantising(model)
-    base = BaseModel.from_pretrained(model or "demo", device, used_dtype, exclude_first, device_map)
+    base = BaseModel.from_pretrained(
+        model or "demo", device, used_dtype, exclude_first, device_map, read_chat_template(chat_template)
+    )
     used = [in_use(reader, base.device, used_dtype, memory_budget) for reader in readers]
     for dictionary in used:
         dictionary.check_fits(base.description, base.name)

@@ -67,7 +67,10 @@ def evaluate(
     """
     if transcoders and sae:
         raise typer.BadParameter("--transcoders and --sae exclude each other: one dictionary is measured at a time")
-    if not transcoders and not sae and model not in (None, "demo"):
+    from crosstrace.replacement_model.embedded import embedded_model
+
+    own = embedded_model(model or "demo")
+    if not transcoders and not sae and own is None:
         raise typer.BadParameter(
             "--model goes with --transcoders or --sae; without both, the demo's transcoders are used"
         )
@@ -76,7 +79,7 @@ def evaluate(
             raise typer.BadParameter(f"{path}: reports are written as .json")
     with one_line_errors(debug):
         from crosstrace.graphs.files import check_writable
-        from crosstrace.replacement_model import BaseModel, Corpus, demo, open_transcoders
+        from crosstrace.replacement_model import BaseModel, Corpus, open_transcoders
         from crosstrace.tracer.commands.dictionaries import open_named_sae
         from crosstrace.tracer.commands.model_choice import check_device, parse_dtype
         from crosstrace.tracer.evaluation.evaluate import evaluate as measure
@@ -90,9 +93,11 @@ def evaluate(
         used_dtype = parse_dtype(dtype)
         check_device(device)
         # The dictionary first: a wrong path should not cost the wait for a large model.
-        reader = open_named_sae(sae) if sae else open_transcoders(transcoders or demo.TRANSCODERS_DIR)
-        if not sae and not transcoders:
-            reader.name = demo.TRANSCODERS_NAME
+        if own is None or sae or transcoders:
+            reader = open_named_sae(sae) if sae else open_transcoders(str(transcoders))
+        else:
+            reader = open_transcoders(own.transcoders)
+            reader.name = own.transcoders_name
         base = BaseModel.from_pretrained(model or "demo", device, used_dtype, exclude_first, device_map)
         used = in_use(reader, base, used_dtype, memory_budget)
         report = measure(

@@ -220,10 +220,11 @@ def _open(cards: Path | None, transcoders: str | None) -> FeatureCards:
         OSError: There are none; the message says how to make them.
     """
     from crosstrace.graphs.cards.feature_cards import FeatureCards
-    from crosstrace.replacement_model import demo
+    from crosstrace.replacement_model import demo, demo_chat
     from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
 
-    named = demo.SAES_NAME if transcoders == "demo" else transcoders
+    shipped = {"demo": demo.SAES_NAME, "demo-chat": demo_chat.TRANSCODERS_NAME}
+    named = shipped.get(transcoders or "", transcoders)
     path = cards or cards_path(named or demo.TRANSCODERS_NAME)
     if cards is None and not path.is_file():
         raise FileNotFoundError(

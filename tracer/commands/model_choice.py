@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -34,6 +35,7 @@ class ModelChoice:
         memory_budget: A size such as `8GB`; None for 80 % of what is free.
         device_map: How accelerate spreads the model's layers; None for all on `device`.
         exclude_first: How many first positions carry no features; None for what model and prompt say.
+        chat_template: A file of a chat template; None for the tokenizer's own.
     """
 
     model: str | None
@@ -43,9 +45,12 @@ class ModelChoice:
     memory_budget: str | None = None
     device_map: str | None = None
     exclude_first: int | None = None
+    chat_template: Path | None = None
 
     def __post_init__(self) -> None:
-        if (self.model is None) != (self.transcoders is None):
+        from crosstrace.replacement_model.embedded import embedded_model
+
+        if (self.model is None) != (self.transcoders is None) and embedded_model(self.model) is None:
             raise typer.BadParameter("--model and --transcoders go together; without both, the embedded demo is used")
 
     def load(self) -> ReplacementModel:
@@ -59,34 +64,27 @@ class ModelChoice:
 
         dtype = parse_dtype(self.dtype)
         check_device(self.device)
+        template = read_chat_template(self.chat_template)
         note_dequantising(self.model)
-        if self.model is None or self.transcoders is None:
-            return ReplacementModel.demo(
-                self.device,
-                dtype=dtype,
-                excluded_first=self.exclude_first,
-                memory_budget=self.memory_budget,
-                device_map=self.device_map,
-            )
         return ReplacementModel.from_pretrained(
-            self.model,
+            self.model or "demo",
             self.transcoders,
             self.device,
             dtype=dtype,
             excluded_first=self.exclude_first,
             memory_budget=self.memory_budget,
             device_map=self.device_map,
+            chat_template=template,
         )
 
-    def plan(self, prompt: str, max_feature_nodes: int | None, batch_size: int | None) -> Plan:
+    def plan(self, prompt: str | int, max_feature_nodes: int | None, batch_size: int | None) -> Plan:
         """Plan a trace of a prompt without loading the model; see `crosstrace.tracer.plan_trace`."""
-        from crosstrace.replacement_model import demo
         from crosstrace.tracer.attribution.plan import plan_trace
 
         note_dequantising(self.model)
         return plan_trace(
-            self.model or demo.MODEL_DIR,
-            self.transcoders or demo.TRANSCODERS_DIR,
+            self.model or "demo",
+            self.transcoders,
             prompt,
             max_feature_nodes,
             batch_size,
@@ -95,6 +93,26 @@ class ModelChoice:
             self.memory_budget,
             excluded_first=self.exclude_first,
         )
+
+
+def read_chat_template(path: Path | None) -> str | None:
+    """Return the text of `--chat-template`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is empty or not text.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        template = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text") from None
+    if not template.strip():
+        raise ValueError(f"{path}: the chat template is empty")
+    return template
 
 
 def choice_of_graph(
@@ -112,10 +130,13 @@ def choice_of_graph(
     Raises:
         ValueError: The graph's own are not on this machine, and have no name that the hub knows.
     """
-    from crosstrace.replacement_model import demo
+    from crosstrace.replacement_model.embedded import embedded_model
 
     dtype = dtype or graph.settings.get("weights_dtype")
-    if model is not None or (graph.model_name, graph.transcoders_name) == (demo.MODEL_NAME, demo.TRANSCODERS_NAME):
+    own = embedded_model(graph.model_name)
+    if model is None and own is not None and graph.transcoders_name == own.transcoders_name:
+        model = own.option
+    if model is not None:
         return ModelChoice(model, transcoders, device, dtype)
     missing = [name for name in (graph.model_name, graph.transcoders_name) if not _can_be_found(name)]
     if missing:
@@ -217,7 +238,7 @@ def note_prompt(model: LoadedModel, text: str) -> None:
 def note_unknown_words(model: LoadedModel, text: str) -> None:
     """Name the words of a prompt that the model has no token for, because it reads them all alike."""
     from crosstrace.replacement_model import prompts
-    from crosstrace.replacement_model.demo import MODEL_NAME
+    from crosstrace.replacement_model.embedded import embedded_model
 
     if words := prompts.unknown_words(text, model.tokenizer):
         more = f" and {len(words) - _WORDS_NAMED} more" if len(words) > _WORDS_NAMED else ""
@@ -228,5 +249,5 @@ def note_unknown_words(model: LoadedModel, text: str) -> None:
         )
         note(
             f"not in the vocabulary, read as unknown: {', '.join(shown)}{more}"
-            f"{demo if model.name == MODEL_NAME else ''}"
+            f"{demo if embedded_model(model.name) else ''}"
         )

@@ -21,7 +21,7 @@ Model = Annotated[
         "-m",
         "--model",
         metavar="NAME",
-        help="A Gemma 3 model: a folder, a .gguf file, or its name on the hub.",
+        help="A Gemma 3 model: a folder, a .gguf file, its name on the hub, or demo-chat, the embedded chat model.",
         show_default="the embedded demo",
         rich_help_panel=_MACHINE,
     ),

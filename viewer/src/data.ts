@@ -86,6 +86,12 @@ export interface PageData {
   start: { node: number; edge: number; nodeLimit: number };
   /** Targets that are not a token (a contrast, a direction): their `probability` is only a weight. */
   notTokens: number[];
+  /** Positions of a chat template's tokens; null where they are guessed from the tokens. */
+  template: number[] | null;
+  /** Whether the page begins without what stands there. */
+  hideTemplate: boolean;
+  /** Ids of the answer's tokens among the targets, in order. */
+  answer: string[];
   notes: string[];
   fires: Record<string, [number, number][]>;
   cards: Record<string, Card>;

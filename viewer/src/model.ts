@@ -15,7 +15,8 @@ export interface Neighbour {
 
 export class Model {
   readonly graph: Graph;
-  readonly influence: Influence;
+  /** On the targets that have weight now. */
+  influence: Influence;
   pruned!: Pruned;
   /** Nodes that pruning keeps and the filters pass, ascending. */
   shown: number[] = [];
@@ -40,6 +41,22 @@ export class Model {
     data.nodes.id.forEach((id, i) => this.byId.set(id, i));
     this.notTokens = new Set(data.notTokens);
     this.scale = rowScale(this.graph);
+  }
+
+  /** Gives weight to part of an answer alone: a target as the state names it. Of a large graph, only what is on the page counts then. */
+  weigh(target: string): void {
+    const { graph, data } = this;
+    if (!data.answer.length) return;
+    const chosen = new Set(this.answerPart(target));
+    for (let i = 0; i < graph.n; i++) if (graph.kind[i] === "logit") graph.probability[i] = chosen.size ? Number(chosen.has(i)) : data.nodes.probability[i];
+    this.influence = influenceOf(chosen.size ? { ...graph, influence: null } : graph);
+  }
+
+  /** The answer's tokens that a target names: one id, or `first..last`; none for all of it. */
+  answerPart(target: string): number[] {
+    const { answer } = this.data;
+    const [first, last] = [target.split("..")[0], target.split("..").at(-1)!].map((id) => answer.indexOf(id));
+    return first < 0 || last < 0 ? [] : answer.slice(Math.min(first, last), Math.max(first, last) + 1).map((id) => this.node(id));
   }
 
   prune(nodeThreshold: number, edgeThreshold: number): void {

@@ -67,7 +67,7 @@ export class StoryView {
   /** After the target has changed. */
   tell(): void {
     const { model, store } = this;
-    this.story = model.story(model.node(store.state.target));
+    this.story = model.story(model.answerPart(store.state.target)[0] ?? model.node(store.state.target));
     const { story } = this;
     const most = Math.max(...(story?.nodes ?? []).filter((node) => node.kind !== "target").map((node) => node.influence), 1e-9);
     const perRow = Math.ceil(model.data.layers / MOST_ROWS);

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crosstrace.replacement_model import demo
 from crosstrace.replacement_model.dictionaries.readers.opening import local_place
+from crosstrace.replacement_model.embedded import embedded_transcoders
 
 
 def cards_path(transcoders: str | Path) -> Path:
@@ -25,8 +26,8 @@ def cards_path(transcoders: str | Path) -> Path:
         >>> cards_path("org/repo/clt/width_262k_l0_medium").name
         'cards.safetensors'
     """
-    if str(transcoders) == demo.TRANSCODERS_NAME:
-        return demo.CARDS_FILE
+    if own := embedded_transcoders(transcoders):
+        return own.cards
     place = local_place(demo.SAES_DIR if str(transcoders) == demo.SAES_NAME else transcoders)
     name = demo.CARDS_FILE.name
     return place / name if place.is_dir() else place.with_name(f"{place.name}.{name}")

@@ -211,7 +211,7 @@ def test_a_choice_is_the_demo_only_for_graphs_of_the_demo() -> None:
         model_name=MODEL_NAME, transcoders_name=TRANSCODERS_NAME, settings={"weights_dtype": "float32"}
     )
     chosen = choice_of_graph(graph, None, None, None, None)
-    assert (chosen.model, chosen.transcoders, chosen.dtype) == (None, None, "float32")
+    assert (chosen.model, chosen.transcoders, chosen.dtype) == ("demo", None, "float32")
     chosen = choice_of_graph(graph, "a", "b", "cpu", "bfloat16")
     assert (chosen.model, chosen.transcoders, chosen.dtype) == ("a", "b", "bfloat16")
 
