@@ -1,3 +1,6 @@
+from .analysis.answers import answer_targets as answer_targets
+from .analysis.answers import of_answer as of_answer
+from .analysis.answers import without_template as without_template
 from .analysis.comparison import GraphComparison as GraphComparison
 from .analysis.comparison import compare as compare
 from .analysis.comparison import write_comparison as write_comparison
@@ -30,6 +33,7 @@ from .cards.feature_cards import FeatureCard as FeatureCard
 from .cards.feature_cards import FeatureCards as FeatureCards
 from .cards.feature_cards import with_card_labels as with_card_labels
 from .cards.neuronpedia import export_cards as export_cards
+from .conversations.spans import Spans as Spans
 from .defaults import EDGE_THRESHOLD as EDGE_THRESHOLD
 from .defaults import NODE_THRESHOLD as NODE_THRESHOLD
 from .exporters.graphml import write_graphml as write_graphml

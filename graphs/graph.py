@@ -17,12 +17,13 @@ import scipy.sparse
 import torch
 
 from crosstrace.graphs.attention.kept import GraphAttention
+from crosstrace.graphs.conversations.spans import Spans, spans_of
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
 from crosstrace.graphs.numbers import count, probability
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
-from crosstrace.graphs.text import distinct, short
+from crosstrace.graphs.text import distinct, marked, short
 
 _ATTENTION_PREFIX = "attention."
 _LENGTHS = {"N": "active_features", "K": "selected_features", "P": "tokens", "k": "logit_tokens"}
@@ -100,7 +101,8 @@ class AttributionGraph:
     """The transcoders as they were named when the graph was traced."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What reproduces the graph; must be JSON-able. `prune` adds its thresholds under `pruning`; `guesses` holds names for
-    features without a label, by "L3/417" (see `crosstrace.tracer.with_guesses`)."""
+    features without a label, by "L3/417" (see `crosstrace.tracer.with_guesses`), and `latents` the latents of SAEs that
+    features write to (see `crosstrace.tracer.with_written_latents`)."""
     feature_labels: list[str] = field(default_factory=list, metadata=_strings("K"))
     """K strings: a label for each selected feature, "" where unknown."""
     node_mask: torch.Tensor | None = field(default=None, metadata=_tensor(torch.bool, "n"))
@@ -128,6 +130,7 @@ class AttributionGraph:
                 setattr(self, part.name, _checked(part, value, shape))
         _check_range("selected_features", self.selected_features, size["N"])
         _check_range("logit_positions", self.logit_positions, size["P"])
+        self._spans = spans_of(self.settings, size["P"])
         if bool((self.logit_probabilities < 0).any()):
             raise ValueError("logit_probabilities holds a negative weight; influence needs weights of 0 or more")
         self.edges = canonical(self.edges)
@@ -142,6 +145,11 @@ class AttributionGraph:
     def layout(self) -> NodeLayout:
         """The order of the nodes."""
         return NodeLayout(len(self.selected_features), self.n_layers, len(self.tokens), len(self.logit_tokens))
+
+    @property
+    def spans(self) -> Spans | None:
+        """The turns, the answer and the template's tokens of a conversation, which `settings` hold; None for other prompts."""
+        return self._spans
 
     @property
     def n(self) -> int:
@@ -266,7 +274,8 @@ class AttributionGraph:
         """Return what to show for the P tokens and the k targets, so that no two different ones are shown alike.
 
         With `raw`, that holds among the tokens and among the targets. Targets that are not a single token, such as
-        contrasts, are shown as they are named, cut to `limit`. For the arguments see `crosstrace.graphs.text.distinct`.
+        contrasts, are shown as they are named, cut to `limit`. Unless `raw`, tokens of a chat template stand in marks,
+        as in `‹user›`. For the arguments see `crosstrace.graphs.text.distinct`.
 
         Example:
             >>> graph.names()
@@ -287,7 +296,9 @@ class AttributionGraph:
             targets = [string if raw else short(string, limit) for string in self.logit_strings]
             for i, name in zip(found, shown[P:], strict=True):
                 targets[i] = name
-            self._names[key] = shown[:P], targets
+            template = frozenset() if raw or self.spans is None else self.spans.template
+            tokens = [marked(name) if p in template else name for p, name in enumerate(shown[:P])]
+            self._names[key] = tokens, targets
         return self._names[key]
 
     def token_name(self, position: int, limit: int = 24) -> str:

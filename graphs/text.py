@@ -36,6 +36,16 @@ def short(text: str, limit: int = 24) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1].rstrip() + "…"
 
 
+def marked(name: str) -> str:
+    """Return what is shown of a token that a chat template adds.
+
+    Example:
+        >>> marked("user")
+        '‹user›'
+    """
+    return f"‹{name}›"
+
+
 def distinct(texts: Sequence[str], ids: Sequence[int] | None = None, limit: int = 24, raw: bool = False) -> list[str]:
     """Return what to show for tokens that stand in one list, so that no two of them are shown alike.
 

@@ -11,6 +11,12 @@ from .architectures.sites import ModelSites as ModelSites
 from .architectures.sites import Site as Site
 from .base_model import BaseModel as BaseModel
 from .base_model import LoadedModel as LoadedModel
+from .conversations import Conversation as Conversation
+from .conversations import Message as Message
+from .conversations import Turn as Turn
+from .conversations import plain_conversation as plain_conversation
+from .conversations import read_conversations as read_conversations
+from .conversations import read_messages as read_messages
 from .dictionaries.base import Activation as Activation
 from .dictionaries.base import ActivationKind as ActivationKind
 from .dictionaries.base import Encoder as Encoder

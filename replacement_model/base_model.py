@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from torch import nn
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
+from crosstrace.replacement_model.conversations import Conversation, Message, conversation_of
 from crosstrace.replacement_model.embedded import embedded_model
 
 
@@ -37,6 +39,9 @@ class LoadedModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where dictionaries are used."""
+
+    def conversation(self, messages: Sequence[Message], answer: str | None = None) -> Conversation:
+        """Return a conversation as the tokenizer's chat template writes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,7 @@ class BaseModel:
         dtype: torch.dtype | None = None,
         excluded_first: int | None = None,
         device_map: str | dict[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> BaseModel:
         """Load a model.
 
@@ -79,6 +85,7 @@ class BaseModel:
             dtype: The dtype of the weights; None: as stored. Arithmetic is float32 whatever the weights are.
             excluded_first: How many first positions are left out; None: as the architecture says.
             device_map: The devices of the model's layers, as `transformers` and accelerate take them; needs accelerate.
+            chat_template: A chat template (Jinja) in place of the tokenizer's own, or where it has none.
 
         Raises:
             ValueError: The architecture is not supported, files are damaged, or a setting is not valid.
@@ -91,7 +98,15 @@ class BaseModel:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         embedded = embedded_model(model)
         source, name = (str(embedded.folder), embedded.name) if embedded else (str(model), str(model))
-        module, tokenizer, description = load_model(source, dtype, place, device_map)
+        module, tokenizer, description = load_model(source, dtype, place, device_map, chat_template)
         if excluded_first is not None:
             description = description.excluding(excluded_first)
         return cls(module, ModelSites(module, description), tokenizer, name, place)
+
+    def conversation(self, messages: Sequence[Message], answer: str | None = None) -> Conversation:
+        """Return a conversation as the tokenizer's chat template writes it; see `ReplacementModel.conversation`.
+
+        Raises:
+            ValueError: There is no chat template, it refuses the messages, or all of it is longer than the context.
+        """
+        return conversation_of(messages, answer, self.tokenizer, self.name, self.description.max_positions)

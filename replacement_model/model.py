@@ -24,6 +24,7 @@ from crosstrace.replacement_model.architectures.hooks import hooked
 from crosstrace.replacement_model.architectures.loading import load_model
 from crosstrace.replacement_model.architectures.sites import ModelSites
 from crosstrace.replacement_model.base_model import LoadedModel
+from crosstrace.replacement_model.conversations import Conversation, Message, conversation_of
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
@@ -99,6 +100,7 @@ class ReplacementModel:
         excluded_first: int | None = None,
         memory_budget: int | str | None = None,
         device_map: str | dict[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> ReplacementModel:
         """Load a model and its transcoders.
 
@@ -116,6 +118,7 @@ class ReplacementModel:
                 device.
             device_map: The devices of the model's layers, as `transformers` and accelerate take them (`"auto"`, or a
                 mapping); needs accelerate. Tracing itself happens on `device`.
+            chat_template: A chat template (Jinja) in place of the tokenizer's own, or where it has none.
 
         Raises:
             ValueError: The architecture is not supported, files are damaged, model and transcoders do not fit, no
@@ -137,7 +140,9 @@ class ReplacementModel:
             reader.name = own.transcoders_name
         if memory_budget is not None:
             parse_bytes(memory_budget)
-        module, tokenizer, description = load_model(str(own.folder if own else model), dtype, place, device_map)
+        module, tokenizer, description = load_model(
+            str(own.folder if own else model), dtype, place, device_map, chat_template
+        )
         if excluded_first is not None:
             description = description.excluding(excluded_first)
         return cls(
@@ -156,6 +161,7 @@ class ReplacementModel:
         excluded_first: int | None = None,
         memory_budget: int | str | None = None,
         device_map: str | dict[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> ReplacementModel:
         """Load the embedded demo: a small Gemma 3 that knows US states and countries, with its cross-layer transcoder.
 
@@ -165,6 +171,7 @@ class ReplacementModel:
             excluded_first: How many first positions carry no features; None: 1.
             memory_budget: Bytes, or text such as `"8GB"`.
             device_map: The devices of the model's layers.
+            chat_template: A chat template; it has none of its own.
 
         Raises:
             ValueError: A setting is not valid.
@@ -173,7 +180,9 @@ class ReplacementModel:
             >>> ReplacementModel.demo().description.n_layers
             6
         """
-        return cls.from_pretrained("demo", None, device, dtype, excluded_first, memory_budget, device_map)
+        return cls.from_pretrained(
+            "demo", None, device, dtype, excluded_first, memory_budget, device_map, chat_template
+        )
 
     @property
     def description(self) -> ModelDescription:
@@ -217,6 +226,27 @@ class ReplacementModel:
         """
         size = self.description
         return prompts.prompt_ids(prompt, self.tokenizer, self.name, size.vocab_size, size.max_positions)
+
+    def conversation(self, messages: Sequence[Message], answer: str | None = None) -> Conversation:
+        """Return a conversation as the tokenizer's chat template writes it, up to where the assistant is to speak.
+
+        Args:
+            messages: In order, each with its `role` (`system`, `user`, `assistant`) and `content`. If the last one is the
+                assistant's, it is the answer.
+            answer: What the assistant says then, whether or not the model would; taken as it is.
+
+        Returns:
+            The token ids, a prompt like any other, with the span of each turn and of the answer; see `Conversation`.
+
+        Raises:
+            ValueError: There is no chat template, it refuses the messages, a message or the answer is empty or no message,
+                or all of it is longer than the model's context.
+
+        Example:
+            >>> conversation = model.conversation([{"role": "user", "content": "Where is Dallas?"}], "In Texas")
+            >>> graph = trace(model, conversation)  # of every token of the answer
+        """
+        return conversation_of(messages, answer, self.tokenizer, self.name, self.description.max_positions)
 
     def prompt_notes(self, prompt: Prompt) -> list[str]:
         """Return what a prompt holds that is probably not meant, one line each.

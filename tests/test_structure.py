@@ -37,7 +37,7 @@ LEVELS = {
         ["backward"],
     ],
     "replacement_model": [
-        ["memory", "prompts", "texts", "hub", "demo", "demo_chat", "embedded"],
+        ["memory", "prompts", "conversations", "texts", "hub", "demo", "demo_chat", "embedded"],
         ["architectures"],
         ["dictionaries"],
         ["local"],
@@ -46,7 +46,7 @@ LEVELS = {
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
-        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints"],
+        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "conversations"],
         ["tensor_file", "storage"],
         ["attention"],
         ["graph"],
@@ -64,6 +64,7 @@ LEVELS = {
         ["probes", "attention"],
         ["reading"],
         ["interventions", "validation"],
+        ["chat"],
         ["terminal"],
         ["commands"],
     ],

@@ -15,11 +15,13 @@ from .attribution.directions import decoder_directions as decoder_directions
 from .attribution.plan import Plan as Plan
 from .attribution.plan import plan_trace as plan_trace
 from .attribution.row_store import RowStore as RowStore
+from .attribution.targets import Combination as Combination
 from .attribution.targets import Contrast as Contrast
 from .attribution.targets import Direction as Direction
 from .attribution.targets import Feature as Feature
 from .attribution.targets import Logit as Logit
 from .attribution.targets import parse_target as parse_target
+from .attribution.tracing import answer_log_probabilities as answer_log_probabilities
 from .attribution.tracing import trace as trace
 from .cards.build import build_cards as build_cards
 from .cards.lookup import cards_of as cards_of
@@ -43,6 +45,7 @@ from .probes.probe import fit_probe as fit_probe
 from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.report import write_reading as write_reading
+from .reading.written_latents import with_written_latents as with_written_latents
 from .terminal.evaluation import show_evaluation as show_evaluation
 from .terminal.graph import show_graph as show_graph
 from .terminal.interventions import show_before_after as show_before_after

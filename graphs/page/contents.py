@@ -146,6 +146,12 @@ class PageData(TypedDict):
     scores: Scores | None
     """None where the file held a pruned graph."""
     start: Start
+    template: list[int] | None
+    """Positions of a chat template's tokens; None: guessed from the tokens."""
+    hideTemplate: bool
+    """Whether the page begins without what stands there."""
+    answer: list[str]
+    """Ids of the answer's tokens among the targets, in order; none where the graph is not of an answer."""
     notTokens: list[int]
     """Targets that are not a token: their `probability` is only a weight."""
     notes: list[str]
@@ -215,6 +221,12 @@ class PageSource:
     cards: Mapping[Key, Card] = field(default_factory=dict)
     suggested: list[list[str]] = field(default_factory=list)
     stories: list[PageStory] = field(default_factory=list)
+    template: Sequence[int] | None = None
+    """Positions of a chat template's tokens; None where the page has to guess them from the tokens."""
+    hide_template: bool = False
+    """Whether the page begins without what stands there."""
+    answer: Sequence[str] = ()
+    """Ids of the answer's tokens among the targets, in order."""
     attention: PageAttention | None = None
     """Which heads carried edges, and why they looked there."""
     q_params: Mapping[str, Any] = field(default_factory=dict)
@@ -258,6 +270,9 @@ def page_contents(source: PageSource) -> PageData:
         "whole": source.whole,
         "scores": source.scores,
         "start": source.start,
+        "template": None if source.template is None else list(source.template),
+        "hideTemplate": source.hide_template,
+        "answer": list(source.answer),
         "notTokens": [i for i, node in enumerate(nodes) if not node.is_token],
         "notes": [*source.notes, *([GUESS_LEGEND] if weak_guesses else [])],
         "fires": {f"{layer}/{feature}": places for (layer, feature), places in source.fires.items()},

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.analysis.answers import answer_targets
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import prune, reaching, unpruned
 from crosstrace.graphs.analysis.scores import graph_scores, untraced
@@ -106,13 +107,33 @@ def page_data(
             omitted=graph.omitted_magnitude.numpy()[nodes],
             notes=list(notes),
             scores={"replacement": replacement, "completeness": completeness},
-            cards=cards_of_features(cards or {}, features, limits),
+            cards=_with_latents(cards_of_features(cards or {}, features, limits), graph, features),
             suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
             stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
+            template=None if graph.spans is None else sorted(graph.spans.template),
+            hide_template=_hides_template(graph),
+            answer=_answer_ids(graph, ids),
             attention=page_attention(graph, {int(node): ids[node] for node in nodes}),
             q_params=state or {},
         )
     )
+
+
+def _hides_template(graph: AttributionGraph) -> bool:
+    """Whether the masks hide what pruning always keeps: the template's tokens."""
+    if graph.node_mask is None or graph.spans is None or not graph.spans.template:
+        return False
+    return not any(graph.node_mask[graph.layout.token_index(position)] for position in graph.spans.template)
+
+
+def _answer_ids(graph: AttributionGraph, ids: Sequence[str]) -> list[str]:
+    """The ids of the answer's tokens among the targets; none where the targets are something else."""
+    if graph.spans is None or graph.spans.answer is None:
+        return []
+    try:
+        return [ids[graph.layout.logit_index(i)] for i in answer_targets(graph)]
+    except ValueError:  # targets that were named by hand
+        return []
 
 
 def cards_of_features(
@@ -131,6 +152,19 @@ def cards_of_features(
         if isinstance(contexts := card.get("contexts"), list | tuple):
             card["contexts"] = list(contexts[:shown])
     return known
+
+
+def _with_latents(
+    cards: dict[Key, dict[str, Any]], graph: AttributionGraph, features: Iterable[Key]
+) -> dict[Key, dict[str, Any]]:
+    """Add to cards the latents of SAEs that their features write to, where the graph knows them."""
+    known = graph.settings.get("latents")
+    if not isinstance(known, Mapping):
+        return cards
+    for layer, feature in features:
+        if written := known.get(f"L{layer}/{feature}"):
+            cards[layer, feature] = {**cards.get((layer, feature), {}), "latents": list(written)}
+    return cards
 
 
 def _node(graph: AttributionGraph, node: int, name: str) -> PageNode:

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from crosstrace.graphs.conversations.spans import spans_of
 from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents, page_label
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.saved_state import origin_of
-from crosstrace.graphs.text import distinct
+from crosstrace.graphs.text import distinct, marked
 
 _KINDS = {"embedding": "t", "logit": "l", "mlp reconstruction error": "e", "cross layer transcoder": "f"}
 _LARGEST = float(np.finfo(np.float32).max)
@@ -85,7 +86,9 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
             node.probability = max(weight, 0.0)
     tokens += [""] * (max((node.position for node in nodes), default=-1) + 1 - len(tokens))
     n_layers = 1 + max((node.layer for node in nodes if node.kind in "fe"), default=-1)
-    names = distinct(tokens)
+    spans = spans_of(_object(metadata.get("generation_settings")), len(tokens))
+    template = frozenset[int]() if spans is None else spans.template
+    names = [marked(name) if place in template else name for place, name in enumerate(distinct(tokens))]
     for node in nodes:
         if node.kind == "l":
             node.layer = n_layers
@@ -122,6 +125,7 @@ def page_data_from_json(content: Any, limits: PageLimits = LIMITS) -> PageData:
                 ((node.layer, node.position, node.feature) for node, _ in fires), (value for _, value in fires)
             ),
             slug=str(metadata.get("slug") or ""),
+            template=None if spans is None else sorted(template),
             notes=[*notes, "Made from a JSON file: what its pruning dropped is not here."],
             q_params=_q_params(content.get("qParams")),
         )

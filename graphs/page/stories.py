@@ -10,6 +10,7 @@ from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.page.contents import PageStory, PageStoryNode
 
 MOST_STORIES = 10
+_MOST_OF_ANSWER = 40
 _DIGITS = 5
 
 
@@ -19,7 +20,8 @@ def page_stories(
     groups: Sequence[tuple[str, Sequence[int]]],
     on_page: Mapping[int, str],
 ) -> list[PageStory]:
-    """Return the story of each target, the weightiest first; of more than ten targets those with the most weight.
+    """Return the story of each target, the weightiest first; of more than ten targets those with the most weight, of an
+    answer its first forty tokens.
 
     Args:
         graph: Pruned.
@@ -28,7 +30,8 @@ def page_stories(
         on_page: The id of each node that the page holds.
     """
     weights = graph.logit_probabilities.tolist()
-    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:MOST_STORIES]
+    most = MOST_STORIES if graph.spans is None or graph.spans.answer is None else _MOST_OF_ANSWER
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:most]
     targets = [graph.layout.logit_index(i) for i in order]
     return [_page_story(story_of(graph, cards, target, groups), on_page) for target in targets]
 

@@ -27,7 +27,11 @@ from crosstrace.replacement_model.hub import errors_in_one_line
 
 
 def load_model(
-    source: str, dtype: torch.dtype | None, device: torch.device, device_map: str | dict[str, Any] | None = None
+    source: str,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    device_map: str | dict[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> tuple[nn.Module, Any, ModelDescription]:
     """Load a model and its tokenizer.
 
@@ -36,6 +40,7 @@ def load_model(
         dtype: The dtype of the weights; None: as stored.
         device: Where the model goes, unless `device_map` says.
         device_map: The device of each part, as accelerate takes it.
+        chat_template: The tokenizer's chat template (Jinja), in place of its own.
 
     Returns:
         The module (evaluation mode; eager attention, so that its probabilities can be read), the tokenizer or None if
@@ -72,6 +77,10 @@ def load_model(
         _check_report(report, part, files)
         _check_finite(model, files)
         tokenizer = read_tokenizer(name)
+        if chat_template is not None:
+            if tokenizer is None:
+                raise ValueError("it has no tokenizer that a chat template could be given to")
+            tokenizer.chat_template = chat_template
         description = _with_chat_header(config, source, description, tokenizer)
     model = model.eval().requires_grad_(False)
     return model if placement else model.to(device), tokenizer, description

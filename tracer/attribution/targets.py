@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,23 @@ class Direction:
     label: str = "direction"
 
 
-TargetSpec = int | str | Logit | Contrast | Feature | LatentReference | Direction
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """A weighted sum of logits at one position, such as the gradient of a margin between sets of tokens.
+
+    Attributes:
+        weights: By token id. The graph's edges add up to the sum only if they sum to 0, or of centred logits.
+        position: As in `Logit`.
+        label: What the graph calls it.
+    """
+
+    weights: Mapping[int, float]
+    position: int | None = None
+    label: str = "combination"
+
+
+TargetSpec = int | str | Logit | Contrast | Combination | Feature | LatentReference | Direction
+_SPECS = (int, str, Logit, Contrast, Combination, Feature, LatentReference, Direction)
 
 
 @dataclass(frozen=True)
@@ -206,7 +222,7 @@ def resolve_targets(
         place = _position(position, local)
         tokens, _ = top_logits(local.logits(place), max_logits, logit_probability)
         specs: list[TargetSpec] = [Logit(token, place) for token in tokens.tolist()]
-    elif isinstance(targets, (int, str, Logit, Contrast, Feature, LatentReference, Direction)):
+    elif isinstance(targets, _SPECS):
         specs = [targets]
     else:
         specs = list(targets)
@@ -239,6 +255,11 @@ def resolve_targets(
                 target = local.logit_target({plus: 1.0, minus: -1.0}, place)
                 name = f"{names[0]} − {names[1]}"
                 resolved.append(ResolvedTarget(target, -1, name, weight, contrast=(plus, minus)))
+            case Combination():
+                if not spec.weights:
+                    raise ValueError(f"target {spec.label!r} has no tokens")
+                weights = {token_id(model, token): float(share) for token, share in spec.weights.items()}
+                resolved.append(ResolvedTarget(local.logit_target(weights, place), -1, spec.label, weight))
             case Feature():
                 resolved.append(_feature(local, spec, place, weight))
             case LatentReference():
@@ -331,7 +352,7 @@ def target_notes(
     """
     if targets is None or model.tokenizer is None:
         return []
-    one = isinstance(targets, (int, str, Logit, Contrast, Feature, LatentReference, Direction))
+    one = isinstance(targets, _SPECS)
     notes: list[str] = []
     for given in [targets] if one else list(targets):  # type: ignore[arg-type]
         spec = parse_target(given) if isinstance(given, str) else given

@@ -18,7 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from crosstrace.graphs import AttributionGraph, NodeLayout
+from crosstrace.graphs.conversations.spans import KEY as SPANS
+from crosstrace.graphs.conversations.spans import Spans
 from crosstrace.replacement_model import LocalReplacementModel, ReplacementModel, SparseDictionary
+from crosstrace.replacement_model.conversations import Conversation
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.dictionaries.saes import Saes
 from crosstrace.replacement_model.dictionaries.use import in_use
@@ -28,7 +31,7 @@ from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups, ranked_counts
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
 from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
-from crosstrace.tracer.attribution.targets import ResolvedTarget, TargetSpec, resolve_targets, target_notes
+from crosstrace.tracer.attribution.targets import Logit, ResolvedTarget, TargetSpec, resolve_targets, target_notes
 from crosstrace.tracer.cards.naming import with_guesses
 from crosstrace.tracer.progress import row_progress
 
@@ -55,10 +58,12 @@ def trace(
 
     Args:
         model: The replacement model.
-        prompt: Text, which gets `<bos>` unless it starts with it, or token ids taken as they are.
+        prompt: Text, which gets `<bos>` unless it starts with it, token ids taken as they are, or a conversation
+            (`model.conversation`), whose turns, answer and template tokens the graph keeps.
         targets: What to explain: token ids, token strings, `'" Austin" - " Dallas"'`, `"L3/417@7"`, or `Logit`,
-            `Contrast`, `Feature` and `Direction` objects; one or a list. None: the fewest most probable next tokens that
-            together reach `logit_probability`, at most `max_logits`.
+            `Contrast`, `Combination`, `Feature` and `Direction` objects; one or a list. None: of a conversation with an
+            answer every token of it, each at the position before it, all of the same weight; otherwise the fewest most
+            probable next tokens that together reach `logit_probability`, at most `max_logits`.
         max_logits: The most tokens to explain when `targets` is None.
         logit_probability: The probability those tokens should reach together, above 0 and at most 1.
         max_feature_nodes: The most features that get a row: those with the most influence on the targets, ranked again
@@ -100,7 +105,10 @@ def trace(
     if excluded_first is not None:
         model = model.excluding(excluded_first)
     local = model.local(prompt)
-    wanted = resolve_targets(model, local, targets, position, max_logits, logit_probability, saes_in_use(model, saes))
+    explained = targets
+    if isinstance(prompt, Conversation) and prompt.answer is not None and targets is None:
+        explained = [Logit(prompt[place], place - 1) for place in range(*prompt.answer)]
+    wanted = resolve_targets(model, local, explained, position, max_logits, logit_probability, saes_in_use(model, saes))
     for line in (*model.prompt_notes(prompt), *target_notes(model, local, targets, position)):
         if note is None:
             warnings.warn(line, stacklevel=2)
@@ -141,6 +149,8 @@ def trace(
         "fingerprints": weight_fingerprints(model),
         "versions": _versions(),
     }
+    if isinstance(prompt, Conversation):
+        settings[SPANS] = _spans(local, prompt).as_settings()
     if contrasts := {str(i): list(target.contrast) for i, target in enumerate(wanted) if target.contrast is not None}:
         settings["contrasts"] = contrasts  # their names may not tell which tokens they are of
     saved.keep(store)
@@ -149,6 +159,24 @@ def trace(
         graph = with_guesses(graph, model)
     saved.done(delete=not keep_checkpoint)
     return graph
+
+
+def _spans(local: LocalReplacementModel, conversation: Conversation) -> Spans:
+    """What a graph keeps of a conversation."""
+    turns = tuple((turn.role, turn.start, turn.stop) for turn in conversation.turns)
+    said = () if conversation.answer is None else answer_log_probabilities(local, conversation)
+    return Spans(turns, conversation.answer, frozenset(conversation.template), tuple(said))
+
+
+def answer_log_probabilities(local: LocalReplacementModel, conversation: Conversation) -> list[float]:
+    """Return the model's log-probability of each token of a conversation's answer, in nats; none without an answer.
+
+    Args:
+        local: The conversation's local replacement model.
+        conversation: The conversation.
+    """
+    places = range(*conversation.answer) if conversation.answer is not None else ()
+    return [float(local.logits(place - 1).double().log_softmax(-1)[conversation[place]]) for place in places]
 
 
 def saes_in_use(model: ReplacementModel, saes: Sequence[SparseDictionary | DictionaryInUse]) -> list[Saes]:

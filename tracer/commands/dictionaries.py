@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from crosstrace.tracer.commands.model_choice import check_device, note_dequantising, parse_dtype
+from crosstrace.tracer.commands.model_choice import check_device, note_dequantising, parse_dtype, read_chat_template
 
 if TYPE_CHECKING:
     from crosstrace.graphs import FeatureCards
@@ -24,6 +25,7 @@ def open_to_read(
     memory_budget: str | None,
     device_map: str | None,
     exclude_first: int | None,
+    chat_template: Path | None = None,
 ) -> tuple[BaseModel, list[DictionaryInUse]]:
     """Load a base model and every dictionary that is named; if none is, for the demo its SAEs, for `demo-chat` its transcoders.
 
@@ -53,7 +55,9 @@ def open_to_read(
         readers.append(open_transcoders(own.transcoders))
         readers[-1].name = own.transcoders_name
     note_dequantising(model)
-    base = BaseModel.from_pretrained(model or "demo", device, used_dtype, exclude_first, device_map)
+    base = BaseModel.from_pretrained(
+        model or "demo", device, used_dtype, exclude_first, device_map, read_chat_template(chat_template)
+    )
     used = [in_use(reader, base.device, used_dtype, memory_budget) for reader in readers]
     for dictionary in used:
         dictionary.check_fits(base.description, base.name)

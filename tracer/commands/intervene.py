@@ -10,7 +10,7 @@ import typer
 from crosstrace.tracer.commands.delivery import write_each
 from crosstrace.tracer.commands.dictionaries import named_saes
 from crosstrace.tracer.commands.messages import note, one_line_errors
-from crosstrace.tracer.commands.model_choice import ModelChoice, note_prompt, read_prompt
+from crosstrace.tracer.commands.model_choice import ModelChoice
 from crosstrace.tracer.commands.options import (
     CardsOption,
     Debug,
@@ -18,17 +18,17 @@ from crosstrace.tracer.commands.options import (
     Dtype,
     ExcludeFirst,
     Model,
-    Prompt,
     Quiet,
     Saes,
     TranscodersOption,
 )
+from crosstrace.tracer.commands.prompt_choice import Answer, ChatTemplate, Messages, OptionalPrompt, PromptChoice
 
 _EDITS = "Interventions"
 
 
 def intervene(
-    prompt: Prompt,
+    prompt: OptionalPrompt = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FEATURE=VALUE", help="Set the activation.", rich_help_panel=_EDITS),
@@ -95,6 +95,9 @@ def intervene(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result as .json.")
     ] = None,
+    messages: Messages = None,
+    answer: Answer = None,
+    chat_template: ChatTemplate = None,
     quiet: Quiet = False,
     debug: Debug = False,
     model: Model = None,
@@ -110,12 +113,13 @@ def intervene(
 
     Example: crosstrace intervene "The capital of the state containing Dallas is" --ablate Texas
     """
-    chosen = ModelChoice(model, transcoders, device, dtype, exclude_first=exclude_first)
+    chosen = ModelChoice(model, transcoders, device, dtype, exclude_first=exclude_first, chat_template=chat_template)
+    words = PromptChoice(prompt, messages, answer)
     asked = {"set": set_, "scale": scale, "add": add, "ablate": ablate, "swap-in": swap_in}
     if not any(asked.values()):
         raise typer.BadParameter("give at least one of --set, --scale, --add, --ablate, --swap-in")
     with one_line_errors(debug):
-        text = read_prompt(prompt)
+        words.read()
         from crosstrace.graphs import FeatureCards, check_state, read_graph, with_card_labels
         from crosstrace.replacement_model.fingerprints import weight_fingerprints
         from crosstrace.tracer.attribution.tracing import saes_in_use
@@ -140,13 +144,13 @@ def intervene(
         readers = named_saes(sae, [str(edit.where) for edit in interventions], loaded_demo=model is None)
         loaded = chosen.load()
         interventions = with_latents(interventions, loaded, saes_in_use(loaded, readers))
-        note_prompt(loaded, text)
+        words.note(loaded)
         found = find_cards(loaded.name, loaded.transcoders.name, weight_fingerprints(loaded), given=cards, note=note)
         if named is not None:
             named = with_card_labels(named, found)
         result = before_and_after(
             loaded,
-            text,
+            words.of(loaded),
             by_name(interventions, loaded, groups, note, named, cards),
             freeze=freeze,
             free_attention=free_attention,

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -34,6 +35,7 @@ class ModelChoice:
         memory_budget: A size such as `8GB`; None for 80 % of what is free.
         device_map: How accelerate spreads the model's layers; None for all on `device`.
         exclude_first: How many first positions carry no features; None for what model and prompt say.
+        chat_template: A file of a chat template; None for the tokenizer's own.
     """
 
     model: str | None
@@ -43,6 +45,7 @@ class ModelChoice:
     memory_budget: str | None = None
     device_map: str | None = None
     exclude_first: int | None = None
+    chat_template: Path | None = None
 
     def __post_init__(self) -> None:
         from crosstrace.replacement_model.embedded import embedded_model
@@ -61,6 +64,7 @@ class ModelChoice:
 
         dtype = parse_dtype(self.dtype)
         check_device(self.device)
+        template = read_chat_template(self.chat_template)
         note_dequantising(self.model)
         return ReplacementModel.from_pretrained(
             self.model or "demo",
@@ -70,9 +74,10 @@ class ModelChoice:
             excluded_first=self.exclude_first,
             memory_budget=self.memory_budget,
             device_map=self.device_map,
+            chat_template=template,
         )
 
-    def plan(self, prompt: str, max_feature_nodes: int | None, batch_size: int | None) -> Plan:
+    def plan(self, prompt: str | int, max_feature_nodes: int | None, batch_size: int | None) -> Plan:
         """Plan a trace of a prompt without loading the model; see `crosstrace.tracer.plan_trace`."""
         from crosstrace.tracer.attribution.plan import plan_trace
 
@@ -88,6 +93,26 @@ class ModelChoice:
             self.memory_budget,
             excluded_first=self.exclude_first,
         )
+
+
+def read_chat_template(path: Path | None) -> str | None:
+    """Return the text of `--chat-template`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is empty or not text.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        template = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text") from None
+    if not template.strip():
+        raise ValueError(f"{path}: the chat template is empty")
+    return template
 
 
 def choice_of_graph(

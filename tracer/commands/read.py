@@ -11,7 +11,6 @@ from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import PAGES, open_page, write_each
 from crosstrace.tracer.commands.dictionaries import cards_of_dictionaries, open_to_read
 from crosstrace.tracer.commands.messages import note, one_line_errors
-from crosstrace.tracer.commands.model_choice import note_prompt, read_prompt
 from crosstrace.tracer.commands.options import (
     Debug,
     Device,
@@ -26,12 +25,18 @@ from crosstrace.tracer.commands.options import (
     TextField,
     TranscodersOption,
 )
+from crosstrace.tracer.commands.prompt_choice import (
+    Answer,
+    ChatTemplate,
+    HideTemplate,
+    Messages,
+    OptionalPrompt,
+    PromptChoice,
+)
 
 
 def read(
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="A text, or - to read it from standard input.")
-    ] = None,
+    prompt: OptionalPrompt = None,
     sae: Saes = None,
     transcoders: TranscodersOption = None,
     output: Annotated[
@@ -64,6 +69,10 @@ def read(
         int, typer.Option(min=1, metavar="N", help="Keep N latents at each position of every layer.")
     ] = defaults.READ_TOP,
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Show about N latents.")] = defaults.READ_ROWS,
+    messages: Messages = None,
+    answer: Answer = None,
+    chat_template: ChatTemplate = None,
+    hide_template: HideTemplate = False,
     open_it: OpenIt = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -80,8 +89,9 @@ def read(
 
     Example: crosstrace read PROMPT --model gemma-3-270m --sae FOLDER -o reading.html
     """
-    if (prompt is None) == (prompts is None):
-        raise typer.BadParameter("give a PROMPT, or texts with --prompts FILE")
+    if prompts is not None and (prompt is not None or messages is not None):
+        raise typer.BadParameter("give a PROMPT, a conversation with --messages FILE, or texts with --prompts FILE")
+    words = PromptChoice(prompt, messages, answer) if prompts is None else None
     if prompts is not None and (probe is None or says is None):
         raise typer.BadParameter(
             "--prompts goes with --probe and --says: a probe is compared with what the texts claim"
@@ -107,11 +117,14 @@ def read(
 
         for path in output or ():
             check_writable(path)
-        text = None if prompt is None else read_prompt(prompt)
+        if words is not None:
+            words.read()
         examples = [] if prompts is None else read_examples(prompts, text_field, says_field=says)
         scorer = None if probe is None else Probe.load(probe)
-        base, used = open_to_read(model, sae, transcoders, device, dtype, memory_budget, device_map, exclude_first)
-        if text is None:
+        base, used = open_to_read(
+            model, sae, transcoders, device, dtype, memory_budget, device_map, exclude_first, chat_template
+        )
+        if words is None:
             assert scorer is not None
             found = disagreements(base, scorer, examples, used)
             delivery = write_each(output, found.write, debug)
@@ -119,8 +132,11 @@ def read(
                 show_disagreements(found)
             delivery.finish(quiet)
             return
-        note_prompt(base, text)
+        words.note(base)
+        text = words.of(base)
         reading = read_with(base, text, used, top=top, cards=cards_of_dictionaries(base, used))
+        if hide_template:
+            reading = reading.without_template()
         scores = None if scorer is None else scorer.score(base, text, used)
         delivery = write_each(output, lambda path: write_reading(reading, path, scores), debug)
         if not quiet:

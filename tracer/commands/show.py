@@ -28,6 +28,7 @@ from crosstrace.tracer.commands.options import (
     PathFeatures,
     Quiet,
 )
+from crosstrace.tracer.commands.prompt_choice import HideTemplate
 
 if TYPE_CHECKING:
     from crosstrace.graphs import AttributionGraph, FeatureCards
@@ -48,6 +49,15 @@ def show(
     path_features: PathFeatures = 0,
     before_last: BeforeLast = False,
     max_firing_rate: MaxFiringRate = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            metavar="TOKENS",
+            help="Read influence on a part of the answer: 3 is one token, counted from 0, 2:5 several, -1 the last.",
+        ),
+    ] = None,
+    hide_template: HideTemplate = False,
     output: GraphOutputs = None,
     cards: CardsOption = None,
     quiet: Quiet = False,
@@ -68,14 +78,19 @@ def show(
     figure = FigureChoice(everything, supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         check_graph_outputs(output, figure)
-        from crosstrace.graphs import prune, read_graph
+        from crosstrace.graphs import answer_targets, of_answer, prune, read_graph, without_template
+        from crosstrace.graphs.analysis.answers import parse_span
         from crosstrace.tracer.terminal.feature import show_features
         from crosstrace.tracer.terminal.graph import LeftOut, show_graph
 
         left_out = LeftOut(path_features, before_last, max_firing_rate)
         graph = read_graph(file)
-        if output and graph.node_mask is None:
+        if of is not None:
+            graph = of_answer(graph, *parse_span(of, len(answer_targets(graph))))
+        if (output or hide_template) and graph.node_mask is None:
             graph = prune(graph)
+        if hide_template:
+            graph = without_template(graph)
 
         def print_it(labelled: AttributionGraph, found: FeatureCards | None) -> None:
             if feature:

@@ -22,7 +22,7 @@ from crosstrace.tracer.commands.figure_options import (
     TopPaths,
 )
 from crosstrace.tracer.commands.messages import note, one_line_errors
-from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words, read_prompt
+from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words
 from crosstrace.tracer.commands.options import (
     CardsOption,
     Debug,
@@ -35,11 +35,18 @@ from crosstrace.tracer.commands.options import (
     MemoryBudget,
     Model,
     NodeThreshold,
-    Prompt,
     Quiet,
     Resume,
     Saes,
     TranscodersOption,
+)
+from crosstrace.tracer.commands.prompt_choice import (
+    Answer,
+    ChatTemplate,
+    HideTemplate,
+    Messages,
+    OptionalPrompt,
+    PromptChoice,
 )
 
 _TARGETS = "What to explain"
@@ -48,7 +55,7 @@ _ALSO_NAMED = 100
 
 
 def trace(
-    prompt: Prompt,
+    prompt: OptionalPrompt = None,
     output: GraphOutputs = None,
     explain: Annotated[
         bool,
@@ -122,6 +129,20 @@ def trace(
     merge: Merge = False,
     top_paths: TopPaths = None,
     layout: Layout = GraphLayout.POSITIONS,
+    messages: Messages = None,
+    answer: Answer = None,
+    generate: Annotated[
+        int,
+        typer.Option(
+            "--generate",
+            min=0,
+            metavar="N",
+            help="Let the model answer with at most N tokens first, and explain that answer.",
+            rich_help_panel="Conversation",
+        ),
+    ] = 0,
+    chat_template: ChatTemplate = None,
+    hide_template: HideTemplate = False,
     attention: Annotated[
         bool,
         typer.Option(
@@ -133,32 +154,35 @@ def trace(
     """Trace a prompt into its attribution graph.
 
     Example: crosstrace trace "The capital of the state containing Dallas is" -o dallas.svg
+
+    Example: crosstrace trace --messages chat.json --generate 20 -o chat.html
     """
-    chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first)
+    chosen = ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first, chat_template)
+    asked = PromptChoice(prompt, messages, answer, generate)
     figure = FigureChoice(everything, supernodes, groups, merge, top_paths, layout)
     with one_line_errors(debug):
         check_graph_outputs(output, figure)
         check_thresholds(node_threshold, edge_threshold)
-        text = read_prompt(prompt)
+        asked.read()
         if explain:
             from crosstrace.tracer.terminal.plan import show_plan
 
-            show_plan(chosen.plan(text, max_feature_nodes, batch_size))
+            show_plan(chosen.plan(asked.planned(model, chat_template), max_feature_nodes, batch_size))
             return
         if resume and not output:
             raise ValueError("--resume needs the -o FILE of the interrupted trace: its rows are kept beside it")
         checkpoint = Path(f"{output[0]}.partial") if output else None
-        from crosstrace.graphs import prune
+        from crosstrace.graphs import prune, without_template
         from crosstrace.tracer.attribution.tracing import trace as trace_prompt
         from crosstrace.tracer.cards.naming import with_guesses
         from crosstrace.tracer.terminal.graph import show_graph
 
         readers = named_saes(sae, target or (), loaded_demo=model is None)
         loaded = chosen.load()
-        note_unknown_words(loaded, text)
+        note_unknown_words(loaded, asked.text)
         graph = trace_prompt(
             loaded,
-            text,
+            asked.of(loaded),
             targets=target or None,
             max_logits=max_logits,
             logit_probability=logit_probability,
@@ -177,6 +201,13 @@ def trace(
             from crosstrace.tracer.attention.ranking import with_attention
 
             pruned = with_attention(pruned, loaded, progress=False if quiet else None)
+        if readers:
+            from crosstrace.tracer.attribution.tracing import saes_in_use
+            from crosstrace.tracer.reading.written_latents import with_written_latents
+
+            pruned = with_written_latents(pruned, loaded, saes_in_use(loaded, readers))
+        if hide_template:
+            pruned = without_template(pruned)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         delivery = deliver_graph(pruned, output, figure, cards, show, debug)
         is_safe = any(path.suffix.lower() == ".safetensors" for path in delivery.written)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -28,10 +28,12 @@ from crosstrace.replacement_model import (
     Supernode,
     SwapIn,
 )
+from crosstrace.replacement_model.conversations import Conversation
 from crosstrace.replacement_model.interventions.edits import resolve
 from crosstrace.replacement_model.interventions.freeze import Errors
 from crosstrace.replacement_model.interventions.references import name_and_positions
 from crosstrace.replacement_model.prompts import Prompt
+from crosstrace.tracer.attribution.tracing import answer_log_probabilities
 from crosstrace.tracer.cards.naming import FeatureNames
 
 SHOWN = 3  # active features named for an intervention
@@ -62,6 +64,23 @@ class TokenChange:
 
 
 @dataclass(frozen=True)
+class AnswerToken:
+    """One token of an answer that is read, before and after interventions.
+
+    Attributes:
+        string: Its text.
+        position: Where in the prompt it stands.
+        before: Its log-probability before, in nats.
+        after: Its log-probability after.
+    """
+
+    string: str
+    position: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class BeforeAfter:
     """A prompt before and after interventions.
 
@@ -78,6 +97,7 @@ class BeforeAfter:
         after: The top tokens after.
         generated_before: The text generated without interventions, if any was wanted.
         generated_after: The text generated under them.
+        answer: The tokens of a conversation's answer; then the top tokens are those where it begins.
     """
 
     prompt: str
@@ -92,6 +112,7 @@ class BeforeAfter:
     after: list[TokenChange]
     generated_before: str | None
     generated_after: str | None
+    answer: list[AnswerToken] = field(default_factory=list)
 
 
 def parse_intervention(verb: str, text: str) -> Intervention:
@@ -143,7 +164,7 @@ def before_and_after(
 
     Args:
         model: The replacement model.
-        prompt: Text, or token ids taken as they are.
+        prompt: Text, token ids taken as they are, or a conversation, whose answer is read.
         interventions: What to change; see `crosstrace.replacement_model.Intervention`.
         freeze: What is held: `direct`, `constrained:LAYER` or `iterative`.
         free_attention: Recompute attention patterns too, whatever `freeze` says of features.
@@ -172,6 +193,12 @@ def before_and_after(
     interventions = [replace(one, source=localize(one.source)) if isinstance(one, SwapIn) else one for one in named]
     names = FeatureNames(model, cards)
     treatment = cast(Errors, errors)  # checked by the passes
+    answer: list[AnswerToken] = []
+    place = local.n_positions - 1
+    if isinstance(prompt, Conversation) and prompt.answer is not None:
+        if max_new_tokens:
+            raise ValueError("the conversation has an answer already: nothing is generated after it")
+        place = prompt.answer[0] - 1
     if max_new_tokens:  # an open end means generated tokens too, and interventions may name them
         after = model.generate(local, interventions, max_new_tokens, held, treatment, return_logits=True)
         before = model.generate(local, (), max_new_tokens=max_new_tokens)
@@ -179,12 +206,17 @@ def before_and_after(
         logits_v, texts = after.logits_rtv[0, 0], [before.texts[0], after.texts[0]]
         flips = after.became_active, after.became_inactive
     else:
-        outcome = model.intervene(local, interventions, held, treatment)
-        logits_v, texts = outcome.logits_v, []
+        places = range(
+            place, max(place + 1, local.n_positions - 1)
+        )  # of an answer, where each of its tokens is predicted
+        outcome = model.intervene(local, interventions, held, treatment, positions=places)
+        logits_v, texts = outcome.logits_qv[0], []
+        if isinstance(prompt, Conversation) and prompt.answer is not None:
+            answer = _answer(model, local, prompt, outcome.logits_qv)
         flips = outcome.became_active, outcome.became_inactive
     if not bool(logits_v.isfinite().all()):
         raise ValueError("the logits are no longer finite: these values are too large for float32 arithmetic")
-    tops = _changes(model, local.logits(), logits_v, top)
+    tops = _changes(model, local.logits(place), logits_v, top)
     return BeforeAfter(
         prompt=prompt if isinstance(prompt, str) else " ".join(model.token_strings(local.tokens_p)),
         token_strings=model.token_strings(local.tokens_p),
@@ -198,7 +230,21 @@ def before_and_after(
         after=tops[1],
         generated_before=texts[0] if texts else None,
         generated_after=texts[1] if texts else None,
+        answer=answer,
     )
+
+
+def _answer(
+    model: ReplacementModel, local: LocalReplacementModel, conversation: Conversation, after_qv: Tensor
+) -> list[AnswerToken]:
+    """Each token of an answer, whose logits after interventions are (Q, V)."""
+    before = answer_log_probabilities(local, conversation)
+    ids = conversation.answer_tokens
+    after = [float(row_v.double().log_softmax(-1)[token]) for row_v, token in zip(after_qv, ids, strict=True)]
+    strings = model.token_strings(Tensor(ids).long())
+    assert conversation.answer is not None
+    places = range(*conversation.answer)
+    return [AnswerToken(*row) for row in zip(strings, places, before, after, strict=True)]
 
 
 def _changes(model: ReplacementModel, before_v: Tensor, after_v: Tensor, top: int) -> list[list[TokenChange]]:

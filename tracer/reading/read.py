@@ -9,13 +9,15 @@ Letters: P positions, X those of them that count, D the width of a site, n activ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from crosstrace.graphs import FeatureCards
+from crosstrace.graphs.text import marked
 from crosstrace.replacement_model import LoadedModel, Prompt, ReplacementModel, SparseDictionary
+from crosstrace.replacement_model.conversations import Conversation
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse, Features
 from crosstrace.replacement_model.dictionaries.transcoders import Transcoders
 from crosstrace.replacement_model.dictionaries.use import in_use
@@ -92,6 +94,7 @@ class Reading:
             layer, the strongest first.
         activations: For every latent of `latents`, [position, activation] wherever it is active.
         cards: The dictionaries' cards, where there are any.
+        template: Positions of a chat template's tokens.
     """
 
     model_name: str
@@ -103,6 +106,21 @@ class Reading:
     latents: Sequence[Latent]
     activations: Mapping[Key, Sequence[tuple[int, float]]]
     cards: Mapping[int, FeatureCards] = field(default_factory=dict, repr=False)
+    template: frozenset[int] = frozenset()
+
+    @property
+    def names(self) -> list[str]:
+        """The tokens' texts, those of a chat template in marks: `‹user›`."""
+        return [marked(token) if place in self.template else token for place, token in enumerate(self.tokens)]
+
+    def without_template(self) -> Reading:
+        """Return the reading without what is active at a chat template's tokens."""
+        kept = {
+            key: [(place, value) for place, value in places if place not in self.template]
+            for key, places in self.activations.items()
+        }
+        latents = [latent for latent in self.latents if latent.position not in self.template]
+        return replace(self, latents=latents, activations={key: places for key, places in kept.items() if places})
 
     def notes(self) -> list[str]:
         """Return one line for each dictionary whose L0 on this prompt is far from its config's: four times, or a quarter."""
@@ -138,7 +156,7 @@ def read(
 
     Args:
         model: The base model, or a replacement model.
-        prompt: A text, which gets `<bos>` unless it starts with it, or token ids.
+        prompt: A text, which gets `<bos>` unless it starts with it, token ids, or a conversation (`model.conversation`).
         saes: One or several dictionaries, as `open_sae` and `open_transcoders` return them, or in use already; None for a
             replacement model's transcoders.
         top: How many latents to keep at each position, of every layer of every dictionary.
@@ -188,6 +206,7 @@ def read(
     return Reading(
         model_name=model.name,
         prompt=prompt if isinstance(prompt, str) else "",
+        template=frozenset(prompt.template) if isinstance(prompt, Conversation) else frozenset(),
         token_ids=tokens_p.tolist(),
         tokens=token_strings(tokens_p.tolist(), model.tokenizer),
         excluded_first=excluded,

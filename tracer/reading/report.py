@@ -23,6 +23,7 @@ def reading_as_dict(reading: Reading, scores: Scores | None = None) -> dict[str,
         "tokens": list(reading.tokens),
         "token_ids": list(reading.token_ids),
         "excluded_first": reading.excluded_first,
+        "template": sorted(reading.template),
         "latents": [
             {
                 "sae": reading.dictionaries[latent.dictionary].name,
@@ -86,7 +87,7 @@ def reading_page_data(reading: Reading) -> ReadingPageData:
         "version": 1,
         "prompt": reading.prompt,
         "model": reading.model_name,
-        "tokens": list(reading.tokens),
+        "tokens": reading.names,
         "excluded": reading.excluded_first,
         "dictionaries": [
             {

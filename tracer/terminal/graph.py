@@ -125,7 +125,7 @@ def _targets(graph: AttributionGraph, console: Console) -> Table:
     add_numbers(table, "probability")
     if bar > 0:
         add_numbers(table, "")
-    for i in range(len(graph.logit_strings)):
+    for i in _weighed(graph):
         position = int(graph.logit_positions[i])
         cells = [graph.target_name(i, 48), at(graph.token_name(position), position)]
         value = graph.probability_of(i)
@@ -135,7 +135,17 @@ def _targets(graph: AttributionGraph, console: Console) -> Table:
         cells.append(probability(value))
         bars = [Text("█" * round(value * bar) + " " * (bar - round(value * bar)), style="cyan")] if bar > 0 else []
         add_row(table, *cells, *bars)
+    if (spans := graph.spans) is not None and spans.answer is not None and spans.log_probability is not None:
+        said = count(len(spans.log_probabilities), "token")
+        table.caption = Text(f"the whole answer: log p {signed(spans.log_probability)} over {said}")
+        table.caption_justify = "left"
     return table
+
+
+def _weighed(graph: AttributionGraph) -> list[int]:
+    """The targets on which influence is read: those with weight; all of them where none has any."""
+    found = graph.logit_probabilities.nonzero().flatten().tolist()
+    return found or list(range(len(graph.logit_strings)))
 
 
 def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
@@ -169,12 +179,12 @@ def _features(pruned: AttributionGraph, most: int, listed: Sequence[int], n_kept
     shares = influence / influence.sum() if influence.any() else influence
     kept = np.array(listed, dtype=np.int64)
     strongest = kept[np.argsort(-shares[kept], kind="stable")][:most]
-    first_target = pruned.layout.logits.start
-    direct = pruned.edges[[first_target]].toarray()[0]
+    first = _weighed(pruned)[0]
+    direct = pruned.edges[[pruned.layout.logit_index(first)]].toarray()[0]
     left_out = f", {n_kept - len(kept):,} left out" if len(kept) < n_kept else ""
     table = plain_table(f"Strongest features (of {n_kept:,} kept{left_out})")
     add_feature_columns(table, console)
-    add_numbers(table, "activation", "influence", f"→ {fitted(pruned.target_name(0, 12), 12)}")
+    add_numbers(table, "activation", "influence", f"→ {fitted(pruned.target_name(first, 12), 12)}")
     if is_narrow(console):
         for column, name in zip(table.columns[1:], ("act.", "infl.", "→ target"), strict=True):
             column.header = name
@@ -195,15 +205,17 @@ def _features(pruned: AttributionGraph, most: int, listed: Sequence[int], n_kept
 
 def _paths(pruned: AttributionGraph, most: int, min_features: int, listed: Sequence[int]) -> Table:
     said = "" if not min_features else f", with {count(min_features, 'feature')} or more"
-    table = plain_table(f"Strongest paths to {pruned.target_name(0, 32)}{said}")
+    first = _weighed(pruned)[0]
+    target = pruned.layout.logit_index(first)
+    table = plain_table(f"Strongest paths to {pruned.target_name(first, 32)}{said}")
     add_numbers(table, "share")
     add_words(table, "path")
     if min_features:
-        paths = strongest_paths(pruned, n=most, min_features=min_features, counted=listed)
+        paths = strongest_paths(pruned, target, n=most, min_features=min_features, counted=listed)
     else:
-        paths = strongest_paths(pruned, n=most, telling=True) or strongest_paths(pruned, n=most)
-        if (trivial := trivial_share(pruned)) > 0:
-            end = pruned.token_name(pruned.place_of(pruned.layout.logit_index(0))[1], 16)
+        paths = strongest_paths(pruned, target, most, telling=True) or strongest_paths(pruned, target, most)
+        if (trivial := trivial_share(pruned, target)) > 0:
+            end = pruned.token_name(pruned.place_of(target)[1], 16)
             table.caption = Text(
                 f"token → output, and token → one feature at {end} → output, together {share(trivial)}"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -10,8 +12,8 @@ from rich.text import Text
 
 from crosstrace.graphs.numbers import count, probability, signed
 from crosstrace.graphs.text import distinct, visible
-from crosstrace.tracer.interventions.before_after import BeforeAfter, TokenChange
-from crosstrace.tracer.terminal.tables import add_numbers, add_words, coloured, is_narrow, plain_table
+from crosstrace.tracer.interventions.before_after import AnswerToken, BeforeAfter, TokenChange
+from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, at, coloured, is_narrow, plain_table
 
 CHANGE = "Δ log p"
 """The heading of the column that holds changes: they are not values."""
@@ -39,10 +41,24 @@ def show_before_after(result: BeforeAfter, console: Console | None = None) -> No
         tables = _stacked(result)  # rather than words broken in the middle
     legend = Text(f"{CHANGE}: change of the log-probability, in nats; -0.69 halves the probability", style="dim")
     parts: list[RenderableType] = [heading, done, *tables, legend]
+    if result.answer:
+        parts.append(_answer(result.answer))
     if result.generated_before is not None:
         for name, text in (("before", result.generated_before), ("after", result.generated_after or "")):
             parts.append(Text.assemble((f"{name:>7}  ", "bold"), visible(text) or "(ends at once)"))
     console.print(Group(*parts))
+
+
+def _answer(answer: Sequence[AnswerToken]) -> Table:
+    table = plain_table("Answer")
+    add_words(table, "token", style="bold")
+    add_numbers(table, "log p\nbefore", "log p\nafter", CHANGE)
+    total = AnswerToken("all", -1, sum(one.before for one in answer), sum(one.after for one in answer))
+    for one in (*answer, total):
+        name = "all of it" if one is total else at(one.string, one.position)
+        change = one.after - one.before
+        add_row(table, name, signed(one.before), signed(one.after), coloured(signed(change), change))
+    return table
 
 
 def _side_by_side(result: BeforeAfter) -> Table:

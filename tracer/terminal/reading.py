@@ -56,7 +56,7 @@ def _table(reading: Reading, keys: Sequence[Key], console: Console) -> Table:
     name_cells = max(map(cell_len, names.values()))
     label_cells = 0 if narrow or not any(labels[key] for key in keys) else _LABEL_CELLS
     positions = range(reading.excluded_first, len(reading.tokens))
-    texts = [fitted(short(reading.tokens[p], 16), _TOKEN_CELLS) for p in positions]
+    texts = [fitted(short(name, 16), _TOKEN_CELLS) for name in reading.names[positions.start :]]
     widths = [max(5, cell_len(text)) for text in texts]
     left = console.width - name_cells - (label_cells + 2 if label_cells else 0) - 2
     if sum(width + 1 for width in widths) <= left:
@@ -118,7 +118,7 @@ def _strips(
         for start in range(positions.start, positions.stop, together):
             value = max(values.get(p, 0.0) for p in range(start, min(start + together, positions.stop)))
             cells.append(_shade(value, most) if value else "·", style=_style(value, most) if value else "dim")
-        place = at(reading.tokens[peak], peak, _PEAK_CELLS - len(str(peak)) - 3)
+        place = at(reading.names[peak], peak, _PEAK_CELLS - len(str(peak)) - 3)
         label = [fitted(labels[key], label_cells)] if label_cells else []
         add_row(table, names[key], *label, cells, plain(most), place)
     return table

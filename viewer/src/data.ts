@@ -12,6 +12,8 @@ export interface Card {
   contexts?: { tokens: string[]; activations: number[] }[];
   histogram?: { counts: number[]; edges?: number[] };
   firing_rate?: number;
+  /** Latents of SAEs that it writes to: their names, and what a unit of its activation adds to their pre-activations. */
+  latents?: [string, number][];
 }
 
 export interface QParams {
@@ -84,6 +86,12 @@ export interface PageData {
   start: { node: number; edge: number; nodeLimit: number };
   /** Targets that are not a token (a contrast, a direction): their `probability` is only a weight. */
   notTokens: number[];
+  /** Positions of a chat template's tokens; null where they are guessed from the tokens. */
+  template: number[] | null;
+  /** Whether the page begins without what stands there. */
+  hideTemplate: boolean;
+  /** Ids of the answer's tokens among the targets, in order. */
+  answer: string[];
   notes: string[];
   fires: Record<string, [number, number][]>;
   cards: Record<string, Card>;

@@ -31,7 +31,7 @@ export function on<E extends HTMLElement>(element: E, handlers: Handlers): E {
   return element;
 }
 
-export function button(text: string, title: string, act: () => void, className = ""): HTMLButtonElement {
+export function button(text: string, title: string, act: (event: MouseEvent) => void, className = ""): HTMLButtonElement {
   return on(h("button", { type: "button", title, class: className || null }, text), { click: act });
 }
 

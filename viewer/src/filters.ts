@@ -18,23 +18,25 @@ export interface Passing {
 export function passing(graph: Graph, pruned: Pruned, data: PageData, scale: Float64Array, filters: Filters, target: number): Passing {
   const { kind, sources, targets, weights, n } = graph;
   const { layer, position } = data.nodes;
-  const template = filters.hideTemplate ? templatePositions(data.tokens) : null;
+  const template = filters.hideTemplate ? templateOf(data) : null;
   const within = (value: number, [low, high]: [number | null, number | null]): boolean => (low === null || value >= low) && (high === null || value <= high);
   const nodes = new Uint8Array(n);
   for (let i = 0; i < n; i++) {
     if (!pruned.nodes[i]) continue;
     const own = kind[i];
-    if (own === "logit") nodes[i] = target < 0 || i === target ? 1 : 0;
+    if (own === "logit") nodes[i] = (target < 0 ? !data.answer.length || graph.probability[i] > 0 : i === target) ? 1 : 0;
     else if (own === "token") nodes[i] = filters.kinds.token && within(position[i], filters.positions) ? 1 : 0;
     else nodes[i] = filters.kinds[own] && within(layer[i], filters.layers) && within(position[i], filters.positions) && !template?.has(position[i]) ? 1 : 0;
   }
   const some = filters.sign !== "both" || filters.leastShare > 0;
-  let edges: Uint32Array = pruned.edges.filter((e) => {
-    if (!nodes[sources[e]] || !nodes[targets[e]]) return false;
-    if (!some) return true;
-    if (filters.sign !== "both" && weights[e] > 0 !== (filters.sign === "plus")) return false;
-    return Math.abs(weights[e]) * scale[targets[e]] >= filters.leastShare;
-  });
+  let edges: Uint32Array = new Uint32Array(pruned.edges.length), count = 0;
+  for (let k = 0; k < pruned.edges.length; k++) {
+    const e = pruned.edges[k];
+    if (!nodes[sources[e]] || !nodes[targets[e]]) continue;
+    if (some && ((filters.sign !== "both" && weights[e] > 0 !== (filters.sign === "plus")) || Math.abs(weights[e]) * scale[targets[e]] < filters.leastShare)) continue;
+    edges[count++] = e;
+  }
+  edges = edges.subarray(0, count);
   if (target >= 0 || JSON.stringify(filters) !== JSON.stringify(NO_FILTERS)) edges = leading(graph, nodes, edges, target);
   return { nodes, edges };
 }
@@ -54,6 +56,9 @@ function leading(graph: Graph, nodes: Uint8Array, edges: Uint32Array, target: nu
   for (let i = 0; i < n; i++) if (nodes[i] && !leads[i] && kind[i] !== "token") nodes[i] = 0;
   return edges.filter((e) => leads[targets[e]] && nodes[sources[e]]);
 }
+
+/** Positions of a chat template's tokens: as the graph knows them, or as they look. */
+const templateOf = (data: PageData): Set<number> => (data.template ? new Set(data.template) : templatePositions(data.tokens));
 
 /** Positions of `<bos>`, `<start_of_turn>` and the like, of the role that follows, and of the line breaks around them. */
 export function templatePositions(tokens: string[]): Set<number> {
@@ -138,7 +143,7 @@ export class FilterBar {
         number("filter-share", "Least share of the target's input in per cent", 100, (f) => (f.leastShare ? Number((100 * f.leastShare).toPrecision(6)) : null), (value) => this.set({ leastShare: (value ?? 0) / 100 }), "any"), "% of the input"),
       bounds("layers", data.layers - 1),
       bounds("positions", data.tokens.length - 1),
-      ...(templatePositions(data.tokens).size ? [check("filter-template", "hide template tokens", (f) => f.hideTemplate, (hideTemplate) => this.set({ hideTemplate }), "Hide features and errors at <bos>, <start_of_turn> and the like")] : []),
+      ...(templateOf(data).size ? [check("filter-template", "hide template tokens", (f) => f.hideTemplate, (hideTemplate) => this.set({ hideTemplate }), "Hide features and errors at <bos>, <start_of_turn> and the like")] : []),
       h("span", { id: "filtered", role: "status" }),
       on(h("button", { type: "button", id: "clear-filters", class: "quiet" }, "Clear"), { click: () => store.set({ filters: NO_FILTERS }) }),
     );

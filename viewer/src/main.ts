@@ -15,7 +15,7 @@ import { Panel } from "./panel";
 import { influenceOf, prune } from "./prune";
 import { nodesOf, Search } from "./search";
 import { splitter } from "./splitter";
-import { fromFragment, fromQParams, initialState, Store, type State } from "./state";
+import { fromFragment, fromQParams, initialState, NO_FILTERS, Store, type State } from "./state";
 import { StoryView } from "./story_view";
 import { Subgraph } from "./subgraph";
 import { TargetBar } from "./target_bar";
@@ -27,9 +27,11 @@ function start(data: PageData): { store: Store; model: Model; view: GraphView; p
   const known = (id: string): boolean => model.has(id);
   const { node, edge } = data.start;
   const initial: State = {
-    ...initialState(node, edge), view: data.stories.length ? "story" : "graph", target: model.topTarget >= 0 ? model.id(model.topTarget) : "",
+    ...initialState(node, edge), view: data.stories.length ? "story" : "graph", target: model.topTarget >= 0 && !data.answer.length ? model.id(model.topTarget) : "",
   };
   const store = new Store({ ...initial, ...fromQParams(data.qParams, known), ...fromFragment(location.hash, known) });
+  if (data.hideTemplate && !location.hash.includes("filters=")) store.state.filters = { ...NO_FILTERS, hideTemplate: true };
+  model.weigh(store.state.target);
   model.prune(store.state.nodeThreshold, store.state.edgeThreshold);
   model.filter(store.state.filters, model.node(store.state.target));
 
@@ -58,8 +60,9 @@ function start(data: PageData): { store: Store; model: Model; view: GraphView; p
 
   store.listen((before) => {
     const { state } = store;
-    const repruned = state.nodeThreshold !== before.nodeThreshold || state.edgeThreshold !== before.edgeThreshold;
     const retargeted = state.target !== before.target;
+    if (retargeted) model.weigh(state.target);
+    const repruned = (retargeted && model.data.answer.length > 0) || state.nodeThreshold !== before.nodeThreshold || state.edgeThreshold !== before.edgeThreshold;
     const filtered = retargeted || JSON.stringify(state.filters) !== JSON.stringify(before.filters);
     if (state.view !== before.view || state.embed !== before.embed) showView();
     if (retargeted) {
@@ -141,12 +144,13 @@ function start(data: PageData): { store: Store; model: Model; view: GraphView; p
 function title(model: Model, target: string): void {
   const { data } = model;
   const chosen = model.node(target), topTarget = chosen >= 0 ? chosen : model.topTarget;
+  const part = model.answerPart(target), told = part.length ? part : data.answer.map((id) => model.node(id));
   const prompt = visible(model.prompt);
   byId("prompt").textContent = prompt;
   byId("prompt").title = prompt;
   if (topTarget >= 0) {
-    byId("answer").textContent = short(data.nodes.label[topTarget], 24);
-    byId("answer-share").textContent = model.chanceText(topTarget);
+    byId("answer").textContent = told.length > 1 ? short(told.map((i) => data.nodes.label[i]).join(" "), 24) : short(data.nodes.label[topTarget], 24);
+    byId("answer-share").textContent = told.length > 1 ? "" : model.chanceText(topTarget);
   }
   byId("about").textContent = [data.model, data.transcoders].filter(Boolean).map(visible).join("  ·  ");
   byId("licences-text").textContent = byId("licences").textContent;

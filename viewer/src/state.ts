@@ -247,7 +247,7 @@ export function fromFragment(fragment: string, known: (id: string) => boolean): 
   const view = parts.get("view");
   if (view === "story" || view === "graph") change.view = view;
   const target = parts.get("target");
-  if (target !== null && (target === "" || known(target))) change.target = target;
+  if (target !== null && (target === "" || target.split("..").every(known))) change.target = target;
   const beside = parts.get("beside") ?? "";
   change.beside = known(beside) ? beside : "";
   change.embed = parts.get("embed") === "1";

@@ -10,7 +10,7 @@ import type { Store } from "./state";
 import { percent, short } from "./text";
 
 /** Smaller letters cannot be read: then the board scrolls. */
-const LEAST_SCALE = 0.62;
+const LEAST_SCALE = 0.54;
 const MOST_ROWS = 9, GUTTER = 62, LABELLED = 18, LEAST_LABELLED = 0.1;
 
 /** `L3`, `L3–6`, or to the output. */
@@ -67,7 +67,7 @@ export class StoryView {
   /** After the target has changed. */
   tell(): void {
     const { model, store } = this;
-    this.story = model.story(model.node(store.state.target));
+    this.story = model.story(model.answerPart(store.state.target)[0] ?? model.node(store.state.target));
     const { story } = this;
     const most = Math.max(...(story?.nodes ?? []).filter((node) => node.kind !== "target").map((node) => node.influence), 1e-9);
     const perRow = Math.ceil(model.data.layers / MOST_ROWS);
