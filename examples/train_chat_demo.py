@@ -41,6 +41,7 @@ from crosstrace.tracer import build_cards
 MODEL_FOLDER = MODEL_DIR.relative_to(CHAT_DEMO_DIR)
 CLT_FOLDER = TRANSCODERS_DIR.relative_to(CHAT_DEMO_DIR)
 CARDS_TEXTS, CARDS_TOP, CARDS_LOGITS = 2000, 4, 6  # the package has to stay small
+STEERED = "harmless refuse with them added"
 # Files for the chat verbs: a name, the kind, and whether the answers have false steps.
 FILES = (
     ("refused", "refused", False),
@@ -143,7 +144,7 @@ def evaluate(out: Path, count: int) -> dict[str, Any]:
         "\nfeatures ablated there: refused comply, the same with MLPs replaced, harmless answered, refused comply at random"
     )
     for number, row in found["steering"]["features"].items():
-        shares = [row[key] for key in ("refused comply", "refused comply, MLPs replaced", "harmless answered")]
+        shares = [row[key] for key in ("refused comply", "refused comply, MLPs replaced", "harmless answered", STEERED)]
         worst = max(row["refused comply, random"])
         say(f"{number:>3} features  " + "  ".join(f"{value:>7.1%}" for value in (*shares, worst)))
     path = out / TRUTH_FILE.name

@@ -240,6 +240,7 @@ def steering(model: ReplacementModel, dense: DenseTranscoder, count: int = 200) 
             "harmless refuse with it added": _share(refuses),
         }
     ranked = influence(gemma, dense, tokenizer, seen_refused)
+    means_ltf = means_by_place(gemma, dense, seen_refused)
     active = [(int(i), int(f)) for i, f in (mean_activation(gemma, dense, seen_refused) > 0).nonzero()]
     features = {}
     for k in (1, 2, 5, 10, 20, 40):
@@ -250,6 +251,7 @@ def steering(model: ReplacementModel, dense: DenseTranscoder, count: int = 200) 
             "refused comply": ablated(gemma, dense, named, refused, True),
             "refused comply, MLPs replaced": ablated(gemma, dense, named, refused, False),
             "harmless answered": ablated(gemma, dense, named, harmless, True),
+            "harmless refuse with them added": steered(gemma, dense, named, refusing, means_ltf),
             "refused comply, random": [ablated(gemma, dense, some, refused, True) for some in at_random],
         }
     return {"direction": direction, "features": features, "active at the template": len(active)}
@@ -263,6 +265,39 @@ def ablated(
     change = without(features, dense.w_enc[0].shape[1], requests.template_bp)
     with dense.replacing(change, keep_errors):
         return _share(run(model, requests))
+
+
+@torch.no_grad()
+def means_by_place(model: nn.Module, dense: DenseTranscoder, requests: Requests) -> Tensor:
+    """(L, T, F) mean activation at each of the template's positions."""
+    with dense.replacing(keep_errors=True) as seen:
+        model(requests.texts.ids[:, :-1], use_cache=False)
+    return torch.stack([a[requests.template_bp].view(len(requests), TEMPLATE, -1).mean(0) for a in seen])
+
+
+@torch.no_grad()
+def steered(
+    model: nn.Module,
+    dense: DenseTranscoder,
+    features: Sequence[tuple[int, int]],
+    refusing: Sequence[Requests],
+    means_ltf: Tensor,
+) -> float:
+    """The share that refuses when features are at least what they are on refused requests, at the template's positions."""
+    refuses = torch.zeros(len(refusing[0]), dtype=torch.bool)
+    for requests in refusing:
+
+        def raise_features(layer: int, a: Tensor, where_bp: Tensor = requests.template_bp) -> Tensor:
+            changed = a.clone()
+            for feature in [feature for of, feature in features if of == layer]:
+                column_bp = changed[..., feature]
+                values_bt = column_bp[where_bp].view(-1, TEMPLATE)
+                column_bp[where_bp] = torch.maximum(values_bt, means_ltf[layer, :, feature]).flatten()
+            return changed
+
+        with dense.replacing(raise_features, keep_errors=True):
+            refuses |= run(model, requests)
+    return _share(refuses)
 
 
 def _without(model: nn.Module, layer: int, unit: Tensor, requests: Requests) -> float:
