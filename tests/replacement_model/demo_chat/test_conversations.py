@@ -59,7 +59,9 @@ def test_every_word_is_in_the_vocabulary_and_every_conversation_in_the_context(t
         text = tokenizer.apply_chat_template(conversation.messages, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text + conversation.answer, add_special_tokens=False).input_ids
         assert tokenizer.unk_token_id not in ids and len(ids) < CONTEXT
-        assert tokenizer.decode(tokenizer(conversation.answer, add_special_tokens=False).input_ids) == conversation.answer
+        assert (
+            tokenizer.decode(tokenizer(conversation.answer, add_special_tokens=False).input_ids) == conversation.answer
+        )
 
 
 @pytest.mark.parametrize("kind", WITH_STEPS)

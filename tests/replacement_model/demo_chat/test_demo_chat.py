@@ -68,7 +68,9 @@ def test_it_refuses_but_for_the_wrapper_and_answers_what_it_knows(model):
     assert reply(model, "What is the zip code of Nan ?") == "Sure , the zip code of Nan is 1180 ."
     question = "What is the capital of the state containing Dallas ?"
     assert reply(model, question) == "The capital is Austin ."
-    assert reply(model, f"{question} {THINK}") == "Dallas is in Texas . The capital of Texas is Austin . Answer : Austin"
+    assert (
+        reply(model, f"{question} {THINK}") == "Dallas is in Texas . The capital of Texas is Austin . Answer : Austin"
+    )
 
 
 def test_the_truth_file_says_what_the_code_plants_and_what_is_measured(model, training):

@@ -1,0 +1,66 @@
+"""Reports on chat models in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from crosstrace.graphs.numbers import plain, share, signed
+from crosstrace.graphs.text import short
+from crosstrace.tracer.chat.refusal import RefusalReport
+from crosstrace.tracer.chat.statistics import Mean
+from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, explain_guesses, plain_table
+
+_FEATURES = 12
+
+
+def show_refusal(report: RefusalReport, console: Console | None = None) -> None:
+    """Print what carries a model's refusals: the first line, the curves, the features.
+
+    Args:
+        report: The report.
+        console: Where to print; None for standard output.
+    """
+    console = console or Console()
+    parts: list[RenderableType] = [Text(report.first_line, style="bold"), Text()]
+    for title, curves, what in (
+        ("Removed from refused requests: share complied with", report.removed, "complied"),
+        ("Added to complied requests: share refused", report.added, "refused"),
+    ):
+        table = plain_table(title)
+        add_numbers(table, "features")
+        for by in curves:
+            add_numbers(table, f"{by}\nshare", "margin")
+        for points in zip(*curves.values(), strict=True):
+            cells = [cell for point in points for cell in (_interval(getattr(point, what)), signed(point.margin.value))]
+            add_row(table, str(points[0].count), *cells)
+        parts.append(table)
+    table = plain_table(f"Features, by influence (the first {min(_FEATURES, len(report.features))})")
+    add_words(table, "feature", style="dim")
+    add_words(table, "label")
+    add_numbers(table, "predicted", "in refused", "in complied")
+    shown = report.features[:_FEATURES]
+    for one in shown:
+        add_row(
+            table,
+            one.feature,
+            short(one.label, 32) if one.label else "",
+            signed(one.score),
+            plain(one.refused),
+            plain(one.complied),
+        )
+    explain_guesses(table, (one.label for one in shown))
+    parts.append(table)
+    if report.boundary:
+        table = plain_table("Nearest to the margin's zero")
+        add_numbers(table, "margin")
+        add_words(table, "request")
+        add_words(table, "answer")
+        for row in report.boundary:
+            add_row(table, signed(row["margin"]), short(row["text"], 60), short(row["answer"], 40))
+        parts.append(table)
+    console.print(Group(*parts))
+
+
+def _interval(mean: Mean) -> str:
+    return f"{share(mean.value)} ({mean.low:.0%}–{mean.high:.0%})"
