@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from crosstrace.graphs.numbers import plain, share, signed
+from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import short
 from crosstrace.tracer.chat.refusal import RefusalReport
 from crosstrace.tracer.chat.statistics import Mean
@@ -63,4 +63,4 @@ def show_refusal(report: RefusalReport, console: Console | None = None) -> None:
 
 
 def _interval(mean: Mean) -> str:
-    return f"{share(mean.value)} ({mean.low:.0%}–{mean.high:.0%})"
+    return f"{mean.value:.0%} ({100 * mean.low:.0f}–{100 * mean.high:.0f})"
