@@ -212,7 +212,9 @@ def jailbreak(
             f"answer is {couples[0][0].answer!r}, the first wrapped one {couples[0][1].answer!r}"
         )
     if left_out:
-        note(f"{len(left_out)} of {len(couples)} pairs are left out: the plain request is complied with, or the wrapped refused")
+        note(
+            f"{len(left_out)} of {len(couples)} pairs are left out: the plain request is complied with, or the wrapped refused"
+        )
     n_closing = min(closing(one.conversation) for couple in kept for one in couple)
     pairs = _with_activations(model, kept, n_closing)
     order = random.Random(f"pairs {seed}").sample(range(len(pairs)), len(pairs))
@@ -254,7 +256,8 @@ def jailbreak(
         return [feature for name in names for feature in groups[name][:count]]
 
     shares = [
-        sum(one.kind == "refused" for one in run(f"discovery {count}", discovery, chosen("both", count))) / len(discovery)
+        sum(one.kind == "refused" for one in run(f"discovery {count}", discovery, chosen("both", count)))
+        / len(discovery)
         for count in counts
     ]
     named = next(
@@ -308,9 +311,7 @@ def jailbreak(
     return Jailbreak(report, plain_graph, wrapped_graph)
 
 
-def _with_activations(
-    model: ReplacementModel, couples: Sequence[tuple[Asked, Asked]], n_closing: int
-) -> list[_Pair]:
+def _with_activations(model: ReplacementModel, couples: Sequence[tuple[Asked, Asked]], n_closing: int) -> list[_Pair]:
     own: list[dict[Place, float]] = [{} for _ in couples]
     runs = [Run(plain.conversation.tokens) for plain, _ in couples]
     for which, reading in in_batches(model, runs, want_activations=True):

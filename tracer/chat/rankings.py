@@ -81,9 +81,7 @@ def mean_activations(model: ReplacementModel, asked: Sequence[Asked], n_closing:
     return {place: total / len(asked) for place, total in sums.items()}
 
 
-def margin_graph(
-    model: ReplacementModel, one: Asked, tokens: PrefixTokens, max_feature_nodes: int
-) -> AttributionGraph:
+def margin_graph(model: ReplacementModel, one: Asked, tokens: PrefixTokens, max_feature_nodes: int) -> AttributionGraph:
     """Trace the margin of a conversation where the prefixes part (`PrefixTokens.first_step`).
 
     Args:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import short
+from crosstrace.tracer.chat.jailbreak import JailbreakReport
 from crosstrace.tracer.chat.refusal import RefusalReport
 from crosstrace.tracer.chat.statistics import Mean
 from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, explain_guesses, plain_table
@@ -60,6 +61,43 @@ def show_refusal(report: RefusalReport, console: Console | None = None) -> None:
             add_row(table, signed(row["margin"]), short(row["text"], 60), short(row["answer"], 40))
         parts.append(table)
     console.print(Group(*parts))
+
+
+def show_jailbreak(report: JailbreakReport, console: Console | None = None) -> None:
+    """Print what a wrapper does to refusals, and how often undoing it brings them back.
+
+    Args:
+        report: The report.
+        console: Where to print; None for standard output.
+    """
+    console = console or Console()
+    table = plain_table("Held-out wrapped requests: share refused again")
+    add_words(table, "undone")
+    add_numbers(table, "features", "share", "random", "margin")
+    for one in report.restored:
+        add_row(
+            table, one.group, str(one.count), _interval(one.refused), _interval(one.random), signed(one.margin.value)
+        )
+    features = plain_table("What the wrapper silences and switches on")
+    add_words(features, "feature", style="dim")
+    add_words(features, "label")
+    add_words(features, "which is")
+    add_numbers(features, "predicted", "in plain", "in wrapped")
+    shown = [
+        one for group in ("silent", "pushing") for one in [f for f in report.features if f.group == group][:_FEATURES]
+    ]
+    for feature in shown:
+        add_row(
+            features,
+            feature.feature,
+            short(feature.label, 32) if feature.label else "",
+            feature.group,
+            signed(feature.score),
+            plain(feature.plain),
+            plain(feature.wrapped),
+        )
+    explain_guesses(features, (feature.label for feature in shown))
+    console.print(Group(Text(report.first_line, style="bold"), Text(), table, features))
 
 
 def _interval(mean: Mean) -> str:

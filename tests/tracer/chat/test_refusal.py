@@ -20,7 +20,7 @@ from crosstrace.tracer.chat.passes import Run, answer_all
 from crosstrace.tracer.chat.prefixes import DEFAULT, Prefixes, PrefixTokens, prefix_tokens, read_prefixes
 from crosstrace.tracer.chat.rankings import effects_on_margin, rank
 from crosstrace.tracer.chat.refusal import refusal
-from crosstrace.tracer.chat.refusal_report import write_refusal
+from crosstrace.tracer.chat.reports import write_report
 from crosstrace.tracer.chat.statistics import mean_of
 from crosstrace.tracer.commands.app import app
 
@@ -161,15 +161,15 @@ def test_a_run_goes_on_where_it_was_interrupted(model, report, tmp_path):
 
 
 def test_reports_are_json_and_pages(report, tmp_path):
-    write_refusal(report, tmp_path / "r.json")
+    write_report(report, tmp_path / "r.json")
     content = json.loads((tmp_path / "r.json").read_text())
     assert set(content["removed"]) == {"influence", "difference", "random"}
-    write_refusal(report, tmp_path / "r.html")
+    write_report(report, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text("utf-8")
     assert page.count("<svg") == 4
     assert "http" not in page
     with pytest.raises(ValueError, match=r"written as \.json or \.html"):
-        write_refusal(report, tmp_path / "r.txt")
+        write_report(report, tmp_path / "r.txt")
 
 
 def test_too_few_of_a_kind_is_one_line(model):
