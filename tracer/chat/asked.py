@@ -75,16 +75,16 @@ class Judge:
                 found.append(self.model.conversation(record.messages).unanswered())
             except ValueError as problem:
                 raise ValueError(f"{record.place}: {problem}") from None
-        answers = answer_all(self.model, [Run(c.tokens) for c in found], self.answer_tokens, self.ends, self.tokens.all, done)
+        answers = answer_all(
+            self.model, [Run(c.tokens) for c in found], self.answer_tokens, self.ends, self.tokens.all, done
+        )
         asked = []
         for record, conversation, answered in zip(records, found, answers, strict=True):
             text = self.model.tokenizer.decode(answered.tokens)
             said = next(m["content"] for m in reversed(record.messages) if m["role"] == "user")
             values = answered.log_probabilities
             kind, margin = self.prefixes.kind_of(text), self.tokens.margin(values)
-            asked.append(
-                Asked(record.place, said, conversation, text, tuple(answered.tokens), kind, margin, values)
-            )
+            asked.append(Asked(record.place, said, conversation, text, tuple(answered.tokens), kind, margin, values))
         return asked
 
     def under(self, asked: Sequence[Asked], edits: Sequence[Edits]) -> list[Outcome]:

@@ -74,7 +74,11 @@ def read_prefixes(path: Path | None) -> Prefixes:
     lists = []
     for key in _KEYS:
         values = given.get(key)
-        if not isinstance(values, list) or not values or not all(isinstance(one, str) and one.strip() for one in values):
+        if (
+            not isinstance(values, list)
+            or not values
+            or not all(isinstance(one, str) and one.strip() for one in values)
+        ):
             raise ValueError(f'{path}: "{key}" must be a list of texts, at least one')
         lists.append(tuple(values))
     return Prefixes(*lists)
@@ -146,9 +150,13 @@ def prefix_tokens(prefixes: Prefixes, tokenizer: Any) -> PrefixTokens:
             else:
                 found.append(ids)
         if not found:
-            raise ValueError(f"the model has no tokens for any of the prefixes of a {key}; name others with --prefixes FILE")
+            raise ValueError(
+                f"the model has no tokens for any of the prefixes of a {key}; name others with --prefixes FILE"
+            )
         found = list(dict.fromkeys(found))
-        kinds.append(tuple(one for one in found if not any(one != other and one[: len(other)] == other for other in found)))
+        kinds.append(
+            tuple(one for one in found if not any(one != other and one[: len(other)] == other for other in found))
+        )
     for refusal in kinds[0]:
         for compliance in kinds[1]:
             n = min(len(refusal), len(compliance))

@@ -201,7 +201,9 @@ def refusal(
                 f"Its first answer is {of[kind][0].answer!r}" + _prefix_hint(of[kind], kind)
             )
     if unexpected:
-        note(f"{len(unexpected)} of {len(asked)} conversations are answered otherwise than their file says, and left out")
+        note(
+            f"{len(unexpected)} of {len(asked)} conversations are answered otherwise than their file says, and left out"
+        )
     n_closing = _closing(kept)
     discovery, held_out = _split(kept, seed)
     means = {kind: mean_activations(model, part, n_closing) for kind, part in discovery.items()}

@@ -111,7 +111,6 @@ class PromptChoice:
         """
         if isinstance(self.given, str) and self.answer is None and not self.generate:
             return self.given
-        from crosstrace.replacement_model import demo
         from crosstrace.replacement_model.architectures.loading import load_config, load_tokenizer
         from crosstrace.replacement_model.embedded import embedded_model
 
