@@ -89,7 +89,13 @@ def main() -> None:
             own, everything, seconds = {}, {}, {}
             for which, sae in (("narrow", narrow), ("wide", wide)):
                 report = folder / "reading.json"
-                command = [sys.executable, "-c", "from crosstrace.tracer.commands.app import main; main()", "read", prompt]
+                command = [
+                    sys.executable,
+                    "-c",
+                    "from crosstrace.tracer.commands.app import main; main()",
+                    "read",
+                    prompt,
+                ]
                 command += ["-q", "--model", str(folder / "model"), "--sae", str(sae), "-o", str(report)]
                 seconds[which], own[which], everything[which] = peaks(
                     [*command, "--device", "cpu", "--memory-budget", budget]
