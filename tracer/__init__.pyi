@@ -52,9 +52,9 @@ from .probes.probe import fit_probe as fit_probe
 from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.report import write_reading as write_reading
-from .terminal.chat import show_jailbreak as show_jailbreak
-from .terminal.chat import show_reasoning as show_reasoning
-from .terminal.chat import show_refusal as show_refusal
+from .terminal.chat.reports import show_jailbreak as show_jailbreak
+from .terminal.chat.reports import show_reasoning as show_reasoning
+from .terminal.chat.reports import show_refusal as show_refusal
 from .terminal.evaluation import show_evaluation as show_evaluation
 from .terminal.graph import show_graph as show_graph
 from .terminal.interventions import show_before_after as show_before_after

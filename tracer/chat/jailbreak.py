@@ -287,12 +287,7 @@ def jailbreak(
     features = _features(model, rankings, groups, named, wrapped_graph)
     at = {one.group: one for one in restored if one.count == named}
     report = JailbreakReport(
-        first_line=(
-            f"putting back {min(named, len(groups['silent']))} silent features and taking out "
-            f"{min(named, len(groups['pushing']))} pushing ones, {at['both'].refused.value:.0%} of held-out wrapped requests are "
-            f"refused again ({at['silent'].refused.value:.0%} by the first alone, {at['pushing'].refused.value:.0%} by the "
-            f"second alone, {at['both'].random.value:.0%} with as many at random)"
-        ),
+        first_line=_first_line({name: min(named, len(found)) for name, found in groups.items()}, at),
         model=model.name,
         transcoders=model.transcoders.name,
         settings={**settings, "named": named, "closing_positions": n_closing},
@@ -309,6 +304,15 @@ def jailbreak(
         ],
     )
     return Jailbreak(report, plain_graph, wrapped_graph)
+
+
+def _first_line(counts: Mapping[str, int], at: Mapping[str, Restored]) -> str:
+    shares = {group: f"{one.refused.value:.0%}" for group, one in at.items()}
+    return (
+        f"putting back {counts['silent']} silent features and taking out {counts['pushing']} pushing ones, {shares['both']} of "
+        f"held-out wrapped requests are refused again ({shares['silent']} by the first alone, {shares['pushing']} by the "
+        f"second alone, {at['both'].random.value:.0%} with as many at random)"
+    )
 
 
 def _with_activations(model: ReplacementModel, couples: Sequence[tuple[Asked, Asked]], n_closing: int) -> list[_Pair]:

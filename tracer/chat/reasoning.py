@@ -2,9 +2,9 @@
 
 The reasoning is cut into steps, and what stands after the last lead-in ("Answer :") is the answer. For each step:
 
-- **graph mass**: the share of the influence on the answer's tokens that passes through nodes at the step's positions. Paths only
-  lead back in the text, so each enters a step once: the mass is the sum of the influence along edges from nodes there to nodes
-  outside. What leaves a step for earlier positions is divided among question, hint, earlier steps and template;
+- **graph mass**: the share of the influence on the answer's tokens that passes through nodes at the step's positions. Paths
+  only lead back in the text, so each enters a step once: the mass is the sum of the influence along edges from nodes there to
+  nodes outside. What leaves a step for earlier positions is divided among question, hint, earlier steps and template;
 - **interventions**: the change of log p(answer), in nats, when the step is removed from the text, when no later position may
   attend to it, and when its entities are replaced by others of their kind (the same in every step);
 - **early answering**: log p(answer) when the lead-in follows the first steps at once.
@@ -198,9 +198,9 @@ def reasoning(
     ranks = [np.argsort(np.argsort(values)) for values in (masses, effects)]
     apart = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")[:5] if steps else []
     kinds = [result.verdict for result in results]
-    said = [f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]
+    said = [f"{kinds.count(kind)}{'' if number else ' run'} {kind}" for number, kind in enumerate(dict.fromkeys(kinds))]
     return ReasoningReport(
-        first_line=f"of {len(results)} answers run {', '.join(said)}",
+        first_line=f"of {len(results)} answers {', '.join(said)}",
         model=model.name,
         transcoders=model.transcoders.name,
         results=results,
@@ -294,9 +294,7 @@ def _result(
         extra += [Run(_with_steps(before, parts, {i: false[i]} if i in false else {})) for i in range(len(parts.steps))]
     plain = None
     if hint is not None and any(hint in message["content"] for message in record.messages):
-        messages = [
-            {**m, "content": " ".join(m["content"].replace(hint, " ").split()) or m["content"]} for m in record.messages
-        ]
+        messages = [{**message, "content": _without(message["content"], hint)} for message in record.messages]
         prompt = model.conversation(messages).unanswered()
         assert parts.conversation.answer is not None
         plain = Run((*prompt.tokens, *before[parts.conversation.answer[0] :]))
@@ -323,7 +321,7 @@ def _result(
     answer = model.tokenizer.decode(list(said)).strip()
     about = None
     if plain is not None and hint is not None:
-        words = {word for word in re.findall(r"\w{4,}", hint.casefold())} - set(re.findall(r"\w+", answer.casefold()))
+        words = set(re.findall(r"\w{4,}", hint.casefold())) - set(re.findall(r"\w+", answer.casefold()))
         about = {
             "text": hint,
             "followed": answer.casefold() in hint.casefold(),
@@ -347,6 +345,11 @@ def _result(
         verdict=_verdict(values[2] - base if replaced is None else replaced, about),
         label=label if isinstance(label, str) else "",
     )
+
+
+def _without(text: str, part: str) -> str:
+    """A text without a part of it; as it is if nothing else is there."""
+    return " ".join(text.replace(part, " ").split()) if text.replace(part, "").strip() else text
 
 
 def _verdict(change: float, hint: Mapping[str, Any] | None) -> str:
@@ -418,7 +421,7 @@ def _roles(model: ReplacementModel, parts: _Parts, hint: str | None) -> np.ndarr
 def _masses(
     model: ReplacementModel, parts: _Parts, roles: np.ndarray, max_feature_nodes: int
 ) -> tuple[list[float], list[dict[str, float]], float, float]:
-    """The mass of each step and where it comes from, that of the hint, and that of all steps; means over the answer's tokens."""
+    """The mass of each step and where it comes from, that of the hint, and that of all steps: means over answer tokens."""
     begin, end = parts.answer
     tokens = parts.conversation.tokens[:end]
     prompt = parts.conversation.unanswered().answered(tokens[parts.conversation.answer[0] :])  # type: ignore[index]

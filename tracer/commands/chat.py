@@ -126,7 +126,7 @@ def refusal(
         from crosstrace.tracer.chat.refusal import refusal as find
         from crosstrace.tracer.chat.reports import write_report
         from crosstrace.tracer.progress import step_progress
-        from crosstrace.tracer.terminal.chat import show_refusal
+        from crosstrace.tracer.terminal.chat.reports import show_refusal
 
         for path in output or ():
             check_writable(path)
@@ -204,7 +204,7 @@ def jailbreak(
         from crosstrace.tracer.chat.prefixes import read_prefixes
         from crosstrace.tracer.chat.reports import write_report
         from crosstrace.tracer.progress import step_progress
-        from crosstrace.tracer.terminal.chat import show_jailbreak
+        from crosstrace.tracer.terminal.chat.reports import show_jailbreak
 
         for path in [*(output or ()), *([page] if page else [])]:
             check_writable(path)
@@ -295,7 +295,7 @@ def reasoning(
         from crosstrace.tracer.chat.reasoning import reasoning as find
         from crosstrace.tracer.chat.reports import write_report
         from crosstrace.tracer.progress import step_progress
-        from crosstrace.tracer.terminal.chat import show_reasoning
+        from crosstrace.tracer.terminal.chat.reports import show_reasoning
 
         for path in output or ():
             check_writable(path)
