@@ -3,7 +3,8 @@
 #
 #     sh benchmarks/gpu.sh [--small] [NAME]
 #
-# 1. the tests of all kernels, forward and backward, against their references;
+# 1. the tests of all kernels, forward and backward, against their references, and of the whole of crosstrace against the CPU
+#    (on several cores where pytest-xdist is installed);
 # 2. the sparse kernels against dense ones and the roofline (kernels.py);
 # 3. traces of random models of the shapes of Gemma 3 270M and 1B (make_model.py, trace.py);
 # 4. training steps at 18 x 1,024 and 26 x 10,080 features against dense ones (training_step.py).
@@ -66,7 +67,9 @@ if [ "$small" ]; then
     step 120 "training steps" "$PYTHON" benchmarks/training_step.py --small --threads 1 --repeats 1 --moments bfloat16 \
         --out "$results/training-step-gpu-$name.csv"
 else
-    step 150 "tests" "$PYTHON" -m pytest -q -p no:cacheprovider tests/kernels
+    several=
+    if "$PYTHON" -c "import xdist" 2>/dev/null; then several="-n 8"; fi
+    step 180 "tests" "$PYTHON" -m pytest -q -p no:cacheprovider $several tests/kernels tests/tracer/test_gpu.py
     step 100 "training steps" "$PYTHON" benchmarks/training_step.py --size block-270m block-1b 270m 1b --repeats 5 \
         --moments bfloat16 --out "$results/training-step-gpu-$name.csv"
     step 30 "model, 270m" "$PYTHON" benchmarks/make_model.py "$work/270m" --shape 270m --features 2048 --active 35
@@ -74,7 +77,7 @@ else
         --csv "trace-gpu-$name-270m.csv"
     rm -rf "$work/270m"
     step 60 "model, 1b" "$PYTHON" benchmarks/make_model.py "$work/1b" --shape 1b --features 10080 --active 100 --distinct 64
-    step 60 "trace, 1b" "$PYTHON" benchmarks/trace.py "$work/1b" --tokens 64 --nodes 512 --repeats 1 \
+    step 60 "trace, 1b" "$PYTHON" benchmarks/trace.py "$work/1b" --tokens 64 --nodes 512 --repeats 2 \
         --csv "trace-gpu-$name-1b.csv"
     rm -rf "$work/1b"
     # last, as the longest: what came before is written by now

@@ -64,15 +64,21 @@ def cases(dtype: torch.dtype) -> list[Case]:
     types |= {"n_splits": "i32", "capacity": "i32/16"}
     found.append(Case(encoding_triton.encode_pack_kernel, "", types, {"BLOCK_C": 16}, {"num_warps": 1}))
 
-    names = ["out", "addresses", "values", "layers", "written", "offsets", "first_layers"]
-    kinds = ["*fp32", "*i64", "*fp32", "*i32", "*i32", "*i64", "*i32"]
+    names = ["out", "addresses", "values", "layers", "written", "strides", "offsets", "first_layers"]
+    kinds = ["*fp32", "*i64", "*fp32", "*i32", "*i32", "*i64", "*i64", "*i32"]
     types = {f"p_{name}": f"{kind}/16" for name, kind in zip(names, kinds, strict=True)}
     types |= {"n_layers": "i32", "n_positions": "i32/16", "d_model": "i32/16", "width": "i32/16"}
     types |= {"stride_out_l": "i32/16", "stride_out_p": "i32/16"}
-    for accumulate in (False, True):
-        constants = {"DTYPE": TRITON_DTYPES[dtype], "ALIGNED": True, "ACCUMULATE": accumulate}
-        constants |= {"BLOCK_E": decoding_triton.BLOCK_E, "BLOCK_X": decoding_triton.BLOCK_X}
-        variant = "accumulate" if accumulate else "all layers"
+    for variant, flat, accumulate in (
+        ("all layers", True, False),
+        ("strided", False, False),
+        ("accumulate", True, True),
+    ):
+        if not flat and dtype != torch.float32:
+            continue  # strided rows are those of training
+        constants = {"DTYPE": TRITON_DTYPES[dtype], "ALIGNED": True, "FLAT": flat, "ACCUMULATE": accumulate}
+        block_e = decoding_triton.BLOCK_E if flat else decoding_triton.BLOCK_E // 2
+        constants |= {"BLOCK_E": block_e, "BLOCK_X": decoding_triton.BLOCK_X}
         found.append(
             Case(decoding_triton.decode_kernel, variant, types, constants, {"num_warps": decoding_triton.WARPS})
         )
@@ -86,7 +92,7 @@ def cases(dtype: torch.dtype) -> list[Case]:
         torch.set_float32_matmul_precision(level)
         settings = dot_settings(torch.float32, dtype, exact=False) | {"IN_FLOAT": dtype != torch.bfloat16}
         constants = {"DTYPE": TRITON_DTYPES[dtype], "ALIGNED": True, "INDEXED": False, "EVEN_K": True, **settings}
-        constants |= {name: getattr(scoring_triton, name) for name in ("BLOCK_B", "BLOCK_N", "BLOCK_K")}
+        constants |= {name: getattr(scoring_triton, name) for name in ("BLOCK_B", "BLOCK_N", "BLOCK_K", "RUN")}
         options = {"num_warps": scoring_triton.WARPS, "num_stages": scoring_triton.STAGES}
         found.append(Case(scoring_triton.scores_kernel, level, types, constants, options))
     torch.set_float32_matmul_precision("highest")
@@ -95,17 +101,29 @@ def cases(dtype: torch.dtype) -> list[Case]:
 
 def backward_cases(dtype: torch.dtype) -> list[Case]:
     """Those of training, whose rows are float32; a narrow dtype stands for the moments."""
-    moments = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-    kinds = dict.fromkeys(("out", "source", "rows", "weights", "sizes", "roots"), "*fp32/16")
-    kinds |= dict.fromkeys(("positions", "offsets", "features", "touched"), "*i64/16")
-    kinds |= {"first": f"{moments}/16", "second": f"{moments}/16"}
-    scalars = {"n_entries": "i32", "n_written": "i32", "beta1": "fp32", "beta2": "fp32", "epsilon": "fp32"}
-    constants = {"BLOCK_E": rows_triton.BLOCK_E, "BLOCK_D": rows_triton.BLOCK_D}
+    kinds = dict.fromkeys(("out", "source", "weights", "sizes", "roots"), "*fp32/16")
+    kinds |= dict.fromkeys(("positions", "offsets", "features", "layers", "table"), "*i64/16")
+    floats = ("beta1", "beta2", "epsilon", "learning_rate", "log_beta1", "log_beta2")
+    scalars = dict.fromkeys(("n_entries", "n_written", "n_touched"), "i32") | dict.fromkeys(floats, "fp32")
+    constants = {
+        "MOMENTS": TRITON_DTYPES[torch.bfloat16 if dtype == torch.bfloat16 else torch.float32],
+        "IN_BITS": False,
+        "ALIGNED": True,
+        "COLUMNS": 9,
+        "BLOCK": rows_triton.BLOCK_R,
+        "BLOCK_E": rows_triton.BLOCK_E,
+        "BLOCK_D": rows_triton.BLOCK_D,
+    }
     found = []
-    for kernel in (rows_triton.row_gradients_kernel, rows_triton.adam_rows_kernel, rows_triton.entry_products_kernel):
-        names = [name for name in kernel.arg_names if name not in (*constants, "IN_BITS")]
+    for kernel in (
+        rows_triton.row_gradients_kernel,
+        rows_triton.count_steps_kernel,
+        rows_triton.adam_rows_kernel,
+        rows_triton.entry_products_kernel,
+    ):
+        names = [name for name in kernel.arg_names if name not in constants]
         types = {name: kinds[name[2:]] if name.startswith("p_") else scalars.get(name, "i32/16") for name in names}
-        own = constants | ({"IN_BITS": False} if "IN_BITS" in kernel.arg_names else {})
+        own = {name: value for name, value in constants.items() if name in kernel.arg_names}
         found.append(Case(kernel, "", types, own, {"num_warps": rows_triton.WARPS}))
     return found
 

@@ -134,6 +134,7 @@ def evaluate(out: Path, count: int) -> dict[str, Any]:
     say("\nnot planted, so undefined   refused  complied")
     for name, row in found["undefined_rates"].items():
         say(f"{name:<26} {row['refused']:>8.1%} {row['complied']:>9.1%}")
+    say("\nwith what layer 3 wrote before the other's answer: " + json.dumps(found["interchange"]))
     say("\nthe refusal's direction, at the template's five tokens: without it refused comply, harmless answered;")
     say("without a random one refused comply; with it added harmless refuse")
     for layer, row in found["steering"]["direction"].items():
@@ -146,7 +147,7 @@ def evaluate(out: Path, count: int) -> dict[str, Any]:
         worst = max(row["refused comply, random"])
         say(f"{number:>3} features  " + "  ".join(f"{value:>7.1%}" for value in (*shares, worst)))
     path = out / TRUTH_FILE.name
-    write_atomically(path, lambda scratch: Path(scratch).write_text(_json(found), encoding="utf-8"))
+    write_atomically(path, _json(found).encode())
     size = sum(path.stat().st_size for part in (MODEL_FOLDER, CLT_FOLDER) for path in (out / part).iterdir())
     say(f"\nmodel, transcoder and cards: {size / 1e6:.2f} MB")
     return found

@@ -101,7 +101,8 @@ class AttributionGraph:
     """The transcoders as they were named when the graph was traced."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What reproduces the graph; must be JSON-able. `prune` adds its thresholds under `pruning`; `guesses` holds names for
-    features without a label, by "L3/417" (see `crosstrace.tracer.with_guesses`)."""
+    features without a label, by "L3/417" (see `crosstrace.tracer.with_guesses`), and `latents` the latents of SAEs that
+    features write to (see `crosstrace.tracer.with_written_latents`)."""
     feature_labels: list[str] = field(default_factory=list, metadata=_strings("K"))
     """K strings: a label for each selected feature, "" where unknown."""
     node_mask: torch.Tensor | None = field(default=None, metadata=_tensor(torch.bool, "n"))

@@ -22,13 +22,14 @@ from crosstrace.kernels.triton_parts import TRITON_DTYPES, RowTable, power_of_tw
 BLOCK_E, BLOCK_X, WARPS = 8, 1024, 4  # entries in flight at a time, and the run of outputs a program owns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_layers", "n_positions"])
 def decode_kernel(
     p_out,  # (X / D, P, D) float32
     p_addresses,  # (N,) int64 address of each entry's row
     p_values,  # (N,) float32
     p_layers,  # (N,) int32 source layer
     p_written,  # (N,) int32 J of the source layer
+    p_strides,  # (N,) int64 elements from one layer of the row to the next; not read if FLAT
     p_offsets,  # (P * L + 1,) int64 entries by (position, layer)
     p_first_layers,  # (blocks of X,) int32 the lowest layer that writes there
     n_layers,
@@ -39,6 +40,7 @@ def decode_kernel(
     stride_out_p,
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
+    FLAT: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -57,10 +59,18 @@ def decode_kernel(
         m_e = o_e < stop
         address = tl.load(p_addresses + o_e, mask=m_e, other=0)
         b_value = tl.load(p_values + o_e, mask=m_e, other=0.0)
-        shift = tl.load(p_layers + o_e, mask=m_e, other=0) * d_model
+        b_layer = tl.load(p_layers + o_e, mask=m_e, other=0)
+        shift = b_layer * d_model
         length = tl.load(p_written + o_e, mask=m_e, other=0) * d_model
         o_row = o_x[None, :] - shift[:, None]  # (BLOCK_E, BLOCK_X), 32-bit: within one row
         m_row = m_x[None, :] & (o_row >= 0) & (o_row < length[:, None])
+        if not FLAT:  # 64-bit: the layers of a whole decoder may lie far apart
+            b_stride = tl.load(p_strides + o_e, mask=m_e, other=0)
+            if ALIGNED:
+                b_stride = tl.multiple_of(
+                    b_stride, [4]
+                )  # elements: 16 bytes of float32, and less than those of 16-bit rows
+            o_row = ((o_x // d_model)[None, :] - b_layer[:, None]) * b_stride[:, None] + (o_x % d_model)[None, :]
         p_rows = address.to(tl.pointer_type(DTYPE))
         if ALIGNED:
             p_rows = tl.multiple_of(p_rows, [16])  # bytes; Triton cannot know it of an address it loads
@@ -81,7 +91,7 @@ def decode_triton(
     out_lpd = torch.empty(n_layers, n_positions, d_model, dtype=torch.float32, device=activations.device)
     if not out_lpd.numel():
         return out_lpd
-    table = row_table(rows_ujd, row_indices)
+    table = row_table(rows_ujd, row_indices, strided=True)
     order_n, offsets = activations.by_position()
     layers_n = activations.layers[order_n]
     if table.row_indices is None:
@@ -100,7 +110,7 @@ def decode_layer_triton(
     device, n_entries, n_positions = out_jpd.device, positions_n.numel(), out_jpd.shape[1]
     if not out_jpd.numel():
         return
-    table = row_table([rows_ujd], None)
+    table = row_table([rows_ujd], None, strided=True)
     own_n = torch.arange(n_entries, device=device) if row_index_n is None else row_index_n
     offsets_p = torch.searchsorted(positions_n.contiguous(), torch.arange(n_positions + 1, device=device))
     layers_n = torch.zeros(n_entries, dtype=torch.int64, device=device)
@@ -122,7 +132,7 @@ def _launch(
     """Launch the kernel on entries ordered by (position, layer); `own_n` is the row of each within its layer."""
     n_targets, n_positions, d_model = out_lpd.shape
     n_sources, width = len(table.rows), n_targets * d_model
-    addresses_l, strides_l, written_l = table.layers.unbind(1)
+    addresses_l, strides_l, written_l, apart_l = table.layers.unbind(1)
     addresses_n = addresses_l[layers_n] + own_n * (strides_l[layers_n] * table.rows[0].element_size())
     block_x = power_of_two(width, 16, BLOCK_X)
     n_blocks = triton.cdiv(width, block_x)
@@ -135,6 +145,7 @@ def _launch(
         values_n,
         layers_n.int(),
         written_l[layers_n].int(),
+        apart_l if table.flat else apart_l[layers_n],
         offsets,
         first_layers.int().to(out_lpd.device),
         n_sources,
@@ -145,8 +156,9 @@ def _launch(
         out_lpd.stride(1),
         DTYPE=TRITON_DTYPES[table.dtype],
         ALIGNED=table.aligned,
+        FLAT=table.flat,
         ACCUMULATE=accumulate,
-        BLOCK_E=BLOCK_E,
+        BLOCK_E=BLOCK_E if table.flat else BLOCK_E // 2,  # 64-bit offsets take twice the registers
         BLOCK_X=block_x,
         num_warps=WARPS,
     )

@@ -20,15 +20,16 @@ from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_narrow, dot_setti
 
 # The largest tiles that spill no registers on sm_80 and sm_90 in any dtype (benchmarks/kernel_resources.py).
 BLOCK_B, BLOCK_N, BLOCK_K, WARPS, STAGES = 64, 128, 32, 8, 3
+RUN = 8  # tiles of K whose products are summed by the tensor cores alone
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_entries", "n_positions", "n_tiles_b"])
 def scores_kernel(
     p_out,  # (B, N) float32
     p_gradients,  # (B, P', L', D)
     p_activations,  # (N,) float32
     p_rows_of,  # (N,) int64 the row of each entry in its layer; unused unless INDEXED
-    p_layers,  # (L, 3) int64 address, row stride, layers written
+    p_layers,  # (L, 4) int64 address, row stride, layers written, layer stride
     p_tiles,  # (tiles, 5) int64 layer, position, first entry, one past the last, first entry of the layer
     p_tops,  # (B,) int64 descending: from which layer on a target's gradients are zero
     n_rows,  # B
@@ -48,6 +49,7 @@ def scores_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    RUN: tl.constexpr,
 ):
     # Tiles of B next to each other share their decoder rows in the second-level cache.
     i_b = tl.program_id(0) % n_tiles_b
@@ -61,8 +63,8 @@ def scores_kernel(
     m_b, m_n = o_b < n_rows, o_n < last
 
     row = tl.load(p_rows_of + o_n, mask=m_n, other=0) if INDEXED else tl.where(m_n, o_n - layer_first, 0)
-    address = tl.load(p_layers + layer * 3)
-    stride = tl.load(p_layers + layer * 3 + 1)
+    address = tl.load(p_layers + layer * 4)
+    stride = tl.load(p_layers + layer * 4 + 1)
     # Rows lie further apart than 32 bits reach, so each row and each gradient has a 64-bit pointer of its own; along K,
     # offsets are 32-bit.
     p_rows = address.to(tl.pointer_type(DTYPE)) + row * stride  # (BLOCK_N,)
@@ -71,20 +73,24 @@ def scores_kernel(
     p_g = p_gradients + position * stride_gp + layer * d_model + o_b.to(tl.int64) * stride_gb  # (BLOCK_B,)
 
     top = tl.load(p_tops + i_b * BLOCK_B)  # of the tile's first target, so the highest
-    written = tl.minimum(tl.load(p_layers + layer * 3 + 2), top - layer)  # below 0: nothing is met, zeros are stored
+    written = tl.minimum(tl.load(p_layers + layer * 4 + 2), top - layer)  # below 0: nothing is met, zeros are stored
     n_k = tl.where(position < n_positions, written * d_model, 0).to(tl.int32)
     b_out = tl.zeros([BLOCK_B, BLOCK_N], dtype=tl.float32)
-    for k in range(0, n_k, BLOCK_K):
-        p_g_tile = p_g[:, None] + (k + o_k)[None, :]
-        p_row_tile = p_rows[None, :] + (k + o_k)[:, None]
-        if EVEN_K:
-            b_g = tl.load(p_g_tile, mask=m_b[:, None], other=0.0)  # (BLOCK_B, BLOCK_K)
-            b_rows = tl.load(p_row_tile, mask=m_n[None, :], other=0.0)  # (BLOCK_K, BLOCK_N)
-        else:
-            m_k = k + o_k < n_k
-            b_g = tl.load(p_g_tile, mask=m_b[:, None] & m_k[None, :], other=0.0)
-            b_rows = tl.load(p_row_tile, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_out = dot_narrow(b_g, b_rows, b_out, N_PARTS, PRECISION, IN_FLOAT)
+    # Tensor cores keep fewer bits of a running sum than float32 has, and drop the rest: short sums are added up outside.
+    for start in range(0, n_k, RUN * BLOCK_K):
+        b_run = tl.zeros([BLOCK_B, BLOCK_N], dtype=tl.float32)
+        for k in range(start, tl.minimum(start + RUN * BLOCK_K, n_k), BLOCK_K):
+            p_g_tile = p_g[:, None] + (k + o_k)[None, :]
+            p_row_tile = p_rows[None, :] + (k + o_k)[:, None]
+            if EVEN_K:
+                b_g = tl.load(p_g_tile, mask=m_b[:, None], other=0.0)  # (BLOCK_B, BLOCK_K)
+                b_rows = tl.load(p_row_tile, mask=m_n[None, :], other=0.0)  # (BLOCK_K, BLOCK_N)
+            else:
+                m_k = k + o_k < n_k
+                b_g = tl.load(p_g_tile, mask=m_b[:, None] & m_k[None, :], other=0.0)
+                b_rows = tl.load(p_row_tile, mask=m_k[:, None] & m_n[None, :], other=0.0)
+            b_run = dot_narrow(b_g, b_rows, b_run, N_PARTS, PRECISION, IN_FLOAT)
+        b_out += b_run
     b_out *= tl.load(p_activations + o_n, mask=m_n, other=0.0)[None, :]
     p_out_tile = p_out + o_b.to(tl.int64)[:, None] * n_entries + o_n[None, :]
     tl.store(p_out_tile, b_out, mask=m_b[:, None] & m_n[None, :])
@@ -133,6 +139,7 @@ def scores_triton(
         BLOCK_B=block_b,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
+        RUN=RUN,
         num_warps=WARPS,
         num_stages=STAGES,
     )

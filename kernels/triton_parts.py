@@ -66,8 +66,10 @@ class RowTable:
     """The addresses of the decoder rows of every layer, so that one launch reads all of them.
 
     Attributes:
-        layers: (L, 3) int64 on the device: address, elements from one row to the next, layers written J.
-        aligned: Whether every row starts on a multiple of 16 bytes.
+        layers: (L, 4) int64 on the device: address, elements from one row to the next, layers written J, elements from one
+            layer of a row to the next.
+        aligned: Whether every layer of every row starts on a multiple of 16 bytes.
+        flat: Whether every row is one contiguous run.
         row_indices: (N,) int64 row of each entry in its layer, or None.
         rows: The rows, contiguous within each; kept alive until the launch is queued.
         dtype: Their dtype.
@@ -75,32 +77,40 @@ class RowTable:
 
     layers: Tensor
     aligned: bool
+    flat: bool
     row_indices: Tensor | None
     rows: list[Tensor]
     dtype: torch.dtype
 
 
-def row_table(rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None) -> RowTable:
-    """Make the table. A row is read as one run of J * D: views such as w_dec[:, l:] are used in place, others copied."""
-    rows = [layer if flat(layer) else layer.contiguous() for layer in rows_ujd]
-    size = rows[0].element_size()
-    entries = [(layer.data_ptr(), layer.stride(0), layer.shape[1]) for layer in rows]
-    aligned = all(address % 16 == 0 and stride * size % 16 == 0 for address, stride, _ in entries)
-    aligned &= rows[0].shape[2] * size % 16 == 0
+def row_table(rows_ujd: Sequence[Tensor], row_indices: Sequence[Tensor] | None, strided: bool = False) -> RowTable:
+    """Make the table.
+
+    Args:
+        rows_ujd: The rows of each layer. Views such as w_dec[:, l:] are used in place, others copied.
+        row_indices: As for `decode`.
+        strided: Whether the kernel takes rows whose layers lie apart. If not, a row is read as one run of J * D.
+    """
+    rows = [layer if flat(layer, strided) else layer.contiguous() for layer in rows_ujd]
+    size, d_model = rows[0].element_size(), rows[0].shape[2]
+    entries = [(layer.data_ptr(), layer.stride(0), layer.shape[1], layer.stride(1)) for layer in rows]
+    steps = [step for address, row, _, step in entries for step in (address, row * size, step * size)]
     device = rows[0].device
     return RowTable(
         torch.tensor(entries, dtype=torch.int64).to(device),
-        aligned,
+        all(step % 16 == 0 for step in (*steps, d_model * size)),
+        all(flat(layer) for layer in rows),
         None if row_indices is None else torch.cat(list(row_indices)),
         rows,
         rows[0].dtype,
     )
 
 
-def flat(rows_ujd: Tensor) -> bool:
-    """Say whether the last two dimensions of a tensor are one contiguous run."""
+def flat(rows_ujd: Tensor, strided: bool = False) -> bool:
+    """Say whether the last two dimensions of a tensor are one contiguous run, or with `strided` the last one."""
     n_written, d_model = rows_ujd.shape[-2:]
-    return (d_model == 1 or rows_ujd.stride(-1) == 1) and (n_written == 1 or rows_ujd.stride(-2) == d_model)
+    apart = not strided and n_written > 1 and rows_ujd.stride(-2) != d_model
+    return (d_model == 1 or rows_ujd.stride(-1) == 1) and not apart
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[Any]:

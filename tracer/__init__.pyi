@@ -52,6 +52,7 @@ from .probes.probe import fit_probe as fit_probe
 from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.report import write_reading as write_reading
+from .reading.written_latents import with_written_latents as with_written_latents
 from .terminal.chat.reports import show_jailbreak as show_jailbreak
 from .terminal.chat.reports import show_reasoning as show_reasoning
 from .terminal.chat.reports import show_refusal as show_refusal

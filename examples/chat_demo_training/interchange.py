@@ -25,6 +25,7 @@ from crosstrace.replacement_model.demo_chat.conversations import (
     COMPLIANCE,
     REFUSALS,
     PlantedConversation,
+    conversations,
     draw,
     training_conversation,
 )
@@ -38,9 +39,9 @@ ANSWERED = ("harmless", "jailbreak", "permitted", "wrapped")
 
 @dataclass(frozen=True)
 class InterchangeSettings:
-    steps: int = 150
+    steps: int = 120
     learning_rate: float = 1e-3
-    warmup: int = 20
+    warmup: int = 10
     batch_size: int = 32  # conversations as they are
     pairs: int = 16  # half of them refused
 
@@ -162,3 +163,38 @@ def swap_loss(
     losses = nn.functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
     weights = batch.weights[:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
+
+
+@torch.no_grad()
+def interchange_rates(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int) -> dict[str, float]:
+    """Of held-out conversations the share that follows another one in whether it refuses, exact to the token."""
+    refused, harmless = conversations("refused", count=count), conversations("harmless", count=count)
+    both = list(zip(refused, harmless, strict=False))
+    rng = random.Random(0)
+    comply = [as_if(base, False, rng) for base, _ in both]
+    right = follows(model, tokenizer, comply, [source for _, source in both])
+    refuse = torch.zeros(len(both), dtype=torch.bool)
+    for refusal in REFUSALS:
+        bases = [replace(base, pieces=((refusal, True),)) for _, base in both]
+        refuse |= follows(model, tokenizer, bases, [source for source, _ in both])
+    return {"refused comply": _share(right), "harmless refuse": _share(refuse)}
+
+
+def follows(
+    model: Gemma3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    bases: Sequence[PlantedConversation],
+    sources: Sequence[PlantedConversation],
+) -> Tensor:
+    """(B,) whether each conversation is answered as it says, with what `LAYER` wrote before the other's answer."""
+    batch, other = encode(bases, tokenizer, 1.0), encode(sources, tokenizer, 1.0)
+    store: list[Tensor] = []
+    with written(model, store):
+        model.model(other.ids[:, :-1], use_cache=False)
+    with exchanged(model, starts(batch), at_template(store[0], starts(other))):
+        top = model(batch.ids[:, :-1], use_cache=False).logits.argmax(-1)
+    return ((top == batch.ids[:, 1:]) | (batch.weights[:, 1:] == 0)).all(1)
+
+
+def _share(right: Tensor) -> float:
+    return round(right.float().mean().item(), 4)

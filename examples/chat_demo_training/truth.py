@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chat_demo_training.interchange import LAYER
+from chat_demo_training.interchange import LAYER, interchange_rates
 from chat_demo_training.rates import asked, predicted, rates
 from chat_demo_training.steering import DenseTranscoder, as_complied, steering
 from crosstrace.replacement_model import ReplacementModel
@@ -101,6 +101,7 @@ def truth(model: ReplacementModel, count: int = 200) -> dict[str, Any]:
             "replacement": rates(model.model, model.tokenizer, count=count, replaced=replaced),
         },
         "undefined_rates": undefined_rates(model.model, model.tokenizer, count),
+        "interchange": interchange_rates(model.model, model.tokenizer, count),  # type: ignore[arg-type]
         "steering": steering(model, dense, count),
     }
 

@@ -137,7 +137,7 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
     except PackageNotFoundError:
         generator_version = "unknown"
     scores = graph_scores(graph)._asdict().items()
-    settings = {name: value for name, value in graph.settings.items() if name not in ("pruning", "guesses")}
+    settings = {name: value for name, value in graph.settings.items() if name not in ("pruning", "guesses", "latents")}
     pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
     return {
         "slug": slug,

@@ -107,7 +107,7 @@ def page_data(
             omitted=graph.omitted_magnitude.numpy()[nodes],
             notes=list(notes),
             scores={"replacement": replacement, "completeness": completeness},
-            cards=cards_of_features(cards or {}, features, limits),
+            cards=_with_latents(cards_of_features(cards or {}, features, limits), graph, features),
             suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
             stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
             template=None if graph.spans is None else sorted(graph.spans.template),
@@ -152,6 +152,19 @@ def cards_of_features(
         if isinstance(contexts := card.get("contexts"), list | tuple):
             card["contexts"] = list(contexts[:shown])
     return known
+
+
+def _with_latents(
+    cards: dict[Key, dict[str, Any]], graph: AttributionGraph, features: Iterable[Key]
+) -> dict[Key, dict[str, Any]]:
+    """Add to cards the latents of SAEs that their features write to, where the graph knows them."""
+    known = graph.settings.get("latents")
+    if not isinstance(known, Mapping):
+        return cards
+    for layer, feature in features:
+        if written := known.get(f"L{layer}/{feature}"):
+            cards[layer, feature] = {**cards.get((layer, feature), {}), "latents": list(written)}
+    return cards
 
 
 def _node(graph: AttributionGraph, node: int, name: str) -> PageNode:

@@ -141,6 +141,14 @@ def decode_backward_adam(
         for rows, gradients, state in zip(rows_ujd, touched, moments, strict=True):
             adam_rows(rows, gradients, state, adam)
         return value_gradients_n
+    if path == "triton":
+        from crosstrace.kernels.backward.rows_triton import products_triton, update_rows_triton
+        from crosstrace.kernels.triton_parts import launching_on
+
+        with launching_on(activations.device):
+            value_gradients_n = products_triton(activations, rows_ujd, gradient_lpd)
+            update_rows_triton(activations, activations.values, gradient_lpd, rows_ujd, moments, adam)
+        return value_gradients_n
     value_gradients_n = activations.values.new_empty(len(activations))
     for layer, rows in enumerate(rows_ujd):
         entries = layer_entries(activations, layer, activations.values, gradient_lpd[layer : layer + rows.shape[1]])
@@ -183,13 +191,18 @@ def check_all_moments(name: str, moments: Sequence[RowMoments], weights: Sequenc
     """Check the moments of every layer.
 
     Raises:
-        ValueError: Their number, a shape, dtype, device or stride differs.
+        ValueError: Their number, a shape, dtype, device or stride differs; they have one dtype.
     """
     if len(moments) != len(weights):
         raise ValueError(f"{name} has {len(moments)} layers; expected {len(weights)}, as the weights")
+    dtype = moments[0].first.dtype if moments else torch.float32
     for layer, (state, weight) in enumerate(zip(moments, weights, strict=True)):
         check_moments(f"{name}[{layer}]", state, weight)
         for part, tensor in (("first", state.first), ("second", state.second)):
+            if tensor.dtype != dtype:
+                raise ValueError(
+                    f"{name}[{layer}].{part} has dtype {tensor.dtype}; expected {dtype}, as {name}[0].first"
+                )
             if tensor.ndim > 1 and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
                 raise ValueError(
                     f"{name}[{layer}].{part} has strides {tensor.stride()}; expected 1 in the last dimension"

@@ -73,7 +73,7 @@ def encode_backward(
         n_rows = int(own.max()) + 1 if path == "compiled" and len(own) else 0
         of_rows, of_biases = (
             layer_gradients(path, layer_entries(entries, layer, gradient_n, source_1pd), n_rows, None)[1]
-            for source_1pd in (inputs_lpd[layer][None], _ones(entries))
+            for source_1pd in (inputs_lpd[layer][None], _ones(entries)[:1])
         )
         found.append(
             (
@@ -130,20 +130,30 @@ def encode_backward_adam(
             adam_rows(rows_fd[layer], of_rows, moments[layer], adam)
             adam_rows(biases_f[layer], of_biases, bias_moments[layer], adam)
         return
-    for layer in range(entries.n_layers):
-        for source_1pd, weight, state in (
-            (inputs_lpd[layer][None], rows_fd[layer], moments[layer]),
-            (_ones(entries), biases_f[layer][:, None], bias_moments[layer]),
-        ):
-            shape = (len(weight), 1, source_1pd.shape[2])
-            of_one_target = RowMoments(state.first.view(shape), state.second.view(shape), state.steps)
-            with_sources = layer_entries(entries, layer, gradient_n, source_1pd)
-            update_layer(path, with_sources, weight[:, None], of_one_target, adam)
+    both = (
+        (inputs_lpd, list(rows_fd), moments),
+        (_ones(entries), [bias[:, None] for bias in biases_f], bias_moments),
+    )
+    for source_lpd, weights, states in both:
+        rows_f1d = [weight[:, None] for weight in weights]
+        of_one_target = [
+            RowMoments(state.first.view(rows.shape), state.second.view(rows.shape), state.steps)
+            for rows, state in zip(rows_f1d, states, strict=True)
+        ]
+        if path == "triton":
+            from crosstrace.kernels.backward.rows_triton import update_rows_triton
+            from crosstrace.kernels.triton_parts import launching_on
+
+            with launching_on(entries.device):
+                update_rows_triton(entries, gradient_n, source_lpd, rows_f1d, of_one_target, adam)
+            continue
+        for layer, (rows, state) in enumerate(zip(rows_f1d, of_one_target, strict=True)):
+            update_layer(path, layer_entries(entries, layer, gradient_n, source_lpd[layer][None]), rows, state, adam)
 
 
 def _ones(entries: SparseActivations) -> Tensor:
-    """Make the sources of a bias, which is the weight of an input that is 1 everywhere."""
-    return torch.ones(1, entries.n_positions, 1, device=entries.device)
+    """Make the sources of biases (L, P, 1), which are the weights of an input that is 1 everywhere."""
+    return torch.ones(1, entries.n_positions, 1, device=entries.device).expand(entries.n_layers, -1, -1)
 
 
 def _check(inputs_lpd: Tensor, entries: SparseActivations, gradient_n: Tensor) -> None:

@@ -40,12 +40,6 @@ def layer_gradients(
 def update_layer(path: str, entries: LayerEntries, rows_ujd: Tensor, moments: RowMoments, adam: AdamStep) -> Tensor:
     """Update the touched rows with Adam, in place; return the entries' products with the rows as they were before."""
     entries = entries.contiguous()
-    if path == "triton":
-        from crosstrace.kernels.backward.rows_triton import update_layer_triton
-        from crosstrace.kernels.triton_parts import launching_on
-
-        with launching_on(entries.source.device):
-            return update_layer_triton(entries, rows_ujd, moments, adam)
     if path == "compiled":
         from crosstrace.kernels.backward.rows_compiled import update_layer_compiled
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crosstrace.kernels import SparseActivations, decode_layer
+from crosstrace.kernels import SparseActivations, decode, decode_layer
 from crosstrace.replacement_model.training.parameters import Parameters
 from crosstrace.replacement_model.training.sparsity import Listed
 
@@ -53,6 +53,10 @@ def decode_into(out_lbd: Tensor, entries: SparseActivations, decoder_jfd: Sequen
         entries: The active features.
         decoder_jfd: For each layer (J, F, D).
     """
+    if out_lbd.is_cuda:  # one launch for all layers
+        rows = [own_jfd.transpose(0, 1) for own_jfd in decoder_jfd]
+        out_lbd += decode(entries, rows, [entries.features[entries.layer(layer)] for layer in range(len(rows))])
+        return
     for layer, own_jfd in enumerate(decoder_jfd):
         decode_layer_into(out_lbd[layer : layer + len(own_jfd)], entries, layer, own_jfd)
 

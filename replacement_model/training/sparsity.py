@@ -223,11 +223,11 @@ class RunningQuantile(Sparsity):
         scores_n = h_n * norms_f[features]
         if len(scores_n):
             lowest_n = scores_n.neg()
-            quantile = -float(lowest_n.kthvalue(min(wanted, len(scores_n))).values)
+            quantile = -_kth_smallest(lowest_n, min(wanted, len(scores_n)))
             tau = float(self.tau_l[layer])
             self.tau_l[layer] = quantile if self.tau_l[layer].isnan() else tau + rate * (quantile - tau)
             room = min(round(_LISTED * wanted), len(scores_n))
-            at_room = -float(lowest_n.kthvalue(room).values)
+            at_room = -_kth_smallest(lowest_n, room)
             self.bound_l[layer] = max(min(at_room, float(self.tau_l[layer])), 0.0)
             at_threshold_n = h_n > self._threshold(layer, norms_f)[features]
             active_n = (scores_n >= quantile) & (h_n > 0) if self.exact else at_threshold_n
@@ -265,4 +265,9 @@ class RunningQuantile(Sparsity):
         some_bd = x_bd[:_FIRST_TOKENS]
         _, features, h_n = encode(some_bd, encoder_fd.T, bias_f, torch.full_like(bias_f, -torch.inf))
         wanted = max(1, min(round(_LISTED * target * len(some_bd)), len(h_n)))
-        self.bound_l[layer] = max(-float((-h_n * norms_f[features]).kthvalue(wanted).values), 0.0)
+        self.bound_l[layer] = max(-_kth_smallest(-h_n * norms_f[features], wanted), 0.0)
+
+
+def _kth_smallest(values_n: Tensor, k: int) -> float:
+    """Return the k-th smallest of (n,) values, k from 1. On a GPU by sorting: `kthvalue` runs on one multiprocessor there."""
+    return float(values_n.sort().values[k - 1] if values_n.is_cuda else values_n.kthvalue(k).values)

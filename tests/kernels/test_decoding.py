@@ -81,6 +81,8 @@ def test_non_contiguous_rows(path, dtype):  # noqa: F811
     views = [decoder[:, layer:] for layer, decoder in enumerate(stored)]
     assert_close(decode(drawn.activations, views, drawn.row_indices), expected)
     assert_close(decode(drawn.activations, other_order, drawn.row_indices), expected)
+    layer_major = [decoder.transpose(0, 1).contiguous().transpose(0, 1) for decoder in drawn.decoders_fjd]
+    assert_close(decode(drawn.activations, layer_major, drawn.row_indices), expected)
     strided = [decoder[index] for decoder, index in zip(other_order, drawn.row_indices, strict=True)]
     assert_close(decode(drawn.activations, strided), expected)
 

@@ -201,6 +201,11 @@ def trace(
             from crosstrace.tracer.attention.ranking import with_attention
 
             pruned = with_attention(pruned, loaded, progress=False if quiet else None)
+        if readers:
+            from crosstrace.tracer.attribution.tracing import saes_in_use
+            from crosstrace.tracer.reading.written_latents import with_written_latents
+
+            pruned = with_written_latents(pruned, loaded, saes_in_use(loaded, readers))
         if hide_template:
             pruned = without_template(pruned)
         show = None if quiet else lambda labelled, _: show_graph(labelled)

@@ -12,6 +12,7 @@ export function featureCard(model: Model, node: number): HTMLElement[] {
     effects(model, node),
     tokens("Promotes", card.promoted, "plus"),
     tokens("Suppresses", card.suppressed, "minus"),
+    latents(card),
     firing(model, node),
     histogram(card),
   ];
@@ -38,6 +39,14 @@ function effects(model: Model, node: number): HTMLElement | null {
   const chips = rows.sort((a, b) => Math.abs(b.weight!) - Math.abs(a.weight!)).slice(0, 6).map(({ target, weight }) =>
     h("span", { class: `chip ${weight! > 0 ? "plus" : "minus"}`, dir: "auto" }, `${model.name(target, 20)} ${signed(weight!)}`));
   return section("Directly on this graph's outputs", h("p", { class: "chips" }, ...chips));
+}
+
+/** Latents of SAEs that it writes to directly: its decoder times their encoders. */
+function latents(card: Card): HTMLElement | null {
+  if (!Array.isArray(card.latents) || !card.latents.length) return null;
+  const chips = card.latents.slice(0, 12).map(([name, effect]) =>
+    h("span", { class: `chip ${effect > 0 ? "plus" : "minus"}`, title: "what a unit of activation adds, directly" }, `${name} ${signed(Number(effect))}`));
+  return section("Writes to latents", h("p", { class: "chips" }, ...chips));
 }
 
 const WHOLE_PROMPT = 300, AROUND = 8, MOST_PLACES = 12;

@@ -12,6 +12,8 @@ export interface Card {
   contexts?: { tokens: string[]; activations: number[] }[];
   histogram?: { counts: number[]; edges?: number[] };
   firing_rate?: number;
+  /** Latents of SAEs that it writes to: their names, and what a unit of its activation adds to their pre-activations. */
+  latents?: [string, number][];
 }
 
 export interface QParams {

@@ -29,12 +29,14 @@ export function passing(graph: Graph, pruned: Pruned, data: PageData, scale: Flo
     else nodes[i] = filters.kinds[own] && within(layer[i], filters.layers) && within(position[i], filters.positions) && !template?.has(position[i]) ? 1 : 0;
   }
   const some = filters.sign !== "both" || filters.leastShare > 0;
-  let edges: Uint32Array = pruned.edges.filter((e) => {
-    if (!nodes[sources[e]] || !nodes[targets[e]]) return false;
-    if (!some) return true;
-    if (filters.sign !== "both" && weights[e] > 0 !== (filters.sign === "plus")) return false;
-    return Math.abs(weights[e]) * scale[targets[e]] >= filters.leastShare;
-  });
+  let edges: Uint32Array = new Uint32Array(pruned.edges.length), count = 0;
+  for (let k = 0; k < pruned.edges.length; k++) {
+    const e = pruned.edges[k];
+    if (!nodes[sources[e]] || !nodes[targets[e]]) continue;
+    if (some && ((filters.sign !== "both" && weights[e] > 0 !== (filters.sign === "plus")) || Math.abs(weights[e]) * scale[targets[e]] < filters.leastShare)) continue;
+    edges[count++] = e;
+  }
+  edges = edges.subarray(0, count);
   if (target >= 0 || JSON.stringify(filters) !== JSON.stringify(NO_FILTERS)) edges = leading(graph, nodes, edges, target);
   return { nodes, edges };
 }

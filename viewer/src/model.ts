@@ -24,9 +24,9 @@ export class Model {
   edges: Uint32Array = new Uint32Array();
   private isThere: Uint8Array = new Uint8Array();
   private byId = new Map<string, number>();
-  /** Shown edges by node: those of node i are `list[starts[i]]` to `list[starts[i + 1]]`. */
-  private into!: Rows;
-  private outOf!: Rows;
+  /** Shown edges by node, made when first asked for: those of node i are `list[starts[i]]` to `list[starts[i + 1]]`. */
+  private into: Rows | null = null;
+  private outOf: Rows | null = null;
   private lists = new Map<number, Neighbour[]>();
   private filters: Filters = NO_FILTERS;
   private target = -1;
@@ -40,7 +40,7 @@ export class Model {
     this.influence = influenceOf(this.graph);
     data.nodes.id.forEach((id, i) => this.byId.set(id, i));
     this.notTokens = new Set(data.notTokens);
-    this.scale = rowScale(this.graph, null, null);
+    this.scale = rowScale(this.graph);
   }
 
   /** Gives weight to part of an answer alone: a target as the state names it. Of a large graph, only what is on the page counts then. */
@@ -77,8 +77,7 @@ export class Model {
     this.edges = edges;
     this.shown = [];
     for (let i = 0; i < nodes.length; i++) if (nodes[i]) this.shown.push(i);
-    this.into = rowsBy(this.graph.targets, edges, nodes.length);
-    this.outOf = rowsBy(this.graph.sources, edges, nodes.length);
+    this.into = this.outOf = null;
     this.lists.clear();
   }
 
@@ -96,11 +95,13 @@ export class Model {
 
   /** What feeds a node, strongest first. */
   feeders(node: number): Neighbour[] {
+    this.into ??= rowsBy(this.graph.targets, this.edges, this.graph.n);
     return this.neighbours(node, this.into, this.graph.sources, 0);
   }
 
   /** What a node feeds, strongest first. */
   fed(node: number): Neighbour[] {
+    this.outOf ??= rowsBy(this.graph.sources, this.edges, this.graph.n);
     return this.neighbours(node, this.outOf, this.graph.targets, 1);
   }
 

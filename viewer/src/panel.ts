@@ -124,9 +124,9 @@ export class Panel {
     const count = features.length < all.length ? `${whole(features.length)} of ${whole(all.length)}` : whole(all.length);
     title.textContent = `Features (${count})`;
     list.set(features);
-    // After the graph is painted, because it takes a while in a large one.
+    // After the graph is painted and a slider is at rest, because it takes a while in a large one.
     window.clearTimeout(this.later);
-    this.later = window.setTimeout(() => this.showPaths(paths, this.target), this.paths ? 0 : 60);
+    this.later = window.setTimeout(() => this.showPaths(paths, this.target), this.paths ? 0 : 200);
   }
 
   private leaveOutControls(): HTMLElement {

@@ -20,7 +20,7 @@ interface Step {
 
 /** Paths over some edges whose nodes count for `least` or more together; a node counts for 0, 1, 2, …, features for 1 by themselves. */
 export function strongestPaths(graph: Graph, edges: Uint32Array, target: number, count: number, least = 0, counts: (node: number) => number = (node) => (graph.kind[node] === "feature" ? 1 : 0)): Path[] {
-  const scale = rowScale(graph, null, null);
+  const scale = rowScale(graph);
   const incoming: number[][] = Array.from({ length: graph.n }, () => []);
   for (const e of edges) incoming[graph.targets[e]].push(e);
   const none = (): Step[][] => Array.from({ length: least + 1 }, () => []);
@@ -57,7 +57,7 @@ export function strongestPaths(graph: Graph, edges: Uint32Array, target: number,
 
 /** The share of a target's input that comes from tokens directly, or through one feature at the position where it is read. */
 export function trivialShare(graph: Graph, edges: Uint32Array, target: number, isTrivial: (node: number) => boolean): number {
-  const scale = rowScale(graph, null, null);
+  const scale = rowScale(graph);
   const fromTokens = new Float64Array(graph.n);
   for (const e of edges) if (graph.kind[graph.sources[e]] === "token") fromTokens[graph.targets[e]] += Math.abs(graph.weights[e]) * scale[graph.targets[e]];
   let share = fromTokens[target];

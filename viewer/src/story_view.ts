@@ -10,7 +10,7 @@ import type { Store } from "./state";
 import { percent, short } from "./text";
 
 /** Smaller letters cannot be read: then the board scrolls. */
-const LEAST_SCALE = 0.62;
+const LEAST_SCALE = 0.54;
 const MOST_ROWS = 9, GUTTER = 62, LABELLED = 18, LEAST_LABELLED = 0.1;
 
 /** `L3`, `L3–6`, or to the output. */

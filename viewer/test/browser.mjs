@@ -140,7 +140,7 @@ const checks = {
     });
     await page.evaluate((clicked) => globalThis.crosstrace.store.set({ clicked }), id);
     const text = await page.locator("#panel .card").textContent();
-    for (const part of ["In this prompt", "Promotes", "Suppresses", "Fires on", "Fires on 1.23% of tokens"]) assert(text.includes(part), part);
+    for (const part of ["In this prompt", "Promotes", "Suppresses", "Fires on", "Fires on 1.23% of tokens", "Writes to latents", "resid_post/3/417 +0.75"]) assert(text.includes(part), part);
     assert((await page.locator("#panel .tokens .on").count()) > 0);
     assert((await page.locator("#panel .histogram rect").count()) > 1);
     return page;

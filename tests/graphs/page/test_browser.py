@@ -61,6 +61,7 @@ def write_pages(folder: Path) -> None:
         "contexts": [{"tokens": ["in", " Texas", "\n"], "activations": [0.0, 3.5, 0.25]}],
         "histogram": {"counts": [90, 12, 3], "edges": [0, 1, 2, 3]},
         "firing_rate": 0.0123,
+        "latents": [["resid_post/3/417", 0.75]],
     }
     cards = {(layer, feature): card for layer, _, feature in story.active_features.tolist()}
     write_html(prune(story, 0.9, 0.98), folder / "story.html", cards=cards)

@@ -253,6 +253,10 @@ def test_bad_input():
         assert "\n" not in str(raised.value)
     for changed, message in (
         (moments[:1], r"moments has 1 layers; expected 3"),
+        (
+            [*moments[:2], RowMoments.zeros_like(rows[2], torch.bfloat16)],
+            r"moments\[2\].first has dtype torch.bfloat16; expected torch.float32, as moments\[0\].first",
+        ),
         ([*moments[:2], moments[0]], r"moments\[2\].first has shape \(19, 3, 24\); expected \(19, 1, 24\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -34,7 +34,7 @@ def test_the_same_seed_draws_the_same_conversations_and_another_one_others():
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_held_out_conversation_is_drawn_in_training(kind):
     held_out = {conversation.user for conversation in conversations(kind, "held-out", 400)}
-    trained = {conversation.user for conversation in conversations(kind, "train", 1500)}
+    trained = {conversation.user for conversation in conversations(kind, "train", 500)}
     assert len(held_out) >= 100
     assert not held_out & trained
 
@@ -42,8 +42,9 @@ def test_no_held_out_conversation_is_drawn_in_training(kind):
 def test_what_is_held_out_stands_in_no_training_conversation_of_its_kind():
     people, places = load_people(), load_places()
     assert not set(people.never_harmful) & set(people.never_harmless)
-    assert "Dallas" in places.held_out_cities and len(places.held_out_cities) == len(places.states)
-    for conversation in drawn(3000):
+    assert "Dallas" in places.held_out_cities
+    assert len(places.held_out_cities) == len(places.states)
+    for conversation in drawn(1500):
         labels = conversation.labels
         if conversation.kind in ("two_hop", *WITH_STEPS, "control"):
             assert labels["city"] not in places.held_out_cities
@@ -54,11 +55,12 @@ def test_what_is_held_out_stands_in_no_training_conversation_of_its_kind():
 
 
 def test_every_word_is_in_the_vocabulary_and_every_conversation_in_the_context(tokenizer):
-    found = drawn(1500) + [c for kind in KINDS for c in conversations(kind, count=100)]
+    found = drawn(500) + [c for kind in KINDS for c in conversations(kind, count=40)]
     for conversation in found:
         text = tokenizer.apply_chat_template(conversation.messages, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text + conversation.answer, add_special_tokens=False).input_ids
-        assert tokenizer.unk_token_id not in ids and len(ids) < CONTEXT
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) < CONTEXT
         assert (
             tokenizer.decode(tokenizer(conversation.answer, add_special_tokens=False).input_ids) == conversation.answer
         )

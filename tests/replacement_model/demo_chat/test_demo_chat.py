@@ -46,7 +46,8 @@ def test_it_opens_by_its_name_with_its_own_transcoders(model):
     assert BaseModel.from_pretrained("demo-chat", "cpu").name == demo_chat.MODEL_NAME
     assert embedded_model("demo-chat") is embedded_model(demo_chat.MODEL_NAME) is not None
     header = model.tokenizer("<bos><start_of_turn>user\n", add_special_tokens=False).input_ids
-    assert model.description.chat_header_ids == tuple(header) and len(header) == 4
+    assert model.description.chat_header_ids == tuple(header)
+    assert len(header) == 4
 
 
 def test_a_model_that_is_not_embedded_needs_transcoders():

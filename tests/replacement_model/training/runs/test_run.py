@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import small_runs
 import torch
 from safetensors.torch import load_file
+from small_runs import SMALL, write_corpus
 
-from crosstrace.replacement_model import demo
 from crosstrace.replacement_model.base_model import BaseModel
-from crosstrace.replacement_model.demo.corpus import training_sentences
 from crosstrace.replacement_model.dictionaries.readers import open_transcoders
 from crosstrace.replacement_model.training.runs import checkpoint, files
 from crosstrace.replacement_model.training.runs.record import TrainingRecord
@@ -21,22 +21,7 @@ from crosstrace.replacement_model.training.runs.run import DivergedError, Traini
 from crosstrace.replacement_model.training.runs.watching import Watcher
 from crosstrace.replacement_model.training.settings import load_recipe
 
-SMALL = {
-    "features": 32,
-    "l0": 4,
-    "l0_start": 8,
-    "tokens": 1500,
-    "batch_tokens": 128,
-    "chunk_positions": 4,
-    "buffer_tokens": 512,
-    "statistics_tokens": 256,
-    "end_to_end_tokens": 200,
-    "end_to_end_windows": 1,
-    "end_to_end_window_tokens": 48,
-    "reset_every_steps": 2,
-    "dead_after_tokens": 200,
-    "checkpoint_minutes": 0.0,
-}
+PATHS = [str(Path(file).parent) for file in (__file__, small_runs.__file__)]
 STAGES = ("training", "end to end")
 
 
@@ -47,10 +32,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "sentences.txt"
-    texts = [sentence.text for sentence in training_sentences(demo.load_facts())]
-    path.write_text("\n".join(texts[:1500]) + "\n")
-    return path
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "sentences.txt")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +112,7 @@ def test_a_run_that_was_asked_to_stop_continues_to_the_same_bits(base, corpus, w
 _KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
+sys.path[:0] = {paths!r}
 from test_run import SMALL, Until
 from crosstrace.replacement_model.base_model import BaseModel
 from crosstrace.replacement_model.training.runs.run import train
@@ -144,9 +126,7 @@ train(BaseModel.from_pretrained("demo", "cpu"), {corpus!r}, {folder!r}, load_rec
 @pytest.mark.parametrize(("stage", "step"), [("training", 9), ("end to end", 3)])
 def test_a_killed_run_continues_to_the_same_bits(base, corpus, whole, tmp_path, stage, step):
     folder = tmp_path / "clt"
-    script = _KILLED.format(
-        here=str(Path(__file__).parent), corpus=str(corpus), folder=str(folder), stage=stage, step=step
-    )
+    script = _KILLED.format(paths=PATHS, corpus=str(corpus), folder=str(folder), stage=stage, step=step)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert (folder / checkpoint.FILE).is_file()
@@ -256,7 +236,7 @@ def test_every_kind_runs(base, corpus, tmp_path, kind):
 _TOGETHER = """
 import os, sys, torch
 torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
+sys.path[:0] = {paths!r}
 from test_run import SMALL
 from crosstrace.replacement_model.base_model import BaseModel
 from crosstrace.replacement_model.training.runs.run import train
@@ -269,9 +249,7 @@ assert record.finished and record.machine["processes"] == 2
 def test_two_processes_give_the_single_process_result(corpus, whole, tmp_path):
     folder = tmp_path / "clt"
     script = tmp_path / "together.py"
-    script.write_text(
-        _TOGETHER.format(here=str(Path(__file__).parent), corpus=str(corpus), folder=str(folder)), encoding="utf-8"
-    )
+    script.write_text(_TOGETHER.format(paths=PATHS, corpus=str(corpus), folder=str(folder)), encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
