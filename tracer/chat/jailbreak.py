@@ -284,7 +284,7 @@ def jailbreak(
     plain_graph, wrapped_graph = (
         margin_graph(model, one, tokens, max_feature_nodes) for one in (pair.plain, pair.wrapped)
     )
-    features = _features(model, rankings, groups, named, wrapped_graph)
+    described = _features(model, rankings, groups, named, wrapped_graph)
     at = {one.group: one for one in restored if one.count == named}
     report = JailbreakReport(
         first_line=_first_line({name: min(named, len(found)) for name, found in groups.items()}, at),
@@ -296,7 +296,7 @@ def jailbreak(
             "plain": mean_of([pair.plain.margin for pair in held_out], seed),
             "wrapped": mean_of([pair.wrapped.margin for pair in held_out], seed),
         },
-        features=features,
+        features=described,
         restored=restored,
         left_out=[
             {"plain": one.text, "plain_is": one.kind, "wrapped": other.text, "wrapped_is": other.kind}

@@ -196,7 +196,7 @@ def reasoning(
     masses = [one.mass for _, one in steps]
     effects = [-(one.cut if one.replaced is None else one.replaced) for _, one in steps]
     ranks = [np.argsort(np.argsort(values)) for values in (masses, effects)]
-    apart = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")[:5] if steps else []
+    apart: Sequence[int] = np.argsort(-np.abs(ranks[0] - ranks[1]), kind="stable")[:5].tolist() if steps else []
     kinds = [result.verdict for result in results]
     said = [f"{kinds.count(kind)}{'' if number else ' run'} {kind}" for number, kind in enumerate(dict.fromkeys(kinds))]
     return ReasoningReport(
@@ -238,11 +238,12 @@ def _cut_up(model: ReplacementModel, conversation: Conversation, step: str, lead
     """Find the steps and the answer among the tokens that are said."""
     assert conversation.answer is not None
     start, stop = conversation.answer
-    text, offsets = "", []
-    for token in conversation.answer_tokens:  # each token's text stands where it ends up when the answer is decoded
+    text = ""
+    offsets: list[tuple[int, int]] = []
+    for _ in conversation.answer_tokens:  # each token's text stands where it ends up when the answer is decoded
         more = model.tokenizer.decode(conversation.tokens[start : start + len(offsets) + 1])
         offsets.append((len(text), len(more)))
-        text = more if token is not None else text
+        text = more
     leads = list(re.finditer(lead_in, text))
     spans = [match.span() for match in re.finditer(step, text) if match[0].strip()]
     if leads:
