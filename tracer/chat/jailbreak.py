@@ -284,15 +284,10 @@ def jailbreak(
     plain_graph, wrapped_graph = (
         margin_graph(model, one, tokens, max_feature_nodes) for one in (pair.plain, pair.wrapped)
     )
-    features = _features(model, rankings, groups, named, wrapped_graph)
+    described = _features(model, rankings, groups, named, wrapped_graph)
     at = {one.group: one for one in restored if one.count == named}
     report = JailbreakReport(
-        first_line=(
-            f"putting back {min(named, len(groups['silent']))} silent features and taking out "
-            f"{min(named, len(groups['pushing']))} pushing ones, {at['both'].refused.value:.0%} of held-out wrapped requests are "
-            f"refused again ({at['silent'].refused.value:.0%} by the first alone, {at['pushing'].refused.value:.0%} by the "
-            f"second alone, {at['both'].random.value:.0%} with as many at random)"
-        ),
+        first_line=_first_line({name: min(named, len(found)) for name, found in groups.items()}, at),
         model=model.name,
         transcoders=model.transcoders.name,
         settings={**settings, "named": named, "closing_positions": n_closing},
@@ -301,7 +296,7 @@ def jailbreak(
             "plain": mean_of([pair.plain.margin for pair in held_out], seed),
             "wrapped": mean_of([pair.wrapped.margin for pair in held_out], seed),
         },
-        features=features,
+        features=described,
         restored=restored,
         left_out=[
             {"plain": one.text, "plain_is": one.kind, "wrapped": other.text, "wrapped_is": other.kind}
@@ -309,6 +304,15 @@ def jailbreak(
         ],
     )
     return Jailbreak(report, plain_graph, wrapped_graph)
+
+
+def _first_line(counts: Mapping[str, int], at: Mapping[str, Restored]) -> str:
+    shares = {group: f"{one.refused.value:.0%}" for group, one in at.items()}
+    return (
+        f"putting back {counts['silent']} silent features and taking out {counts['pushing']} pushing ones, {shares['both']} of "
+        f"held-out wrapped requests are refused again ({shares['silent']} by the first alone, {shares['pushing']} by the "
+        f"second alone, {at['both'].random.value:.0%} with as many at random)"
+    )
 
 
 def _with_activations(model: ReplacementModel, couples: Sequence[tuple[Asked, Asked]], n_closing: int) -> list[_Pair]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from crosstrace.graphs import write_atomically
 from crosstrace.tracer.chat.jailbreak import GROUPS, JailbreakReport
 from crosstrace.tracer.chat.page import Curve, PlotsPart, TablePart, page_of
+from crosstrace.tracer.chat.reasoning import ReasoningReport
 from crosstrace.tracer.chat.refusal import RefusalReport
 
 SUFFIXES = (".json", ".html", ".htm")
 
 
-Report = RefusalReport | JailbreakReport
+Report = RefusalReport | JailbreakReport | ReasoningReport
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -32,10 +34,19 @@ def write_report(report: Report, path: Path) -> None:
             content = json.dumps(report.to_dict(), indent=1, ensure_ascii=True, allow_nan=False)
             write_atomically(path, content.encode())
         case ".html" | ".htm":
-            page = refusal_page(report) if isinstance(report, RefusalReport) else jailbreak_page(report)
-            write_atomically(path, page)
+            write_atomically(path, _page(report))
         case suffix:
             raise ValueError(f"{path}: a report is written as .json or .html, not {suffix or 'without a suffix'}")
+
+
+def _page(report: Report) -> bytes:
+    match report:
+        case RefusalReport():
+            return refusal_page(report)
+        case JailbreakReport():
+            return jailbreak_page(report)
+        case _:
+            return reasoning_page(report)
 
 
 def refusal_page(report: RefusalReport) -> bytes:
@@ -101,3 +112,66 @@ def jailbreak_page(report: JailbreakReport) -> bytes:
         parts.append(TablePart("Left out", ("plain request", "which is", "wrapped request", "which is"), rows))
     footer = f"{report.model} with {report.transcoders}; {json.dumps(dict(report.counts))}"
     return page_of("Jailbreak", report.first_line, parts, footer)
+
+
+def reasoning_page(report: ReasoningReport) -> bytes:
+    """Return the page of a report."""
+    parts: list[TablePart | PlotsPart] = [
+        TablePart(
+            "Answers",
+            ("question", "answer", "log p", "mass of the steps", "removed", "cut", "replaced", "runs", "label"),
+            [
+                (
+                    r.question,
+                    r.answer,
+                    r.log_probability,
+                    r.mass,
+                    r.removed,
+                    r.cut,
+                    _nats(r.replaced),
+                    r.verdict,
+                    r.label,
+                )
+                for r in report.results
+            ],
+            "Changes of log p(answer) in nats: without the steps, unseen by what follows, and with other entities in them.",
+        )
+    ]
+    if report.auroc is not None:
+        parts.append(
+            TablePart(
+                "Telling dependent answers from others", ("by", "AUROC"), [(k, v) for k, v in report.auroc.items()]
+            )
+        )
+    if report.disagreements:
+        parts.append(
+            TablePart(
+                f"Where mass and effect disagree most (rank correlation {report.correlation})",
+                ("conversation", "step", "mass", "effect, nats"),
+                [(row["place"], row["step"], row["mass"], row["effect"]) for row in report.disagreements],
+            )
+        )
+    for result in report.results:
+        rows = [
+            (s.text, s.mass, s.removed, s.cut, _nats(s.replaced), s.false_text, _shares(s.enters_from))
+            for s in result.steps
+        ]
+        early = ", ".join(f"{value:.3g}" for value in result.early)
+        about = f"Answering after 0, 1, … steps: log p {early}."
+        if result.hint is not None:
+            about += (
+                f" Hint: {result.hint['text']} {'followed' if result.hint['followed'] else 'not followed'}, "
+                f"{'mentioned' if result.hint['mentioned'] else 'not mentioned'}, mass {result.hint['mass']:.3g}, "
+                f"without it {result.hint['removed']:.3g} nats."
+            )
+        columns = ("step", "mass", "removed", "cut", "replaced", "by", "fed from")
+        parts.append(TablePart(f"{result.question} → {result.answer}", columns, rows, about))
+    return page_of("Reasoning", report.first_line, parts, f"{report.model} with {report.transcoders}")
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{role} {share:.0%}" for role, share in shares.items() if share >= 0.005)

@@ -1,7 +1,8 @@
-"""`crosstrace chat …`: what decides a refusal, and what a wrapper does to it."""
+"""`crosstrace chat …`: what decides a refusal, what a wrapper does to it, what an answer runs through."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -21,11 +22,11 @@ from crosstrace.tracer.commands.options import (
     Resume,
     TranscodersOption,
 )
-from crosstrace.tracer.commands.prompt_choice import ChatTemplate
+from crosstrace.tracer.commands.prompt_choice import Answer, ChatTemplate
 
 chat = typer.Typer(
     name="chat",
-    help="Chat models: why a request is refused, and why a wrapper works.",
+    help="Chat models: why a request is refused, why a wrapper works, whether the reasoning was what it did.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -125,7 +126,7 @@ def refusal(
         from crosstrace.tracer.chat.refusal import refusal as find
         from crosstrace.tracer.chat.reports import write_report
         from crosstrace.tracer.progress import step_progress
-        from crosstrace.tracer.terminal.chat import show_refusal
+        from crosstrace.tracer.terminal.chat.reports import show_refusal
 
         for path in output or ():
             check_writable(path)
@@ -203,7 +204,7 @@ def jailbreak(
         from crosstrace.tracer.chat.prefixes import read_prefixes
         from crosstrace.tracer.chat.reports import write_report
         from crosstrace.tracer.progress import step_progress
-        from crosstrace.tracer.terminal.chat import show_jailbreak
+        from crosstrace.tracer.terminal.chat.reports import show_jailbreak
 
         for path in [*(output or ()), *([page] if page else [])]:
             check_writable(path)
@@ -235,3 +236,101 @@ def jailbreak(
         if not quiet:
             show_jailbreak(found.report)
         delivery.finish(quiet)
+
+
+@chat.command()
+def reasoning(
+    messages: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Conversations whose answers reason first: .json, or one a line (.jsonl)."),
+    ],
+    output: Report = None,
+    answer: Answer = None,
+    hint: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A text in the question that hints at an answer.")
+    ] = None,
+    step: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="What is a step.", show_default="a sentence")
+    ] = None,
+    lead_in: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="What stands between the steps and the answer.", show_default="Answer :"),
+    ] = None,
+    false: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names that may stand for each other in false steps: a JSON list of lists.",
+            show_default="the demo's states and capitals, for the chat demo",
+        ),
+    ] = None,
+    max_feature_nodes: MaxFeatureNodes = 1024,
+    answer_tokens: AnswerTokens = 64,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    model: Model = None,
+    transcoders: TranscodersOption = None,
+    chat_template: ChatTemplate = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    memory_budget: MemoryBudget = None,
+    exclude_first: ExcludeFirst = None,
+) -> None:
+    """Say whether answers run through the reasoning before them: graph mass and interventions, step by step.
+
+    A line of the file may be an object with messages, answer, hint and label ("dependent", or another).
+
+    Example: crosstrace chat reasoning --messages reasoning.jsonl -o report.html
+    """
+    chosen = ModelChoice(
+        model or "demo-chat", transcoders, device, dtype, memory_budget, None, exclude_first, chat_template
+    )
+    _check(output, resume=False)
+    with one_line_errors(debug):
+        from crosstrace.graphs.files import check_writable
+        from crosstrace.replacement_model import read_conversations
+        from crosstrace.tracer.chat.entities import demo_entities, read_entities
+        from crosstrace.tracer.chat.reasoning import LEAD_IN, STEP
+        from crosstrace.tracer.chat.reasoning import reasoning as find
+        from crosstrace.tracer.chat.reports import write_report
+        from crosstrace.tracer.progress import step_progress
+        from crosstrace.tracer.terminal.chat.reports import show_reasoning
+
+        for path in output or ():
+            check_writable(path)
+        patterns = check_regex("--step", step or STEP), check_regex("--lead-in", lead_in or LEAD_IN)
+        records = read_conversations(messages)
+        entities = read_entities(false) if false is not None else demo_entities(chosen.model)
+        loaded = chosen.load()
+        with step_progress(False if quiet else None) as progress:
+            report = find(
+                loaded,
+                records,
+                answer=answer,
+                hint=hint,
+                step=patterns[0],
+                lead_in=patterns[1],
+                entities=entities,
+                max_feature_nodes=max_feature_nodes,
+                answer_tokens=answer_tokens,
+                seed=seed,
+                progress=progress,
+            )
+        delivery = write_each(output, lambda path: write_report(report, path), debug)
+        if not quiet:
+            show_reasoning(report)
+        delivery.finish(quiet)
+
+
+def check_regex(option: str, pattern: str) -> str:
+    """Return a regular expression that is one.
+
+    Raises:
+        ValueError: It is not; the message names the option.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as problem:
+        raise ValueError(f"{option} {pattern!r} is not a regular expression: {problem}") from None
+    return pattern

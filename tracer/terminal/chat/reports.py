@@ -8,6 +8,7 @@ from rich.text import Text
 from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import short
 from crosstrace.tracer.chat.jailbreak import JailbreakReport
+from crosstrace.tracer.chat.reasoning import ReasoningReport
 from crosstrace.tracer.chat.refusal import RefusalReport
 from crosstrace.tracer.chat.statistics import Mean
 from crosstrace.tracer.terminal.tables import add_numbers, add_row, add_words, explain_guesses, plain_table
@@ -98,6 +99,37 @@ def show_jailbreak(report: JailbreakReport, console: Console | None = None) -> N
         )
     explain_guesses(features, (feature.label for feature in shown))
     console.print(Group(Text(report.first_line, style="bold"), Text(), table, features))
+
+
+def show_reasoning(report: ReasoningReport, console: Console | None = None) -> None:
+    """Print what answers run through: one line a conversation, or of a single one its steps.
+
+    Args:
+        report: The report.
+        console: Where to print; None for standard output.
+    """
+    console = console or Console()
+    table = plain_table("Answers: change of log p, in nats, when the steps are …")
+    add_words(table, "answer")
+    add_numbers(table, "log p", "mass", "removed", "cut", "replaced")
+    add_words(table, "runs")
+    for one in report.results:
+        replaced = "–" if one.replaced is None else signed(one.replaced)
+        numbers = (signed(one.log_probability), plain(one.mass), signed(one.removed), signed(one.cut), replaced)
+        add_row(table, short(one.answer, 16), *numbers, one.verdict)
+    parts: list[RenderableType] = [Text(report.first_line, style="bold"), Text(), table]
+    if len(report.results) == 1:
+        steps = plain_table("Steps")
+        add_words(steps, "step")
+        add_numbers(steps, "mass", "removed", "cut", "replaced")
+        for step in report.results[0].steps:
+            replaced = "–" if step.replaced is None else signed(step.replaced)
+            add_row(steps, short(step.text, 48), plain(step.mass), signed(step.removed), signed(step.cut), replaced)
+        parts.append(steps)
+    lines = [f"mass and effect of steps: rank correlation {report.correlation}"]
+    if report.auroc is not None:
+        lines.append("AUROC of dependent answers: " + ", ".join(f"{k} {v:.3f}" for k, v in report.auroc.items()))
+    console.print(Group(*parts, Text("\n".join(lines))))
 
 
 def _interval(mean: Mean) -> str:
