@@ -202,7 +202,8 @@ def conversation_of(
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:1] != [bos]:
         ids, offsets = [bos, *ids], [(-1, -1), *offsets]
-    turns, own = [], set()
+    turns: list[Turn] = []
+    own: set[int] = set()
     for message, span in zip(before, spans, strict=True):
         inside = [i for i, offset in enumerate(offsets) if _overlaps(offset, span)]
         if not inside:

@@ -28,6 +28,13 @@ from .cards.lookup import cards_of as cards_of
 from .cards.lookup import find_cards as find_cards
 from .cards.naming import guesses as guesses
 from .cards.naming import with_guesses as with_guesses
+from .chat.jailbreak import JailbreakReport as JailbreakReport
+from .chat.jailbreak import jailbreak as jailbreak
+from .chat.reasoning import ReasoningReport as ReasoningReport
+from .chat.reasoning import reasoning as reasoning
+from .chat.refusal import RefusalReport as RefusalReport
+from .chat.refusal import refusal as refusal
+from .chat.reports import write_report as write_report
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.report import EvaluationReport as EvaluationReport
 from .interventions.before_after import BeforeAfter as BeforeAfter
@@ -46,6 +53,9 @@ from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.report import write_reading as write_reading
 from .reading.written_latents import with_written_latents as with_written_latents
+from .terminal.chat.reports import show_jailbreak as show_jailbreak
+from .terminal.chat.reports import show_reasoning as show_reasoning
+from .terminal.chat.reports import show_refusal as show_refusal
 from .terminal.evaluation import show_evaluation as show_evaluation
 from .terminal.graph import show_graph as show_graph
 from .terminal.interventions import show_before_after as show_before_after

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Shorter work is finished before a bar could be read.
 _WORTH_SHOWING = 64
@@ -213,3 +214,39 @@ def token_progress(what: str, tokens: int, cost: float, show: bool | None = None
             bar.update(task, completed=paid, said=f"of {tokens:,} tokens, {rate()}")
 
         yield advance
+
+
+@contextmanager
+def step_progress(show: bool | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """Show progress for work in several parts and yield `report(what, done, total)`; see `token_progress`.
+
+    Args:
+        show: Whether to show it; None: yes.
+    """
+    if show is False:
+        yield lambda what, done, total: None
+        return
+    if not sys.stderr.isatty():
+        said = time.monotonic()
+
+        def line(what: str, done: int, total: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= _LINE_SECONDS and done < total:
+                said = time.monotonic()
+                _say(f"{what}: {done:,} of {total:,}")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=max(total, 1))
+            bar.update(tasks[what], completed=done)
+
+        yield report

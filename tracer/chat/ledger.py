@@ -45,7 +45,12 @@ class Ledger:
     def step(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return a step's result: what is kept, or what `compute` returns, which is kept then."""
         if name not in self._steps:
-            self._steps[name] = json.loads(json.dumps(compute()))  # the same whether it is kept or not
+            try:
+                found = compute()
+            except BaseException:  # an interruption costs this step alone
+                self.keep()
+                raise
+            self._steps[name] = json.loads(json.dumps(found))  # the same whether it is kept or not
             if time.monotonic() - self._written > _SECONDS:
                 self.keep()
         return self._steps[name]
@@ -60,8 +65,3 @@ class Ledger:
         if self.path is not None:
             content = json.dumps({"identity": self._identity, "steps": self._steps}, allow_nan=False)
             write_atomically(self.path, content.encode())
-
-    def done(self) -> None:
-        """Delete the file: the report is safe."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

@@ -79,7 +79,7 @@ class Reading:
             tokens_bw[row, width - len(run.tokens) :] = torch.tensor(list(run.tokens))
         self.lengths_b = torch.tensor(lengths, device=device)
         self.position_bw = torch.arange(width, device=device) - (width - self.lengths_b)[:, None]
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
         self.activations: list[SparseActivations] = []
         with ExitStack() as stack:
             passing = None

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from crosstrace.graphs import AttributionGraph
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer.attribution.targets import Combination
 from crosstrace.tracer.attribution.tracing import trace
@@ -80,12 +81,24 @@ def mean_activations(model: ReplacementModel, asked: Sequence[Asked], n_closing:
     return {place: total / len(asked) for place, total in sums.items()}
 
 
+def margin_graph(model: ReplacementModel, one: Asked, tokens: PrefixTokens, max_feature_nodes: int) -> AttributionGraph:
+    """Trace the margin of a conversation where the prefixes part (`PrefixTokens.first_step`).
+
+    Args:
+        model: The model.
+        one: The conversation; what all prefixes begin with is read after it.
+        tokens: The prefixes.
+        max_feature_nodes: How many features get a row.
+    """
+    prompt = one.conversation.answered(tokens.shared) if tokens.shared else one.conversation
+    target = Combination(tokens.first_step(one.log_probabilities), len(prompt) - 1, "margin of refusal")
+    return trace(model, prompt, [target], max_feature_nodes=max_feature_nodes, progress=False, note=lambda line: None)
+
+
 def effects_on_margin(
     model: ReplacementModel, one: Asked, tokens: PrefixTokens, n_closing: int, max_feature_nodes: int
 ) -> dict[Place, tuple[float, float]]:
     """Trace the margin of a conversation; return what each active feature adds to it, and its activation.
-
-    The graph explains the margin where the prefixes part (`PrefixTokens.first_step`), read at the prompt's end.
 
     Args:
         model: The model.
@@ -94,9 +107,7 @@ def effects_on_margin(
         n_closing: How many positions from the prompt's end are looked at.
         max_feature_nodes: How many features get a row.
     """
-    text = [*one.conversation.tokens, *tokens.shared]
-    target = Combination(tokens.first_step(one.log_probabilities), len(text) - 1, "margin of refusal")
-    graph = trace(model, text, [target], max_feature_nodes=max_feature_nodes, progress=False, note=lambda line: None)
+    graph = margin_graph(model, one, tokens, max_feature_nodes)
     rows = graph.active_features[graph.selected_features]
     activations = graph.activations[graph.selected_features].double().numpy()
     weights, values = np.zeros(graph.n), np.ones(graph.n)

@@ -233,14 +233,12 @@ def refusal(
         return found
 
     # How many are named is chosen where they were found.
-    shares = [
-        sum(one.kind == "complied" for one in run("discovery", "removed", "influence", count, discovery["refused"]))
-        / len(discovery["refused"])
-        for count in counts
-    ]
+    tried = [run("discovery", "removed", "influence", count, discovery["refused"]) for count in counts]
+    complying = [sum(one.kind == "complied" for one in part) / len(part) for part in tried]
+    margins = [sum(one.margin for one in part) / len(part) for part in tried]
     named = next(
-        (count for count, share in zip(counts, shares, strict=True) if share >= _ENOUGH),
-        counts[max(range(len(counts)), key=lambda i: (shares[i], -i))],
+        (count for count, share in zip(counts, complying, strict=True) if share >= _ENOUGH),
+        counts[min(range(len(counts)), key=lambda i: (-complying[i], margins[i]))],
     )
     curves: dict[str, dict[str, list[Point]]] = {"removed": {}, "added": {}}
     for mode, kind in (("removed", "refused"), ("added", "complied")):
@@ -250,11 +248,11 @@ def refusal(
             ]
     kl = {by: trial.price(by, named, held_out["complied"]) for by in ("influence", "random")}
     ledger.keep()
-    margins = {kind: mean_of([one.margin for one in part], seed) for kind, part in held_out.items()}
+    as_they_are = {kind: mean_of([one.margin for one in part], seed) for kind, part in held_out.items()}
     features = _named(model, rankings, named)
     at = counts.index(named)
     return RefusalReport(
-        first_line=_first_line(named, curves, at, margins, kl),
+        first_line=_first_line(named, curves, at, as_they_are, kl),
         model=model.name,
         transcoders=model.transcoders.name,
         settings={**settings, "named": named, "closing_positions": n_closing, "dropped_prefixes": list(tokens.dropped)},
@@ -263,7 +261,7 @@ def refusal(
             **{f"{kind}_held_out": len(part) for kind, part in held_out.items()},
             "unexpected": len(unexpected),
         },
-        margins=margins,
+        margins=as_they_are,
         features=features,
         removed=curves["removed"],
         added=curves["added"],

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
+from crosstrace.tracer.commands.chat import chat
+
 VERBS = (
     "trace",
     "show",
@@ -53,6 +55,9 @@ for name in VERBS:
     if name == "attention":
         _SPECIAL[name] = module.PairedEdges
     add_verb(getattr(module, name))
+
+
+app.add_typer(chat)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,1 @@
+"""Reports on chat models in the terminal."""
