@@ -132,7 +132,8 @@ def test_what_was_planted_is_found(report):
     assert added["influence"] >= 0.9 > added["random"]
     assert report.kl["influence"].value < 0.01
     assert report.margins["refused"].value > 0 > report.margins["complied"].value
-    assert report.first_line.startswith("32 features carry")
+    assert report.first_line.startswith(f"{report.settings['named']} features carry")
+    assert len(report.features) == report.settings["named"]
     assert [abs(row["margin"]) for row in report.boundary] == sorted(abs(row["margin"]) for row in report.boundary)
 
 
