@@ -174,13 +174,7 @@ def conversation_of(
             empty or given twice, or all of it is longer than the context.
     """
     messages = check_messages(messages)
-    if tokenizer is None:
-        raise ValueError(f"model {model_name} has no tokenizer; give the conversation as token ids")
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"the tokenizer of model {model_name} has no chat template; give one with --chat-template FILE "
-            "(in Python: chat_template=… where the model is loaded)"
-        )
+    _check_template(tokenizer, model_name)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of model {model_name} does not say where in the text its tokens are")
     before, last = messages, messages[-1]
@@ -215,6 +209,31 @@ def conversation_of(
     if answer is not None:
         conversation = conversation.answered(_answer_ids(answer, tokenizer, model_name))
     return _fitting(conversation, model_name, max_positions)
+
+
+def conversation_text(messages: Sequence[Message], tokenizer: Any, model_name: str) -> str:
+    """Return a whole conversation as a chat template writes it, every turn ended: a text of a corpus of conversations.
+
+    Args:
+        messages: In order.
+        tokenizer: The tokenizer of `transformers`, or None.
+        model_name: The model, for messages.
+
+    Raises:
+        ValueError: There is no chat template, it refuses the messages, or a message is not one or is empty.
+    """
+    _check_template(tokenizer, model_name)
+    return _render(tokenizer, check_messages(messages))
+
+
+def _check_template(tokenizer: Any, model_name: str) -> None:
+    if tokenizer is None:
+        raise ValueError(f"model {model_name} has no tokenizer; give the conversation as token ids")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"the tokenizer of model {model_name} has no chat template; give one with --chat-template FILE "
+            "(in Python: chat_template=… where the model is loaded)"
+        )
 
 
 def _answer_ids(answer: str, tokenizer: Any, model_name: str) -> list[int]:

@@ -28,14 +28,16 @@ from crosstrace.tracer.commands.options import (
     Saes,
     TranscodersOption,
 )
+from crosstrace.tracer.commands.prompt_choice import ChatTemplate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from crosstrace.graphs.cards.feature_cards import FeatureCards, Key
     from crosstrace.replacement_model import LoadedModel
+    from crosstrace.replacement_model.conversations import Record
     from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
-    from crosstrace.replacement_model.texts import Corpus
+    from crosstrace.replacement_model.texts import Corpus, Texts
 
 _FOUND = 20
 _MAKING = "Making cards"
@@ -115,6 +117,16 @@ def features(
         ),
     ] = None,
     resume: Resume = False,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages",
+            metavar="FILE",
+            help="In place of --corpus: conversations (.jsonl, one a line), as the chat template writes them.",
+            rich_help_panel=_MAKING,
+        ),
+    ] = None,
+    chat_template: ChatTemplate = None,
     model: Model = None,
     transcoders: TranscodersOption = None,
     sae: Saes = None,
@@ -128,6 +140,8 @@ def features(
 
     Example: crosstrace features --corpus texts.jsonl -o cards.safetensors
 
+    Example: crosstrace features --model demo-chat --messages conversations.jsonl -o cards.safetensors
+
     Example: crosstrace features L3/417
 
     Example: crosstrace features resid_post/3/417 --sae FOLDER
@@ -136,8 +150,13 @@ def features(
         raise typer.BadParameter("--sae and --transcoders exclude each other: cards are of one dictionary")
     if sae and len(sae) > 1:
         raise typer.BadParameter("--sae is given several times; cards are made of one SAE or one family at a time")
-    if corpus and cards is not None:
-        raise typer.BadParameter("--cards names cards to look up; with --corpus, -o says where they are written")
+    if corpus and messages:
+        raise typer.BadParameter(
+            "--corpus and --messages exclude each other: cards are made from texts or conversations"
+        )
+    making = bool(corpus) or messages is not None
+    if making and cards is not None:
+        raise typer.BadParameter("--cards names cards to look up; where they are made, -o says where they are written")
     for name, value in (
         ("--model", model),
         ("-o", output),
@@ -146,29 +165,38 @@ def features(
         ("--skip-broken", skip_broken),
         ("--resume", resume),
     ):
-        if value and not corpus:
-            raise typer.BadParameter(f"{name} goes with --corpus; cards are looked up with --transcoders or --cards")
-    if exclude_first is not None and not corpus:
-        raise typer.BadParameter("--exclude-first goes with --corpus; cards say what was excluded when they were made")
+        if value and not making:
+            raise typer.BadParameter(
+                f"{name} goes with --corpus or --messages; cards are looked up with --transcoders or --cards"
+            )
+    if exclude_first is not None and not making:
+        raise typer.BadParameter(
+            "--exclude-first goes with --corpus or --messages; cards say what was excluded when they were made"
+        )
     chosen = (
-        ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first)
-        if corpus and not sae
+        ModelChoice(model, transcoders, device, dtype, memory_budget, device_map, exclude_first, chat_template)
+        if making and not sae
         else None
     )
     with one_line_errors(debug):
-        if corpus:
-            from crosstrace.replacement_model.texts import Corpus
+        if making:
+            from crosstrace.replacement_model.conversations import read_conversations
+            from crosstrace.replacement_model.texts import Corpus, Texts
             from crosstrace.tracer.cards.build import build_cards
 
-            source = Corpus(corpus, text_field, skip_broken)
+            # The texts first: a wrong path should not cost the wait for a large model.
+            conversations = read_conversations(messages) if messages else []
+            source: Corpus | Texts = Corpus(corpus, text_field, skip_broken) if corpus else Texts([])
             base: LoadedModel
             dictionary: DictionaryInUse | None = None
             if chosen is None:
                 base, [dictionary] = open_to_read(
-                    model, sae, None, device, dtype, memory_budget, device_map, exclude_first
+                    model, sae, None, device, dtype, memory_budget, device_map, exclude_first, chat_template
                 )
             else:
                 base = chosen.load()
+            if messages:
+                source = _as_texts(conversations, messages.name, base)
             found = build_cards(
                 base,
                 source,
@@ -196,6 +224,24 @@ def features(
             say_wrote(f"{export_cards(found, export_json, keys if feature else None):,} features to {export_json}")
 
 
+def _as_texts(conversations: Sequence[Record], name: str, base: LoadedModel) -> Texts:
+    """Write conversations out as the chat template does.
+
+    Raises:
+        ValueError: There is no template, or it refuses one, which is named.
+    """
+    from crosstrace.replacement_model.conversations import conversation_text
+    from crosstrace.replacement_model.texts import Texts
+
+    texts = []
+    for one in conversations:
+        try:
+            texts.append(conversation_text(one.messages, base.tokenizer, base.name))
+        except ValueError as problem:
+            raise ValueError(f"{one.place}: {problem}") from None
+    return Texts(texts, name)
+
+
 def _used_by_itself(cards: FeatureCards) -> bool:
     """Whether verbs find these cards on their own: they lie where those of their transcoders are looked for."""
     from crosstrace.replacement_model.dictionaries.readers.card_places import cards_path
@@ -206,7 +252,7 @@ def _used_by_itself(cards: FeatureCards) -> bool:
         return False
 
 
-def _say_left_out(corpus: Corpus) -> None:
+def _say_left_out(corpus: Corpus | Texts) -> None:
     if corpus.empty or corpus.broken:
         examples = "; ".join(corpus.left_out)
         more = "; …" if corpus.empty + corpus.broken > len(corpus.left_out) else ""

@@ -246,3 +246,31 @@ def test_neighbours_of_a_feature_have_the_names_of_their_cards(unlabelled, cards
     result = run("show", tmp_path / "p.safetensors", "--feature", f"L{layer}/{feature}", "--cards", cards)
     assert result.exit_code == 0, result.output
     assert found.label(pruned.feature_key(source)).split(" →")[0] in result.stdout
+
+
+def test_cards_of_conversations(tmp_path):
+    """Those of the conversations as the template writes them: the same as of their texts."""
+    from crosstrace.replacement_model import BaseModel
+    from crosstrace.replacement_model.demo_chat.conversations import conversations
+
+    told = conversations("two_hop", "held-out", 12, seed=0)
+    lines = [[*one.messages, {"role": "assistant", "content": one.answer}] for one in told]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    tokenizer = BaseModel.from_pretrained("demo-chat", "cpu").tokenizer
+    texts = [tokenizer.apply_chat_template(line, tokenize=False) for line in lines]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), "utf-8")
+    made = []
+    for option in (["--messages", tmp_path / "chats.jsonl"], ["--corpus", tmp_path / "texts.jsonl"]):
+        path = tmp_path / f"{option[0][2:]}.safetensors"
+        result = run("features", "--model", "demo-chat", *option, "-o", path, "-q")
+        assert result.exit_code == 0, result.output
+        made.append(FeatureCards(path))
+    assert dict(made[0]) == dict(made[1])
+    assert len(made[0]) > 50
+    (tmp_path / "chats.jsonl").write_text('[{"role": "oracle", "content": "Hi"}]', "utf-8")
+    result = run(
+        "features", "--model", "demo-chat", "--messages", tmp_path / "chats.jsonl", "-o", tmp_path / "x.safetensors"
+    )
+    assert "chats.jsonl, line 1: " in said(result)
+    assert "oracle" in said(result)
+    assert run("features", "--messages", tmp_path / "chats.jsonl", "--corpus", "a.txt").exit_code == 2
