@@ -592,6 +592,30 @@ const checks = {
     assert.equal(clashes, 0);
     return page;
   },
+  async "influence on an answer is that on all of it, on a token, or on a span"() {
+    const page = await open("answer.html");
+    const bar = page.locator("#targets button"), token = (i) => bar.nth(i + 1);
+    assert.equal(await bar.count(), 5);
+    const pressed = () => bar.evaluateAll((all) => all.map((button) => button.getAttribute("aria-pressed") === "true"));
+    const influence = () => page.evaluate(() => [...globalThis.crosstrace.model.influence.values]);
+    assert((await pressed())[0], "the page opens with the whole answer");
+    const whole = await influence(), single = [];
+    for (let i = 0; i < 4; i++) {
+      await token(i).click();
+      assert.deepEqual(await pressed(), [0, 1, 2, 3, 4].map((at) => at === i + 1));
+      single.push(await influence());
+    }
+    const sum = (parts, weight) => parts[0].map((_, node) => parts.reduce((total, part) => total + weight * part[node], 0));
+    const same = (a, b, what) => assert(a.every((value, i) => Math.abs(value - b[i]) < 1e-6 * (1 + Math.abs(b[i]))), what);
+    same(whole, sum(single, 0.25), "influence on the whole answer is not that on its tokens, each with its weight");
+    await token(1).click();
+    await token(3).click({ modifiers: ["Shift"] });
+    assert.deepEqual(await pressed(), [false, false, true, true, true]);
+    same(await influence(), sum(single.slice(1), 1), "influence on a span is not the sum of that on its tokens");
+    await bar.nth(0).click();
+    same(await influence(), whole, "the whole answer is not as it was");
+    return page;
+  },
   async "boxes of the story are groups at one position, select, and are reached by the keyboard"() {
     const page = await open("story.html");
     const spans = await page.evaluate(() => {

@@ -20,6 +20,7 @@ from graph_samples import HOSTILE, capped, random_graph
 from places import VIEWER
 
 from crosstrace.graphs import compare, prune, view, write_comparison, write_comparison_html, write_html, write_json
+from crosstrace.graphs.conversations.spans import KEY, Spans
 
 SCRIPT = VIEWER / "test" / "browser.mjs"
 CHECKS = re.findall(r'^  async "(.+)"\(\)', SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
@@ -83,6 +84,7 @@ def write_pages(folder: Path) -> None:
     write_html(prune(random_graph(5, L=26, P=40, per_layer=82, k=8, density=0.03), 1, 1), folder / "large.html")
     write_html(prune(random_graph(6, L=12, P=40, per_layer=250, k=4, density=0.08), 0.99, 0.98), folder / "dense.html")
     write_html(prune(long_graph()), folder / "long.html")
+    write_html(prune(answered_graph(), 1, 1), folder / "answer.html")
 
 
 def story_graph():
@@ -100,6 +102,26 @@ def story_graph():
         prompt="".join(tokens),
         logit_strings=[" Austin", " Dallas", " Texas"],
         feature_labels=[labels[i % 5] for i in range(len(graph.selected_features))],
+    )
+
+
+def answered_graph():
+    """An answer of four tokens, each a target at the position before it, all of the same weight."""
+    P, answer = 12, (8, 12)
+    spans = Spans(
+        (("user", 3, 6), ("assistant", *answer)), answer, frozenset({0, 1, 2, 6, 7}), (-0.5, -0.25, -1.0, -0.1)
+    )
+    return random_graph(
+        9,
+        L=4,
+        P=P,
+        per_layer=14,
+        k=4,
+        density=0.5,
+        logit_tokens=torch.arange(*answer) + 10,  # the prompt's own
+        logit_positions=torch.arange(answer[0] - 1, answer[1] - 1),
+        logit_probabilities=torch.full((4,), 0.25),
+        settings={"max_logits": 4, KEY: spans.as_settings()},
     )
 
 
