@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from crosstrace.graphs import prune as prune_graph
 from crosstrace.graphs.cards.feature_cards import FeatureCards
-from crosstrace.replacement_model import demo
+from crosstrace.replacement_model import embedded
 from crosstrace.tracer.commands.app import app
 
 DALLAS = "The capital of the state containing Dallas is"
@@ -208,7 +209,8 @@ def test_cards_of_something_else_are_refused_and_not_taken_by_themselves(graph, 
     message = "are of other transcoders: made of some/transcoders, the graph of crosstrace-demo-clt"
     for verb in (["show", graph], ["view", graph, "-o", tmp_path / "x.html"]):
         assert message in said(run(*verb, "--cards", other))
-    monkeypatch.setattr(demo, "CARDS_FILE", other)
+    own = dataclasses.replace(embedded.DEMO, cards=other)
+    monkeypatch.setattr(embedded, "EMBEDDED_MODELS", (own, embedded.DEMO_CHAT))
     result = run("show", graph)
     assert result.exit_code == 0
     assert result.stderr.startswith("note: feature cards are not used: the cards in")
