@@ -15,11 +15,12 @@ import numpy as np
 from crosstrace.graphs import AttributionGraph, FeatureCards, prune
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.cards.labels import guessed_label
-from crosstrace.replacement_model import LoadedModel, ReplacementModel
+from crosstrace.replacement_model import LoadedModel, ReplacementModel, weight_fingerprints
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.model import dictionary_of
 from crosstrace.replacement_model.prompts import token_strings
 from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance, promoted_tokens
+from crosstrace.tracer.cards.lookup import find_cards
 
 _LOOKED_AT = 8  # strongest tokens, of which some may be shown alike
 _DIRECTIONS = 64  # that tell what chance gives: fewer than for cards, as they take as long as that many guesses
@@ -92,6 +93,12 @@ class FeatureNames:
             found = guesses(self._model, unnamed, self._dictionary)
             self._known |= {key: found.get(key, "") for key in unnamed}
         return {key: self._known[key] for key in wanted}
+
+
+def names_by_own_cards(model: ReplacementModel) -> FeatureNames:
+    """Return the names of a model's features, by the cards beside its transcoders if there are any."""
+    cards = find_cards(model.name, model.transcoders.name, weight_fingerprints(model))
+    return FeatureNames(model, cards)
 
 
 def with_guesses(graph: AttributionGraph, model: ReplacementModel, beyond_kept: int = 0) -> AttributionGraph:

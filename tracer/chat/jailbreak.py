@@ -28,7 +28,7 @@ from crosstrace.graphs import AttributionGraph
 from crosstrace.replacement_model import ReplacementModel, weight_fingerprints
 from crosstrace.replacement_model.conversations import Record
 from crosstrace.replacement_model.interventions.edits import Edits
-from crosstrace.tracer.cards.naming import FeatureNames
+from crosstrace.tracer.cards.naming import names_by_own_cards
 from crosstrace.tracer.chat.asked import ANSWER_TOKENS, Asked, Judge, Outcome, closing
 from crosstrace.tracer.chat.ledger import Ledger
 from crosstrace.tracer.chat.passes import Run, in_batches
@@ -366,7 +366,7 @@ def _features(
     graph: AttributionGraph,
 ) -> list[WrapperFeature]:
     keys = [(group, feature) for group in ("silent", "pushing") for feature in groups[group][:count]]
-    names = FeatureNames(model, None).of([feature for _, feature in keys])
+    names = names_by_own_cards(model).of([feature for _, feature in keys])
     return [
         WrapperFeature(
             f"L{feature[0]}/{feature[1]}",

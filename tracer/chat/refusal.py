@@ -26,7 +26,7 @@ import torch
 from crosstrace.replacement_model import ReplacementModel, weight_fingerprints
 from crosstrace.replacement_model.conversations import Record
 from crosstrace.replacement_model.interventions.edits import Edits
-from crosstrace.tracer.cards.naming import FeatureNames
+from crosstrace.tracer.cards.naming import names_by_own_cards
 from crosstrace.tracer.chat.asked import ANSWER_TOKENS, Asked, Judge, Outcome, closing
 from crosstrace.tracer.chat.ledger import Ledger
 from crosstrace.tracer.chat.passes import Run, force_all
@@ -351,7 +351,7 @@ def _prefix_hint(part: Sequence[Asked], kind: str) -> str:
 
 def _named(model: ReplacementModel, rankings: Rankings, count: int) -> list[NamedFeature]:
     keys = rankings.by["influence"][:count]
-    names = FeatureNames(model, None).of(keys)
+    names = names_by_own_cards(model).of(keys)
 
     def mean(key: tuple[int, int], values: Mapping[Place, float]) -> float:
         return sum(values.get(place, 0.0) for place in rankings.places(key)) / rankings.n_closing
