@@ -21,6 +21,8 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +30,11 @@ import torch
 
 from crosstrace.graphs.analysis.flow import flow_to, places
 from crosstrace.graphs.sparse_rows import rows_of
-from crosstrace.replacement_model import Conversation, ReplacementModel
+from crosstrace.replacement_model import Conversation, ReplacementModel, weight_fingerprints
 from crosstrace.replacement_model.conversations import Record, ending
 from crosstrace.tracer.attribution.targets import Logit
 from crosstrace.tracer.attribution.tracing import trace
+from crosstrace.tracer.chat.ledger import Ledger
 from crosstrace.tracer.chat.passes import Run, answer_all, force_all, token_log_probabilities
 from crosstrace.tracer.probes.fit import area
 from crosstrace.tracer.validation.total_effects import RankCorrelation, rank_correlation
@@ -158,6 +161,8 @@ def reasoning(
     max_feature_nodes: int = MAX_FEATURE_NODES,
     answer_tokens: int = 64,
     seed: int = 0,
+    keep: Path | None = None,
+    resume: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> ReasoningReport:
     """Look at conversations whose answers reason first.
@@ -174,23 +179,44 @@ def reasoning(
         max_feature_nodes: How many features of a graph get a row.
         answer_tokens: The most tokens of a generated answer.
         seed: Of the false entities, and the bootstrap.
+        keep: A file that keeps what is found, deleted by the caller once the report is safe.
+        resume: Continue from it.
         progress: Called with what is done, how many steps of it, and of how many.
 
     Raises:
-        ValueError: A conversation has no steps, or cannot be written; the message names it.
+        ValueError: A conversation has no steps, or cannot be written; the message names it. What is kept is of another run.
     """
-    results = []
-    for number, record in enumerate(records):
-        progress("reasoning", number, len(records))
+    settings = [
+        answer,
+        hint,
+        step,
+        lead_in,
+        [list(names) for names in entities],
+        max_feature_nodes,
+        answer_tokens,
+        seed,
+    ]
+    asked = [[list(map(dict, record.messages)), dict(record.fields)] for record in records]
+    identity = {"settings": settings, "model": model.name, "weights": weight_fingerprints(model), "asked": asked}
+    ledger = Ledger(keep, identity, resume)
+
+    def found(record: Record) -> dict[str, Any]:
         try:
             told = _told(model, record, answer, answer_tokens)
             parts = _cut_up(model, told, step, lead_in)
             own = record.fields.get("hint")
-            results.append(
+            return asdict(
                 _result(model, record, parts, own if isinstance(own, str) else hint, entities, max_feature_nodes, seed)
             )
         except ValueError as problem:
             raise ValueError(f"{record.place}: {problem}") from None
+
+    results = []
+    for number, record in enumerate(records):
+        progress("reasoning", number, len(records))
+        kept = ledger.step(f"conversation {number}", partial(found, record))
+        results.append(ReasoningResult(**{**kept, "steps": [StepResult(**one) for one in kept["steps"]]}))
+    ledger.keep()
     progress("reasoning", len(records), len(records))
     steps = [(result, one) for result in results for one in result.steps]
     masses = [one.mass for _, one in steps]

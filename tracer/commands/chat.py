@@ -267,6 +267,7 @@ def reasoning(
     max_feature_nodes: MaxFeatureNodes = 1024,
     answer_tokens: AnswerTokens = 64,
     seed: Seed = 0,
+    resume: Resume = False,
     quiet: Quiet = False,
     debug: Debug = False,
     model: Model = None,
@@ -286,7 +287,7 @@ def reasoning(
     chosen = ModelChoice(
         model or "demo-chat", transcoders, device, dtype, memory_budget, None, exclude_first, chat_template
     )
-    _check(output, resume=False)
+    _check(output, resume)
     with one_line_errors(debug):
         from crosstrace.graphs.files import check_writable
         from crosstrace.replacement_model import read_conversations
@@ -303,6 +304,7 @@ def reasoning(
         records = read_conversations(messages)
         entities = read_entities(false) if false is not None else demo_entities(chosen.model)
         loaded = chosen.load()
+        keep = Path(f"{output[0]}.partial") if output else None
         with step_progress(False if quiet else None) as progress:
             report = find(
                 loaded,
@@ -315,9 +317,13 @@ def reasoning(
                 max_feature_nodes=max_feature_nodes,
                 answer_tokens=answer_tokens,
                 seed=seed,
+                keep=keep,
+                resume=resume,
                 progress=progress,
             )
         delivery = write_each(output, lambda path: write_report(report, path), debug)
+        if keep is not None and not delivery.failures:
+            keep.unlink(missing_ok=True)
         if not quiet:
             show_reasoning(report)
         delivery.finish(quiet)

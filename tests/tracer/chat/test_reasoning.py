@@ -36,6 +36,26 @@ def report(model):
     return reasoning(model, records("think", "explain"), entities=ENTITIES)
 
 
+def test_a_run_goes_on_where_it_was_interrupted(model, report, tmp_path):
+    keep, asked = tmp_path / "r.json.partial", records("think", "explain")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    broken = [*asked[:2], Record("nothing said", [{"role": "user", "content": "Hi"}], {"answer": "no step"})]
+    with pytest.raises(ValueError, match="nothing said"):
+        reasoning(model, broken, entities=ENTITIES, keep=keep)
+    assert keep.is_file()  # what was found before the error
+    with pytest.raises(ValueError, match="is of a run with other settings or files"):
+        reasoning(model, asked, entities=ENTITIES, keep=keep, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        reasoning(model, asked, entities=ENTITIES, keep=keep, progress=stop)
+    reasoning(model, asked, entities=ENTITIES, keep=keep)
+    again = reasoning(model, asked, entities=ENTITIES, keep=keep, resume=True)
+    assert again.to_dict() == report.to_dict()
+
+
 def log_p(model, text: list[int], said: list[int]) -> float:
     logits = model.sites.unembed(model.sites.run(model.sites.embed(torch.tensor([*text, *said]))[None])[0])
     rows = logits.double().log_softmax(-1)[len(text) - 1 : -1]
