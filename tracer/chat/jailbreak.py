@@ -37,7 +37,7 @@ from crosstrace.tracer.chat.rankings import (
     Feature,
     Place,
     Rankings,
-    effects_on_margin,
+    kept_effects,
     margin_graph,
     mean_activations,
     rank,
@@ -221,17 +221,7 @@ def jailbreak(
     half = (len(pairs) + 1) // 2
     discovery, held_out = ([pairs[i] for i in sorted(part)] for part in (order[:half], order[half:]))
     traced = [one for pair in discovery[:graphs] for one in (pair.plain, pair.wrapped)]
-    effects: list[dict[Place, tuple[float, float]]] = []
-    for number, one in enumerate(traced):
-        progress("tracing", number, len(traced))
-
-        def found(one: Asked = one) -> list[Any]:
-            values = effects_on_margin(model, one, tokens, n_closing, max_feature_nodes)
-            return [[*place, *both] for place, both in values.items()]
-
-        rows = ledger.step(f"trace {number}", found)
-        effects.append({(layer, place, feature): (effect, value) for layer, place, feature, effect, value in rows})
-    progress("tracing", len(traced), len(traced))
+    effects = kept_effects(model, traced, tokens, n_closing, max_feature_nodes, ledger, progress)
     rankings = rank(
         mean_activations(model, [pair.plain for pair in discovery], n_closing),
         mean_activations(model, [pair.wrapped for pair in discovery], n_closing),

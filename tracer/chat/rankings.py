@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer.attribution.targets import Combination
 from crosstrace.tracer.attribution.tracing import trace
 from crosstrace.tracer.chat.asked import Asked
+from crosstrace.tracer.chat.ledger import Ledger
 from crosstrace.tracer.chat.passes import Run, in_batches
 from crosstrace.tracer.chat.prefixes import PrefixTokens
 from crosstrace.tracer.validation.total_effects import signed_effects
@@ -120,6 +122,30 @@ def effects_on_margin(
         for (layer, position, feature), effect, activation in zip(rows.tolist(), effects, activations, strict=True)
         if length - n_closing <= position < length
     }
+
+
+def kept_effects(
+    model: ReplacementModel,
+    traced: Sequence[Asked],
+    tokens: PrefixTokens,
+    n_closing: int,
+    max_feature_nodes: int,
+    ledger: Ledger,
+    progress: Callable[[str, int, int], None],
+) -> list[dict[Place, tuple[float, float]]]:
+    """Return `effects_on_margin` for several conversations, each a step of the ledger."""
+    effects: list[dict[Place, tuple[float, float]]] = []
+    for number, one in enumerate(traced):
+        progress("tracing", number, len(traced))
+
+        def found(one: Asked = one) -> list[Any]:
+            values = effects_on_margin(model, one, tokens, n_closing, max_feature_nodes)
+            return [[*place, *both] for place, both in values.items()]
+
+        rows = ledger.step(f"trace {number}", found)
+        effects.append({(layer, place, feature): (effect, value) for layer, place, feature, effect, value in rows})
+    progress("tracing", len(traced), len(traced))
+    return effects
 
 
 def rank(

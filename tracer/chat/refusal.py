@@ -31,7 +31,7 @@ from crosstrace.tracer.chat.asked import ANSWER_TOKENS, Asked, Judge, Outcome, c
 from crosstrace.tracer.chat.ledger import Ledger
 from crosstrace.tracer.chat.passes import Run, force_all
 from crosstrace.tracer.chat.prefixes import DEFAULT, Prefixes, prefix_tokens
-from crosstrace.tracer.chat.rankings import Place, Rankings, effects_on_margin, mean_activations, rank
+from crosstrace.tracer.chat.rankings import Place, Rankings, kept_effects, mean_activations, rank
 from crosstrace.tracer.chat.statistics import Mean, mean_of
 from crosstrace.tracer.evaluation.losses import next_token_losses
 
@@ -208,17 +208,7 @@ def refusal(
     discovery, held_out = _split(kept, seed)
     means = {kind: mean_activations(model, part, n_closing) for kind, part in discovery.items()}
     traced = [one for part in discovery.values() for one in part[:graphs]]
-    effects: list[dict[Place, tuple[float, float]]] = []
-    for number, one in enumerate(traced):
-        progress("tracing", number, len(traced))
-
-        def traced_effects(one: Asked = one) -> list[Any]:
-            found = effects_on_margin(model, one, tokens, n_closing, max_feature_nodes)
-            return [[*place, *values] for place, values in found.items()]
-
-        rows = ledger.step(f"trace {number}", traced_effects)
-        effects.append({(layer, place, feature): (effect, value) for layer, place, feature, effect, value in rows})
-    progress("tracing", len(traced), len(traced))
+    effects = kept_effects(model, traced, tokens, n_closing, max_feature_nodes, ledger, progress)
     rankings = rank(means["refused"], means["complied"], effects, n_closing, seed)
     trial = _Trial(judge, rankings, removal, ledger, seed)
     n_runs = len(counts) * (1 + 2 * len(RANKINGS))

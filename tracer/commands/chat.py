@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crosstrace.tracer.commands.delivery import write_each
+from crosstrace.tracer.commands.delivery import Delivery, write_each
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice
 from crosstrace.tracer.commands.options import (
@@ -73,6 +73,18 @@ def _check(outputs: list[Path] | None, resume: bool) -> None:
         raise typer.BadParameter("--resume needs the -o FILE of the interrupted run: its state is kept beside it")
 
 
+def _state_beside(outputs: list[Path] | None) -> Path | None:
+    """Where a run keeps what it has found until its report is written; None where none is."""
+    return Path(f"{outputs[0]}.partial") if outputs else None
+
+
+def _finish(delivery: Delivery, keep: Path | None, quiet: bool) -> None:
+    """Forget a run's state once its report is safe, and say what was written."""
+    if keep is not None and not delivery.failures:
+        keep.unlink(missing_ok=True)
+    delivery.finish(quiet)
+
+
 def _counts(text: str) -> list[int]:
     numbers = [number.strip() for number in text.split(",")]
     if not all(number.isdecimal() and int(number) for number in numbers):
@@ -133,7 +145,7 @@ def refusal(
         begins = read_prefixes(prefixes)
         asked = read_conversations(refused), read_conversations(complied)
         loaded = chosen.load()
-        keep = Path(f"{output[0]}.partial") if output else None
+        keep = _state_beside(output)
         with step_progress(False if quiet else None) as progress:
             report = find(
                 loaded,
@@ -152,11 +164,9 @@ def refusal(
                 note=note,
             )
         delivery = write_each(output, lambda path: write_report(report, path), debug)
-        if keep is not None and not delivery.failures:
-            keep.unlink(missing_ok=True)
         if not quiet:
             show_refusal(report)
-        delivery.finish(quiet)
+        _finish(delivery, keep, quiet)
 
 
 @chat.command()
@@ -211,7 +221,7 @@ def jailbreak(
         begins = read_prefixes(prefixes)
         pairs = read_conversations(plain), read_conversations(wrapped)
         loaded = chosen.load()
-        keep = Path(f"{output[0]}.partial") if output else None
+        keep = _state_beside(output)
         with step_progress(False if quiet else None) as progress:
             found = find(
                 loaded,
@@ -231,11 +241,9 @@ def jailbreak(
         if page is not None:
             both = prune(found.plain), prune(found.wrapped)
             delivery.write(page, lambda path: write_comparison_html(*both, path, ("plain", "wrapped")))
-        if keep is not None and not delivery.failures:
-            keep.unlink(missing_ok=True)
         if not quiet:
             show_jailbreak(found.report)
-        delivery.finish(quiet)
+        _finish(delivery, keep, quiet)
 
 
 @chat.command()
@@ -304,7 +312,7 @@ def reasoning(
         records = read_conversations(messages)
         entities = read_entities(false) if false is not None else demo_entities(chosen.model)
         loaded = chosen.load()
-        keep = Path(f"{output[0]}.partial") if output else None
+        keep = _state_beside(output)
         with step_progress(False if quiet else None) as progress:
             report = find(
                 loaded,
@@ -322,11 +330,9 @@ def reasoning(
                 progress=progress,
             )
         delivery = write_each(output, lambda path: write_report(report, path), debug)
-        if keep is not None and not delivery.failures:
-            keep.unlink(missing_ok=True)
         if not quiet:
             show_reasoning(report)
-        delivery.finish(quiet)
+        _finish(delivery, keep, quiet)
 
 
 def check_regex(option: str, pattern: str) -> str:

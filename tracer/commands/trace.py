@@ -173,12 +173,14 @@ def trace(
             raise ValueError("--resume needs the -o FILE of the interrupted trace: its rows are kept beside it")
         checkpoint = Path(f"{output[0]}.partial") if output else None
         from crosstrace.graphs import prune, without_template
+        from crosstrace.tracer.attribution.tracing import saes_in_use
         from crosstrace.tracer.attribution.tracing import trace as trace_prompt
         from crosstrace.tracer.cards.naming import with_guesses
         from crosstrace.tracer.terminal.graph import show_graph
 
         readers = named_saes(sae, target or (), loaded_demo=model is None)
         loaded = chosen.load()
+        saes = saes_in_use(loaded, readers)
         note_unknown_words(loaded, asked.text)
         graph = trace_prompt(
             loaded,
@@ -194,18 +196,17 @@ def trace(
             resume=resume,
             keep_checkpoint=True,
             note=note,
-            saes=readers,
+            saes=saes,
         )
         pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=_ALSO_NAMED)
         if attention:
             from crosstrace.tracer.attention.ranking import with_attention
 
             pruned = with_attention(pruned, loaded, progress=False if quiet else None)
-        if readers:
-            from crosstrace.tracer.attribution.tracing import saes_in_use
+        if saes:
             from crosstrace.tracer.reading.written_latents import with_written_latents
 
-            pruned = with_written_latents(pruned, loaded, saes_in_use(loaded, readers))
+            pruned = with_written_latents(pruned, loaded, saes)
         if hide_template:
             pruned = without_template(pruned)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
