@@ -271,6 +271,35 @@ def ending(tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(int(token) for token in ends if token is not None))
 
 
+def turn_marks(tokenizer: Any) -> dict[str, tuple[str, str]]:
+    """Return what a chat template writes before and after a message of each role; roles that it refuses are left out.
+
+    Args:
+        tokenizer: The tokenizer of `transformers`, or None.
+
+    Returns:
+        (before, after) by role, without `<bos>`; empty without a chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return {}
+    user, assistant = {"role": "user", "content": "?"}, {"role": "assistant", "content": "?"}
+    try:
+        first, between, after = _rendered(tokenizer, [user, assistant])[0]
+        closing = _rendered(tokenizer, [user])[0][1]
+    except ValueError:
+        return {}
+    bos = getattr(tokenizer, "bos_token", None) or ""
+    marks = {"user": (first.removeprefix(bos), closing), "assistant": (between.removeprefix(closing), after)}
+    try:
+        system = _rendered(tokenizer, [{"role": "system", "content": "?"}, user])[0]
+    except ValueError:
+        return marks
+    if system[1] != first and (opening := system[0].removeprefix(bos)) != marks["user"][0]:
+        ending_ = system[1].removesuffix(marks["user"][0])
+        marks["system"] = (opening, ending_)
+    return marks
+
+
 def _open_turn() -> Message:
     return {"role": "assistant", "content": "…"}
 

@@ -64,7 +64,7 @@ LEVELS = {
         ["probes", "attention"],
         ["reading"],
         ["interventions", "validation"],
-        ["chat"],
+        ["chat", "server"],
         ["terminal"],
         ["commands"],
     ],

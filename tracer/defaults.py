@@ -7,6 +7,8 @@ MAX_FEATURE_NODES = 8192
 # Under a cap, features are ranked again after this share of the nodes, then whenever half as many again are known. That
 # chooses as well as ranking twice as often does, with fewer and larger batches.
 FIRST_RANKED, RANKED_GROWTH = 1 / 16, 1 / 2
+# Guesses for the strongest features that pruning drops: `show --feature` and `compare` show some of them.
+ALSO_NAMED = 100
 # Bytes of rows held in memory; more of them go to disk.
 ROWS_IN_MEMORY = 4 * 10**9
 # An interruption may cost the rows of this many seconds.
@@ -31,3 +33,11 @@ ATTENTION_TERMS = 10
 # Evaluation: tokens that count, and how many of them, the first, have single layers replaced.
 EVALUATION_TOKENS = 10_000
 EVALUATION_LAYER_TOKENS = 1_024
+
+# The server: what one request may ask for, how many wait, and the bytes of graphs that are kept.
+SERVE_PORT = 5004
+SERVE_PROMPT_TOKENS = 512
+SERVE_FEATURE_NODES = 10_000
+SERVE_NEW_TOKENS = 64
+SERVE_QUEUE = 64
+SERVE_KEPT = "2GB"

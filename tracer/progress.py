@@ -6,12 +6,36 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+Watcher = Callable[[str, int, int], None]
+"""Told what is done, how much of it, and out of how much. What it raises ends the work."""
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 # Shorter work is finished before a bar could be read.
 _WORTH_SHOWING = 64
 # Where there is no terminal, a line is written this often; what takes less is silent there.
 _LINE_SECONDS = 10.0
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Tell a function of the progress of rows and steps inside the block, in place of what is shown on standard error.
+
+    Args:
+        watcher: Called often, in the thread that does the work; an exception from it ends the work.
+
+    Example:
+        >>> with watched(lambda what, done, total: print(what, done, total)):
+        ...     trace(model, prompt)
+    """
+    before = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
 
 
 @contextmanager
@@ -22,6 +46,17 @@ def row_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int
         total: Rows to compute.
         show: Whether to show the bar; None shows it on a terminal only.
     """
+    if (watcher := _watcher.get()) is not None:
+        done = 0
+
+        def tell(rows: int) -> None:
+            nonlocal done
+            done += rows
+            watcher("tracing", done, total)
+
+        watcher("tracing", 0, total)
+        yield tell
+        return
     if show is None:
         show = sys.stderr.isatty() and total >= _WORTH_SHOWING
     if not show:
@@ -223,6 +258,9 @@ def step_progress(show: bool | None = None) -> Iterator[Callable[[str, int, int]
     Args:
         show: Whether to show it; None: yes.
     """
+    if (watcher := _watcher.get()) is not None:
+        yield watcher
+        return
     if show is False:
         yield lambda what, done, total: None
         return

@@ -106,7 +106,11 @@ def view(
 
 
 def page(
-    data: Mapping[str, Any], template: str = "page.html", title: str | None = None, limits: PageLimits = LIMITS
+    data: Mapping[str, Any],
+    template: str = "page.html",
+    title: str | None = None,
+    limits: PageLimits = LIMITS,
+    permits: Sequence[str] = (),
 ) -> bytes:
     """Return the finished page around its content.
 
@@ -115,6 +119,7 @@ def page(
         template: One of those built from `viewer/`.
         title: The page's title; from the prompt if None.
         limits: How much the page may hold.
+        permits: Further directives of the content security policy, for a page that a server stands behind.
 
     Raises:
         ValueError: `data` cannot be written as JSON (it holds NaN, for example), or is too large.
@@ -129,7 +134,7 @@ def page(
             f"the page would hold {len(content) / 1e6:,.0f} MB (at most {limits.page_bytes / 1e6:,.0f} MB): prune the "
             "graph further first, or give fewer cards"
         )
-    filled = empty.replace("{{CSP}}", html.escape(_policy(empty)))
+    filled = empty.replace("{{CSP}}", html.escape(_policy(empty, permits)))
     title = f"{title or short(str(data.get('prompt') or 'graph'), 80)} · crosstrace"
     # The data comes last: nothing is looked for inside it.
     filled = filled.replace("{{TITLE}}", html.escape(title))
@@ -147,8 +152,8 @@ def script_safe(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _policy(template: str) -> str:
-    """The content security policy: the hashes of the template's own script and style, nothing else."""
+def _policy(template: str, permits: Sequence[str]) -> str:
+    """The content security policy: the hashes of the template's own script and style, what is permitted, nothing else."""
     scripts = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
     styles = re.findall(r"<style>(.*?)</style>", template, re.DOTALL)
     return "; ".join(
@@ -158,6 +163,7 @@ def _policy(template: str) -> str:
             f"style-src {' '.join(map(_hash, styles))}",
             "base-uri 'none'",
             "form-action 'none'",
+            *permits,
         )
     )
 

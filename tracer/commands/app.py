@@ -25,6 +25,7 @@ VERBS = (
     "attention",
     "train",
     "evaluate",
+    "serve",
 )
 """The verbs in the order of the help: each is the function of that name in the module of that name beside this one."""
 

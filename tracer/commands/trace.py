@@ -50,8 +50,6 @@ from crosstrace.tracer.commands.prompt_choice import (
 )
 
 _TARGETS = "What to explain"
-# Guesses for the strongest features that pruning drops: `show --feature` and `compare` show some of them.
-_ALSO_NAMED = 100
 
 
 def trace(
@@ -198,7 +196,7 @@ def trace(
             note=note,
             saes=saes,
         )
-        pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=_ALSO_NAMED)
+        pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=defaults.ALSO_NAMED)
         if attention:
             from crosstrace.tracer.attention.ranking import with_attention
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from crosstrace.graphs import FeatureCards, write_atomically
@@ -98,6 +99,7 @@ class BeforeAfter:
         generated_before: The text generated without interventions, if any was wanted.
         generated_after: The text generated under them.
         answer: The tokens of a conversation's answer; then the top tokens are those where it begins.
+        asked: The tokens that were asked for, whatever their probability.
     """
 
     prompt: str
@@ -113,6 +115,7 @@ class BeforeAfter:
     generated_before: str | None
     generated_after: str | None
     answer: list[AnswerToken] = field(default_factory=list)
+    asked: list[TokenChange] = field(default_factory=list)
 
 
 def parse_intervention(verb: str, text: str) -> Intervention:
@@ -159,6 +162,7 @@ def before_and_after(
     max_new_tokens: int = 0,
     cards: FeatureCards | None = None,
     excluded_first: int | None = None,
+    asked: Sequence[int] = (),
 ) -> BeforeAfter:
     """Run a prompt with and without interventions.
 
@@ -173,6 +177,7 @@ def before_and_after(
         max_new_tokens: How many tokens to generate before and after.
         cards: Feature cards, whose automatic labels name the features that are found active.
         excluded_first: How many first positions carry no features; None for the model's own choice.
+        asked: Token ids to report on, whatever their probability.
 
     Raises:
         ValueError: Prompt, interventions or settings cannot be used.
@@ -216,7 +221,11 @@ def before_and_after(
         flips = outcome.became_active, outcome.became_inactive
     if not bool(logits_v.isfinite().all()):
         raise ValueError("the logits are no longer finite: these values are too large for float32 arithmetic")
-    tops = _changes(model, local.logits(place), logits_v, top)
+    before_v = local.logits(place)
+    tops = [
+        _changes(model, before_v, logits_v, logits.topk(min(top, len(logits))).indices)
+        for logits in (before_v, logits_v)
+    ]
     return BeforeAfter(
         prompt=prompt if isinstance(prompt, str) else " ".join(model.token_strings(local.tokens_p)),
         token_strings=model.token_strings(local.tokens_p),
@@ -231,6 +240,7 @@ def before_and_after(
         generated_before=texts[0] if texts else None,
         generated_after=texts[1] if texts else None,
         answer=answer,
+        asked=_changes(model, before_v, logits_v, torch.tensor(asked, dtype=torch.long, device=before_v.device)),
     )
 
 
@@ -247,30 +257,16 @@ def _answer(
     return [AnswerToken(*row) for row in zip(strings, places, before, after, strict=True)]
 
 
-def _changes(model: ReplacementModel, before_v: Tensor, after_v: Tensor, top: int) -> list[list[TokenChange]]:
-    """Return the top tokens before, and those after."""
+def _changes(model: ReplacementModel, before_v: Tensor, after_v: Tensor, tokens_t: Tensor) -> list[TokenChange]:
+    """Return what became of some tokens (T,)."""
     change_v = (after_v - before_v).double()
     change_v -= change_v.mean()
     log_before_v, log_after_v = before_v.double().log_softmax(-1), after_v.double().log_softmax(-1)
-    p_before_v, p_after_v, more_likely_v = log_before_v.exp(), log_after_v.exp(), log_after_v - log_before_v
-    lists = []
-    for probability_v in (p_before_v, p_after_v):
-        tokens = probability_v.topk(min(top, len(probability_v))).indices
-        strings = model.token_strings(tokens.cpu())
-        lists.append(
-            [
-                TokenChange(
-                    token,
-                    string,
-                    p_before_v[token].item(),
-                    p_after_v[token].item(),
-                    change_v[token].item(),
-                    more_likely_v[token].item(),
-                )
-                for token, string in zip(tokens.tolist(), strings, strict=True)
-            ]
-        )
-    return lists
+    more_likely_v = log_after_v - log_before_v
+    columns = (log_before_v.exp(), log_after_v.exp(), change_v, more_likely_v)
+    values = zip(*(column[tokens_t].tolist() for column in columns), strict=True)
+    named = zip(tokens_t.tolist(), model.token_strings(tokens_t.cpu()), values, strict=True)
+    return [TokenChange(token, string, *changes) for token, string, changes in named]
 
 
 def _describe(intervention: Intervention) -> str:

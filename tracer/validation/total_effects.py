@@ -126,7 +126,7 @@ def total_effects(
     values[graph.layout.features] = graph.activations[graph.selected_features].numpy()
     shares, predicted = [], []
     for group in groups:
-        edges = _without_rows(graph.edges, group)
+        edges = without_rows(graph.edges, group)
         shares.append(float(spread(edges, row_scale(edges), weights)[group].sum()))
         predicted.append(float(signed_effects(edges, weights, values)[group].sum()))
     return TotalEffects(
@@ -211,7 +211,7 @@ def _supernode(graph: AttributionGraph, group: Sequence[int], name: str) -> Supe
     return Supernode(name, tuple(members))
 
 
-def _without_rows(edges: scipy.sparse.csr_array, rows: Sequence[int]) -> scipy.sparse.csr_array:
+def without_rows(edges: scipy.sparse.csr_array, rows: Sequence[int]) -> scipy.sparse.csr_array:
     """Return the edges with some nodes held: what flows into them ends there, so no path passes through two of them."""
     if len(rows) == 1:
         return edges

@@ -1,0 +1,62 @@
+"""Servers of the embedded demo for the tests of this folder: the model is loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from fastapi.testclient import TestClient
+
+from crosstrace.replacement_model import ReplacementModel
+from crosstrace.replacement_model.fingerprints import weight_fingerprints
+from crosstrace.tracer import find_cards
+from crosstrace.tracer.server.app import create_app
+from crosstrace.tracer.server.models import Served
+from crosstrace.tracer.server.settings import ServeSettings
+
+HERE = "http://127.0.0.1:5004"
+Start = Callable[..., TestClient]
+
+
+def load(name: str) -> Served:
+    model = ReplacementModel.from_pretrained(name)
+    return Served(name, model, find_cards(model.name, model.transcoders.name, weight_fingerprints(model)))
+
+
+@pytest.fixture(scope="session")
+def served() -> list[Served]:
+    return [load("demo"), load("demo-chat")]
+
+
+@pytest.fixture
+def start(served: list[Served], tmp_path: Path) -> Iterator[Start]:
+    """Start a server; by default its client sends the page's token."""
+    running: list[TestClient] = []
+
+    def begin(token: bool = True, base: str = HERE, **settings: Any) -> TestClient:
+        uploads = settings.pop("uploads", None)
+        app = create_app(served, ServeSettings(settings.pop("folder", tmp_path / "kept"), **settings), uploads)
+        client = TestClient(app, base_url=base, raise_server_exceptions=False)
+        client.__enter__()
+        running.append(client)
+        if token:
+            client.headers["x-page-token"] = app.state.service.access.token
+        return client
+
+    yield begin
+    for client in running:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def client(served: list[Served], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A server that the tests of a module share."""
+    app = create_app(served, ServeSettings(tmp_path_factory.mktemp("kept")))
+    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as found:
+        found.headers["x-page-token"] = app.state.service.access.token
+        yield found
