@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from crosstrace.tracer.server.chat_prompts import turns_in, without_bos
-from crosstrace.tracer.server.exports import exported
+from crosstrace.tracer.server.exports import as_file
 from crosstrace.tracer.server.jobs import Refused, checked, done
 from crosstrace.tracer.server.models import Prompt, Served
 from crosstrace.tracer.server.service import FAILURES, Service, prompt_of
@@ -68,8 +68,8 @@ def contract(service: Service) -> APIRouter:
 
         def work() -> bytes:
             traced = trace_graph(served, asked, prompt)
-            entry = keep(service.store, served, traced, asked, body.slug_identifier)
-            return exported(service.store, served, entry, ".json", body.slug_identifier)
+            keep(service.store, served, traced, asked, body.slug_identifier)
+            return as_file(traced.graph, served, ".json", body.slug_identifier)
 
         content = await done(service.engine, request, f"graph {body.slug_identifier}", work)
         if body.signed_url is None:

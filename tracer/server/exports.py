@@ -10,6 +10,7 @@ from pathlib import Path
 from crosstrace.graphs import (
     AttributionGraph,
     Figure,
+    GraphvizMissing,
     SavedState,
     read_state,
     with_card_labels,
@@ -52,16 +53,27 @@ def exported(store: GraphStore, served: Served | None, entry: Entry, suffix: str
             raise ValueError("the graph is not kept any more")
         return content
     graph = _graph(store, entry)
+    return as_file(graph, served, suffix, slug, saved_state(entry, graph))
+
+
+def as_file(
+    graph: AttributionGraph,
+    served: Served | None,
+    suffix: str,
+    slug: str | None = None,
+    state: SavedState | None = None,
+) -> bytes:
+    """Return a graph in a format; see `exported`."""
     cards = served.cards if served is not None else None
-    state = saved_state(entry, graph)
     with tempfile.TemporaryDirectory(prefix="crosstrace-") as temporary:
         path = Path(temporary) / f"graph{suffix}"
-        if suffix == ".json":
-            write_json(with_card_labels(graph, cards), path, slug, state=state)
-        elif suffix in FIGURES:
-            write_graph(graph, path, _figure(state), cards, state)
-        else:
-            write_graph(graph, path, None, cards, state)
+        try:
+            if suffix == ".json":
+                write_json(with_card_labels(graph, cards), path, slug, state=state)
+            else:
+                write_graph(graph, path, _figure(state) if suffix in FIGURES else None, cards, state)
+        except GraphvizMissing:
+            raise ValueError(f"no program on the server's machine draws {suffix}") from None
         return path.read_bytes()
 
 

@@ -44,7 +44,7 @@ def page_api(service: Service) -> APIRouter:
     settings, store = service.settings, service.store
     guessing = asyncio.Lock()
 
-    @router.get("/", response_class=HTMLResponse, responses=HTML)
+    @router.get("/", response_model=None, responses=HTML)
     async def front(request: Request) -> Response:
         """Return the page, or one to sign in on."""
         signed_in = service.access.may_read(dict(request.scope["headers"]))
@@ -169,13 +169,13 @@ def page_api(service: Service) -> APIRouter:
         found.cancel()
         return _job(found)
 
-    @router.get("/graphs/{graph_id}/page", response_class=HTMLResponse, responses=HTML)
+    @router.get("/graphs/{graph_id}/page", response_model=None, responses=HTML)
     async def page_of(graph_id: IdPath) -> Response:
         """Return a graph's page, the same as its file."""
         entry = await run_in_threadpool(service.entry, graph_id)
         return HTMLResponse(await checked(graph_page, store, entry))
 
-    @router.get("/compare/{first}/{second}", response_class=HTMLResponse, responses=HTML)
+    @router.get("/compare/{first}/{second}", response_model=None, responses=HTML)
     async def compare(first: IdPath, second: IdPath, request: Request) -> Response:
         """Return the page of two graphs."""
         entries = [await run_in_threadpool(service.entry, one) for one in (first, second)]

@@ -14,7 +14,7 @@ from crosstrace.tracer import defaults
 from crosstrace.tracer.server.settings import EDITS, MEMBERS
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=200_000)]
+Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=200)]
 Slug = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9_.-]+$")]
 Id = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9_-]+$")]

@@ -271,7 +271,9 @@ def steer(
             if seed is not None:
                 torch.manual_seed(seed)
             # One more than is shown: its logits are those after the last token.
-            made = model.generate(local, changes, n_tokens + 1, freeze, return_logits=True, **sampling)
+            made = model.generate(
+                local, changes, n_tokens + 1, freeze if changes else "iterative", return_logits=True, **sampling
+            )
         assert made.logits_rtv is not None
         found.append(_steered(served, local.tokens_p, made.tokens_rt[0][:-1], made.logits_rtv[0], top))
     return found[0], found[1]
