@@ -54,6 +54,10 @@ def page_api(service: Service) -> APIRouter:
         content = await run_in_threadpool(page, data, "serve.html", "crosstrace", permits=_PERMITS)
         return HTMLResponse(content)
 
+    @router.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return Response(status_code=204)
+
     @router.post("/sign-in", responses={200: {"model": dict[str, bool]}})
     async def sign_in(body: SignIn) -> Response:
         """Take the secret and set a cookie."""

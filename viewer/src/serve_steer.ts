@@ -112,10 +112,10 @@ export class Steering {
       nodes = [model.node(clicked)];
       name = nodes[0] >= 0 ? model.name(nodes[0], 60) : "";
     }
-    const features = nodes.filter((node) => node >= 0 && model.kind(node) === "feature");
-    if (!features.length) return none("Only features can be changed, alone or in groups.");
-    const members = features.map((node): [number, number, number] => [model.layer(node), model.data.nodes.feature[node], model.position(node)]);
-    const about = features.length === 1 ? `${reference(members[0], "here")} · ${short(model.token(members[0][2]), 18)}` : `${features.length} features`;
+    const here = nodes.filter((node) => node >= 0 && model.kind(node) === "feature");
+    if (!here.length) return none("Only features can be changed, alone or in groups.");
+    const members = here.map((node): [number, number, number] => [model.layer(node), model.data.nodes.feature[node], model.position(node)]);
+    const about = here.length === 1 ? `${reference(members[0], "here")} · ${short(model.token(members[0][2]), 18)}` : `${here.length} features`;
     return { name: visible(name), members, about };
   }
 
@@ -243,7 +243,7 @@ export class Steering {
     const made: HTMLElement[] = [];
     if (first !== null && second !== null) {
       const other = first.trim() !== second.trim();
-      const side = (title: string, text: string, extra: string): HTMLElement => h("div", { class: `side ${extra}` }, h("h3", {}, title), h("p", { dir: "auto" }, visible(text.trim()) || "∅"));
+      const side = (title: string, text: string, extra: string): HTMLElement => h("div", { class: `side ${extra}` }, h("h3", {}, title), text.trim() ? h("p", { dir: "auto" }, visible(text.trim())) : h("p", { class: "ended" }, "nothing: the text ends"));
       made.push(h("div", { class: "sides" }, side("answer before", first, "before"), side(other ? "answer after" : "answer after (the same)", second, other ? "after other" : "after")));
     }
     if (outcome.answer.length) {
@@ -254,13 +254,13 @@ export class Steering {
     const rows = new Map([...before.slice(0, ROWS), ...after.slice(0, ROWS)].map((row) => [row.token, row]));
     const sorted = [...rows.values()].sort((a, b) => Math.max(b.before, b.after) - Math.max(a.before, a.after)).slice(0, ROWS);
     const most = Math.max(...sorted.map((row) => Math.max(row.before, row.after)), 1e-9);
-    made.push(h("table", { class: "outcome" }, head("next token", "before", "after", "logit", "predicted"), h("tbody", {}, ...sorted.map((row) => {
+    made.push(h("table", { class: "outcome" }, head("next token", "before", "after", "Δ logit", "predicted"), h("tbody", {}, ...sorted.map((row) => {
       const foreseen = predicted.get(row.token)?.predicted;
       return h("tr", {}, h("th", { dir: "auto", scope: "row" }, short(row.string)), share(row.before, most), share(row.after, most), change(row.logit_change),
         foreseen === undefined || foreseen === null ? h("td", {}, "") : change(foreseen));
     }))));
     const still = outcome.found.filter((text) => text.startsWith("not active") || text.endsWith("not active here"));
-    const notes = [`${outcome.became_active} features began to fire, ${outcome.became_inactive} stopped.`, ...still.map((text) => `What was changed: ${text}.`)];
+    const notes = [`${features(outcome.became_active)} began to fire, ${outcome.became_inactive} stopped.`, ...still.map((text) => `What was changed: ${text}.`)];
     made.push(h("p", { class: "hint", dir: "auto" }, visible(notes.join(" "))));
     if (second?.trim() && !outcome.answer.length) {
       made.push(button("Trace this answer", "Trace the prompt with the answer after the change, as one that is read", () => this.traceAnswer(second)));
@@ -268,6 +268,8 @@ export class Steering {
     return made;
   }
 }
+
+const features = (n: number): string => (n === 1 ? "1 feature" : `${n} features`);
 
 /** `L3/417@7`, `L3/417@7:` or `L3/417`. */
 function reference([layer, feature, position]: [number, number, number], where: Where): string {
@@ -284,7 +286,7 @@ function summary(outcome: Outcome): string {
 
 function head(...names: string[]): HTMLElement {
   const about: Record<string, string> = {
-    logit: "Change of the token's logit against the mean of all tokens, measured", predicted: "The change that the graph predicts, for its targets",
+    "Δ logit": "Change of the token's logit against the mean of all tokens, measured", predicted: "The change that the graph predicts, for its targets",
   };
   return h("thead", {}, h("tr", {}, ...names.map((name) => h("th", { scope: "col", title: about[name] }, name))));
 }
@@ -292,7 +294,7 @@ function head(...names: string[]): HTMLElement {
 function share(value: number, most: number): HTMLElement {
   const bar = h("span", {});
   bar.style.width = `${Math.round((100 * value) / most)}%`;
-  return h("td", {}, h("span", { class: "share", "aria-hidden": "true" }, bar), probability(value));
+  return h("td", {}, h("span", { class: "share", "aria-hidden": "true" }, bar), h("span", { class: "figure" }, probability(value)));
 }
 
 function change(value: number): HTMLElement {
