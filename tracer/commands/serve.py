@@ -132,13 +132,9 @@ def serve(
 
 
 def _served(choice: ModelChoice, cards: Path | None) -> Served:
-    from crosstrace.replacement_model.fingerprints import weight_fingerprints
-    from crosstrace.tracer.cards.lookup import find_cards
     from crosstrace.tracer.server.models import Served
 
-    loaded = choice.load()
-    found = find_cards(loaded.name, loaded.transcoders.name, weight_fingerprints(loaded), given=cards, note=note)
-    return Served(choice.model or "demo", loaded, found)
+    return Served.of(choice.load(), choice.model or "demo", cards, note)
 
 
 def data_folder() -> Path:

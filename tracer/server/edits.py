@@ -146,7 +146,7 @@ def edited(
         cards=served.cards,
         asked=[token for _, token in targets],
     )
-    predicted = [predicted_change(graph, i, interventions) for i, _ in targets]
+    predicted = [predicted_change(graph, i, interventions, asked.freeze == "direct") for i, _ in targets]
     rows = [
         {"token": change.token, "string": change.string, "predicted": foreseen, "measured": change.logit_change}
         for change, foreseen in zip(result.asked, predicted, strict=True)
@@ -162,7 +162,9 @@ def _prompt_of(graph: AttributionGraph) -> Conversation:
     return Conversation(tuple(graph.tokens.tolist()), (), answer, ())
 
 
-def predicted_change(graph: AttributionGraph, target: int, interventions: Sequence[Intervention]) -> float | None:
+def predicted_change(
+    graph: AttributionGraph, target: int, interventions: Sequence[Intervention], direct: bool = False
+) -> float | None:
     """Return the change of a target's centred logit that the graph predicts.
 
     What a feature adds to the target over all paths (see `crosstrace.tracer.validation.total_effects`) changes in
@@ -172,6 +174,7 @@ def predicted_change(graph: AttributionGraph, target: int, interventions: Sequen
         graph: Raw or pruned.
         target: Index of one of the graph's targets.
         interventions: As `interventions_of` returns them.
+        direct: Whether all other features are held: then the edges into the target alone count.
 
     Returns:
         The change; None where an intervention takes activations from another prompt, or sets or adds to a feature that is
@@ -200,7 +203,10 @@ def predicted_change(graph: AttributionGraph, target: int, interventions: Sequen
     weights[layout.logits.start + target] = 1.0
     whole = np.ones(graph.n)
     whole[layout.features] = values
-    effects = signed_effects(without_rows(graph.edges, sorted(factors)), weights, whole) if factors else whole
+    if direct:
+        effects = graph.edges.T @ weights
+    else:
+        effects = signed_effects(without_rows(graph.edges, sorted(factors)), weights, whole) if factors else whole
     return float(sum(change * effects[node] for node, change in factors.items()))
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 from crosstrace.graphs import FeatureCards
@@ -14,6 +15,7 @@ from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.conversations import Conversation, Message, check_messages, plain_conversation
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.prompts import check_text
+from crosstrace.tracer.cards.lookup import Note, find_cards
 from crosstrace.tracer.server.settings import Limits
 
 _T = TypeVar("_T")
@@ -47,6 +49,26 @@ class Served:
     def __init__(self, name: str, model: ReplacementModel, cards: FeatureCards | None) -> None:
         self.name, self.model, self.cards, self.scan = name, model, cards, scan_name(model.name)
         self._tokenizing = threading.Lock()  # requests are checked side by side, which tokenizers need not allow
+
+    @classmethod
+    def of(
+        cls, model: ReplacementModel, name: str | None = None, cards: Path | None = None, note: Note | None = None
+    ) -> Served:
+        """Return a model to be served, with its feature cards.
+
+        Args:
+            model: The model.
+            name: How requests call it; its own name if None.
+            cards: A file of feature cards; None for those beside the transcoders.
+            note: Called with one line that says why cards beside the transcoders are not used.
+
+        Raises:
+            OSError: The given file cannot be read.
+            ValueError: It is not a file of cards, or belongs to other transcoders.
+        """
+        fingerprints = weight_fingerprints(model)
+        found = find_cards(model.name, model.transcoders.name, fingerprints, given=cards, note=note)
+        return cls(name or model.name, model, found)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

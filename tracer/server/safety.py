@@ -39,7 +39,12 @@ _HEADERS = {
     b"referrer-policy": b"no-referrer",
     b"cache-control": b"no-store",
 }
-_OPEN = {"/", "/favicon.ico", "/sign-in", "/check-busy"}  # what may be asked for without the secret; the page then asks for it
+_OPEN = {
+    "/",
+    "/favicon.ico",
+    "/sign-in",
+    "/check-busy",
+}  # what may be asked for without the secret; the page then asks for it
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 
 

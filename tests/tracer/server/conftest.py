@@ -13,8 +13,6 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from crosstrace.replacement_model import ReplacementModel
-from crosstrace.replacement_model.fingerprints import weight_fingerprints
-from crosstrace.tracer import find_cards
 from crosstrace.tracer.server.app import create_app
 from crosstrace.tracer.server.models import Served
 from crosstrace.tracer.server.settings import ServeSettings
@@ -24,8 +22,7 @@ Start = Callable[..., TestClient]
 
 
 def load(name: str) -> Served:
-    model = ReplacementModel.from_pretrained(name)
-    return Served(name, model, find_cards(model.name, model.transcoders.name, weight_fingerprints(model)))
+    return Served.of(ReplacementModel.from_pretrained(name), name)
 
 
 @pytest.fixture(scope="session")
