@@ -57,3 +57,26 @@ def client(served: list[Served], tmp_path_factory: pytest.TempPathFactory) -> It
     with TestClient(app, base_url=HERE, raise_server_exceptions=False) as found:
         found.headers["x-page-token"] = app.state.service.access.token
         yield found
+
+
+@pytest.fixture(scope="module")
+def stranger(client: TestClient) -> TestClient:
+    """Somebody who can reach the shared server and does not know its token."""
+    return TestClient(client.app, base_url=HERE, raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def guarded(served: list[Served], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A server with a secret, and a client that does not give it."""
+    app = create_app(served, ServeSettings(tmp_path_factory.mktemp("guarded"), secret="a long secret"))
+    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def uploading(served: list[Served], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A server that may upload."""
+    app = create_app(served, ServeSettings(tmp_path_factory.mktemp("uploading"), allow_uploads=True))
+    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as found:
+        found.headers["x-page-token"] = app.state.service.access.token
+        yield found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -95,8 +96,9 @@ def test_on_a_network_only_addresses_and_named_hosts_lead_here():
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CHANGES)
-def test_nothing_is_changed_or_computed_without_the_token(start, method, path, body):
-    client = start(token=False)
+def test_nothing_is_changed_or_computed_without_the_token(stranger, method, path, body):
+    client = stranger
+    before = client.get("/api/graphs").json()["graphs"]
     for headers in (
         {},
         {"x-page-token": "guess"},
@@ -108,7 +110,7 @@ def test_nothing_is_changed_or_computed_without_the_token(start, method, path, b
         assert answer.status_code == 403, (headers, answer.text)
     form = client.request(method, path, content=b"prompt=x", headers={"content-type": "text/plain"})
     assert form.status_code == 403
-    assert client.get("/api/graphs").json()["graphs"] == []
+    assert client.get("/api/graphs").json()["graphs"] == before
 
 
 def test_the_token_is_not_in_what_another_origin_can_read(client):
@@ -146,8 +148,8 @@ def test_an_address_that_others_reach_needs_a_secret(tmp_path):
 
 
 @pytest.mark.parametrize("path", READS)
-def test_with_a_secret_nothing_can_be_read_without_it(start, path):
-    client = start(token=False, secret="a long secret")
+def test_with_a_secret_nothing_can_be_read_without_it(guarded, path):
+    client = guarded
     for headers in (
         {},
         {"x-secret-key": "a long secre"},
@@ -178,9 +180,8 @@ def test_with_a_secret_the_page_gives_nothing_away_before_one_has_signed_in(star
     assert client.post("/forward-pass", json={"prompt": PROMPT}, headers={"x-page-token": token}).status_code == 200
 
 
-def test_the_secret_alone_lets_programs_in(start):
-    client = start(token=False, secret="a long secret")
-    answer = client.post("/forward-pass", json={"prompt": PROMPT}, headers={"x-secret-key": "a long secret"})
+def test_the_secret_alone_lets_programs_in(guarded):
+    answer = guarded.post("/forward-pass", json={"prompt": PROMPT}, headers={"x-secret-key": "a long secret"})
     assert answer.json()["salient_logits"][0]["token"] == "Austin"
 
 
@@ -308,10 +309,8 @@ def test_uploads_are_off_unless_asked_for(client, url):
         ("https://8.8.8.8/a\r\nHost: evil", "characters|cannot be read"),
     ],
 )
-def test_only_public_https_addresses_are_spoken_to(start, url, said):
-    import re
-
-    answer = start(allow_uploads=True).post("/generate-graph", json={**GRAPH, "signed_url": url})
+def test_only_public_https_addresses_are_spoken_to(uploading, url, said):
+    answer = uploading.post("/generate-graph", json={**GRAPH, "signed_url": url})
     assert answer.status_code == 400
     assert re.search(said, answer.json()["error"])
 
