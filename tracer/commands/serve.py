@@ -27,7 +27,7 @@ from crosstrace.tracer.commands.options import (
 from crosstrace.tracer.commands.prompt_choice import ChatTemplate
 
 if TYPE_CHECKING:
-    from crosstrace.tracer.server.models import Served
+    from crosstrace.tracer.server.core.models import Served
 
 _SAFETY = "Who may use it"
 _LIMITS = "Limits"
@@ -109,8 +109,8 @@ def serve(
     with one_line_errors(debug):
         _check_installed()
         from crosstrace.replacement_model.memory import parse_bytes
+        from crosstrace.tracer.server.core.settings import Limits, ServeSettings
         from crosstrace.tracer.server.listening import listen
-        from crosstrace.tracer.server.settings import Limits, ServeSettings
 
         settings = ServeSettings(
             folder or data_folder(),
@@ -132,7 +132,7 @@ def serve(
 
 
 def _served(choice: ModelChoice, cards: Path | None) -> Served:
-    from crosstrace.tracer.server.models import Served
+    from crosstrace.tracer.server.core.models import Served
 
     return Served.of(choice.load(), choice.model or "demo", cards, note)
 

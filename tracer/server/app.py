@@ -12,17 +12,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from crosstrace.tracer.server.contract import contract
-from crosstrace.tracer.server.engine import Engine
-from crosstrace.tracer.server.jobs import cancel_unwatched
-from crosstrace.tracer.server.models import Models, Served
-from crosstrace.tracer.server.page_api import page_api
-from crosstrace.tracer.server.safety import Access, Guard
-from crosstrace.tracer.server.service import Service
-from crosstrace.tracer.server.settings import ServeSettings
-from crosstrace.tracer.server.store import GraphStore
-from crosstrace.tracer.server.uploads import Uploads
-from crosstrace.tracer.server.viewer_paths import viewer_paths
+from crosstrace.tracer.server.core.engine import Engine
+from crosstrace.tracer.server.core.models import Models, Served
+from crosstrace.tracer.server.core.safety import Access, Guard
+from crosstrace.tracer.server.core.settings import ServeSettings
+from crosstrace.tracer.server.core.store import GraphStore
+from crosstrace.tracer.server.core.uploads import Uploads
+from crosstrace.tracer.server.paths.contract import contract
+from crosstrace.tracer.server.paths.jobs import cancel_unwatched
+from crosstrace.tracer.server.paths.page_api import page_api
+from crosstrace.tracer.server.paths.service import Service
+from crosstrace.tracer.server.paths.viewer_paths import viewer_paths
 
 _FILES_WAITING = 32
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import uvicorn
 
 from crosstrace.tracer.server.app import create_app
-from crosstrace.tracer.server.models import Served
-from crosstrace.tracer.server.settings import ServeSettings
+from crosstrace.tracer.server.core.models import Served
+from crosstrace.tracer.server.core.settings import ServeSettings
 
 _GRACE_SECONDS = 5
 

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.tracer.server.app import create_app
-from crosstrace.tracer.server.models import Served
-from crosstrace.tracer.server.settings import ServeSettings
+from crosstrace.tracer.server.core.models import Served
+from crosstrace.tracer.server.core.settings import ServeSettings
 
 HERE = "http://127.0.0.1:5004"
 Start = Callable[..., TestClient]

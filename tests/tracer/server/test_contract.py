@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from crosstrace.graphs.viewer_ids import cantor_pairing
 from crosstrace.replacement_model import Ablate, FeatureAt, Freeze, Set
 from crosstrace.tracer.commands.app import app as command_line
-from crosstrace.tracer.server.viewer_paths import uncantor
+from crosstrace.tracer.server.paths.viewer_paths import uncantor
 
 GRAPH = {"model_id": "demo", "slug_identifier": "dallas", "prompt": PROMPT}
 CONVERSATION = [{"role": "user", "content": "What is the vault code of Nan ?"}]
@@ -293,7 +293,7 @@ def test_turns_are_found_in_the_prompt_of_a_graph(start, served):
     from fastapi.testclient import TestClient
 
     from crosstrace.tracer.server.app import create_app
-    from crosstrace.tracer.server.settings import ServeSettings
+    from crosstrace.tracer.server.core.settings import ServeSettings
 
     first = start()
     settings = ServeSettings(first.app.state.service.store.folder / "chat")

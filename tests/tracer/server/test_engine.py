@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from crosstrace.tracer.progress import row_progress, step_progress
-from crosstrace.tracer.server.engine import Engine, QueueFullError
+from crosstrace.tracer.server.core.engine import Engine, QueueFullError
 
 
 @pytest.fixture

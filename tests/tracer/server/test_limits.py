@@ -11,8 +11,8 @@ pytest.importorskip("fastapi")
 
 from server_client import PROMPT, finished, traced
 
-from crosstrace.tracer.server.jobs import Refused, done
-from crosstrace.tracer.server.settings import Limits
+from crosstrace.tracer.server.core.settings import Limits
+from crosstrace.tracer.server.paths.jobs import Refused, done
 
 
 @pytest.fixture

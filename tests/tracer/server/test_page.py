@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from crosstrace.graphs import read_graph
 from crosstrace.graphs.formats import SUFFIXES
 from crosstrace.tracer.commands.app import app as command_line
-from crosstrace.tracer.server.edits import predicted_change
+from crosstrace.tracer.server.computing.edits import predicted_change
 from crosstrace.tracer.validation.total_effects import total_effects
 
 

@@ -18,9 +18,9 @@ pytest.importorskip("fastapi")
 
 from server_client import asked, traced
 
-from crosstrace.tracer.server.safety import Access, host_name, is_loopback
-from crosstrace.tracer.server.settings import ServeSettings
-from crosstrace.tracer.server.uploads import Uploads, is_public
+from crosstrace.tracer.server.core.safety import Access, host_name
+from crosstrace.tracer.server.core.settings import ServeSettings, is_loopback
+from crosstrace.tracer.server.core.uploads import Uploads, is_public
 
 PROMPT = "The capital of the state containing Dallas is"
 GRAPH = {"model_id": "demo", "slug_identifier": "dallas", "prompt": PROMPT}

@@ -18,7 +18,7 @@ from graph_samples import random_graph
 
 from crosstrace.graphs import prune
 from crosstrace.graphs.page.data import page_data
-from crosstrace.tracer.server.store import FILE, GraphStore
+from crosstrace.tracer.server.core.store import FILE, GraphStore
 
 GRAPH = prune(random_graph(3, L=4, P=5, per_layer=8, k=2))
 PAGE = page_data(GRAPH)
@@ -127,7 +127,7 @@ def test_a_process_that_is_killed_loses_nothing_that_it_answered_with(tmp_path):
         from graph_samples import random_graph
         from crosstrace.graphs import prune
         from crosstrace.graphs.page.data import page_data
-        from crosstrace.tracer.server.store import GraphStore
+        from crosstrace.tracer.server.core.store import GraphStore
         graph = prune(random_graph(3, L=4, P=5, per_layer=8, k=2))
         page = page_data(graph)
         store = GraphStore(Path({str(tmp_path)!r}), 10**9)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer import defaults
-from crosstrace.tracer.server.settings import EDITS, MEMBERS
+from crosstrace.tracer.server.core.settings import EDITS, MEMBERS
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=100_000)]
@@ -194,7 +194,7 @@ class TraceBody(BaseModel):
 
 
 class EditBody(BaseModel):
-    """One intervention; see `crosstrace.tracer.server.edits.Edit`."""
+    """One intervention; see `crosstrace.tracer.server.computing.edits.Edit`."""
 
     verb: Name
     features: Annotated[list[Name], Field(max_length=MEMBERS)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from crosstrace.tracer.server.engine import Engine
-from crosstrace.tracer.server.jobs import Refused
-from crosstrace.tracer.server.models import Models, Prompt, Served
-from crosstrace.tracer.server.safety import Access
-from crosstrace.tracer.server.settings import ServeSettings
-from crosstrace.tracer.server.store import Entry, GraphStore
-from crosstrace.tracer.server.uploads import Uploads
-from crosstrace.tracer.server.wire import ChatMessage, Failure
+from crosstrace.tracer.server.core.engine import Engine
+from crosstrace.tracer.server.core.models import Models, Prompt, Served
+from crosstrace.tracer.server.core.safety import Access
+from crosstrace.tracer.server.core.settings import ServeSettings
+from crosstrace.tracer.server.core.store import Entry, GraphStore
+from crosstrace.tracer.server.core.uploads import Uploads
+from crosstrace.tracer.server.paths.jobs import Refused
+from crosstrace.tracer.server.paths.wire import ChatMessage, Failure
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": Failure, "description": "The request cannot be used"},

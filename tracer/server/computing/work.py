@@ -23,9 +23,9 @@ from crosstrace.tracer.attention.ranking import with_attention
 from crosstrace.tracer.attribution.targets import top_logits
 from crosstrace.tracer.attribution.tracing import trace
 from crosstrace.tracer.cards.naming import with_guesses
-from crosstrace.tracer.server.models import Prompt, Served
-from crosstrace.tracer.server.settings import Limits
-from crosstrace.tracer.server.store import Entry, GraphStore
+from crosstrace.tracer.server.core.models import Prompt, Served
+from crosstrace.tracer.server.core.settings import Limits
+from crosstrace.tracer.server.core.store import Entry, GraphStore
 
 
 @dataclass(frozen=True)

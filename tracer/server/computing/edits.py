@@ -14,8 +14,8 @@ from crosstrace.replacement_model import Ablate, Add, FeatureAt, Intervention, S
 from crosstrace.replacement_model.conversations import Conversation
 from crosstrace.replacement_model.interventions.references import parse_feature
 from crosstrace.tracer.interventions.before_after import before_and_after
-from crosstrace.tracer.server.models import Prompt, Served
-from crosstrace.tracer.server.settings import EDITS, MEMBERS, Limits
+from crosstrace.tracer.server.core.models import Prompt, Served
+from crosstrace.tracer.server.core.settings import EDITS, MEMBERS, Limits
 from crosstrace.tracer.validation.total_effects import signed_effects, without_rows
 
 VERBS = ("ablate", "scale", "add", "set", "swap-in")

@@ -12,14 +12,15 @@ from starlette.concurrency import run_in_threadpool
 
 from crosstrace.graphs.page.export import page
 from crosstrace.graphs.viewer_ids import viewer_name
-from crosstrace.tracer.server.edits import Edit, EditRequest, edited
-from crosstrace.tracer.server.engine import Job
-from crosstrace.tracer.server.exports import MEDIA_TYPES, comparison_page, exported, graph_page
-from crosstrace.tracer.server.jobs import Refused, as_json, checked, done, events, submitted
-from crosstrace.tracer.server.safety import COOKIE
-from crosstrace.tracer.server.service import FAILURES, Service, prompt_of
-from crosstrace.tracer.server.store import Entry
-from crosstrace.tracer.server.wire import (
+from crosstrace.tracer.server.computing.edits import Edit, EditRequest, edited
+from crosstrace.tracer.server.computing.exports import MEDIA_TYPES, comparison_page, exported, graph_page
+from crosstrace.tracer.server.computing.work import TraceRequest, keep, trace_graph
+from crosstrace.tracer.server.core.engine import Job
+from crosstrace.tracer.server.core.safety import COOKIE
+from crosstrace.tracer.server.core.store import Entry
+from crosstrace.tracer.server.paths.jobs import Refused, as_json, checked, done, events, submitted
+from crosstrace.tracer.server.paths.service import FAILURES, Service, prompt_of
+from crosstrace.tracer.server.paths.wire import (
     EditsAnswer,
     EditsBody,
     EntriesAnswer,
@@ -29,7 +30,6 @@ from crosstrace.tracer.server.wire import (
     StateBody,
     TraceBody,
 )
-from crosstrace.tracer.server.work import TraceRequest, keep, trace_graph
 
 _PERMITS = ("connect-src 'self'", "frame-src 'self'", "img-src 'self' data:")
 _STATE_BYTES = 500_000

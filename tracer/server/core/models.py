@@ -16,7 +16,7 @@ from crosstrace.replacement_model.conversations import Conversation, Message, ch
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.prompts import check_text
 from crosstrace.tracer.cards.lookup import Note, find_cards
-from crosstrace.tracer.server.settings import Limits
+from crosstrace.tracer.server.core.settings import Limits
 
 _T = TypeVar("_T")
 

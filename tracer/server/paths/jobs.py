@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
-from crosstrace.tracer.server.engine import Engine, Job, QueueFullError
+from crosstrace.tracer.server.core.engine import Engine, Job, QueueFullError
 
 _LOOK_SECONDS = 0.5  # how often it is checked whether the client is still there
 _EVENT_SECONDS = 0.1

@@ -16,10 +16,10 @@ from starlette.concurrency import run_in_threadpool
 
 from crosstrace.graphs.cards.neuronpedia import card_as_json
 from crosstrace.graphs.defaults import NODE_THRESHOLD
-from crosstrace.tracer.server.exports import exported
-from crosstrace.tracer.server.jobs import Refused, done
-from crosstrace.tracer.server.service import FAILURES, Service
-from crosstrace.tracer.server.wire import SavedGraph
+from crosstrace.tracer.server.computing.exports import exported
+from crosstrace.tracer.server.paths.jobs import Refused, done
+from crosstrace.tracer.server.paths.service import FAILURES, Service
+from crosstrace.tracer.server.paths.wire import SavedGraph
 
 SlugPath = Annotated[str, Path(max_length=120, pattern=r"^[A-Za-z0-9_.-]+$")]
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from crosstrace.tracer import defaults
+
+_LOCAL_NAMES = {"localhost", "ip6-localhost"}
 
 BODY_BYTES = 1_000_000
 """The largest body of a request."""
 EDITS = 50
 """The most interventions of one request; each may name up to `MEMBERS` features."""
 MEMBERS = 1000
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address can be reached from this machine alone."""
+    if host in _LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,6 @@ class ServeSettings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        from crosstrace.tracer.server.safety import is_loopback
-
         if self.secret is not None and len(self.secret) < 8:
             raise ValueError("the secret has fewer than 8 characters; anybody could guess it")
         if not is_loopback(self.host) and self.secret is None:

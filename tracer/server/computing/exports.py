@@ -21,8 +21,8 @@ from crosstrace.graphs.formats import FIGURES, SUFFIXES
 from crosstrace.graphs.page.comparison import comparison_page_data
 from crosstrace.graphs.page.export import page
 from crosstrace.graphs.text import short
-from crosstrace.tracer.server.models import Served
-from crosstrace.tracer.server.store import Entry, GraphStore
+from crosstrace.tracer.server.core.models import Served
+from crosstrace.tracer.server.core.store import Entry, GraphStore
 
 MEDIA_TYPES = {
     ".json": "application/json",

@@ -13,12 +13,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from crosstrace.tracer.server.chat_prompts import turns_in, without_bos
-from crosstrace.tracer.server.exports import as_file
-from crosstrace.tracer.server.jobs import Refused, checked, done
-from crosstrace.tracer.server.models import Prompt, Served
-from crosstrace.tracer.server.service import FAILURES, Service, prompt_of
-from crosstrace.tracer.server.wire import (
+from crosstrace.tracer.server.computing.chat_prompts import turns_in, without_bos
+from crosstrace.tracer.server.computing.exports import as_file
+from crosstrace.tracer.server.computing.work import Steer, Steered, TraceRequest, keep, next_token, steer, trace_graph
+from crosstrace.tracer.server.core.models import Prompt, Served
+from crosstrace.tracer.server.paths.jobs import Refused, checked, done
+from crosstrace.tracer.server.paths.service import FAILURES, Service, prompt_of
+from crosstrace.tracer.server.paths.wire import (
     Busy,
     ChatMessage,
     Failure,
@@ -34,7 +35,6 @@ from crosstrace.tracer.server.wire import (
     TopLogit,
     UploadReceipt,
 )
-from crosstrace.tracer.server.work import Steer, Steered, TraceRequest, keep, next_token, steer, trace_graph
 
 
 def contract(service: Service) -> APIRouter:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
-from crosstrace.tracer.server.settings import BODY_BYTES
+from crosstrace.tracer.server.core.settings import BODY_BYTES, is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,7 +30,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "crosstrace"
 TOKEN_HEADER, SECRET_HEADER = b"x-page-token", b"x-secret-key"
-_LOCAL_NAMES = {"localhost", "ip6-localhost"}
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"SAMEORIGIN",
@@ -46,16 +45,6 @@ _OPEN = {
     "/check-busy",
 }  # what may be asked for without the secret; the page then asks for it
 _SAFE = {"GET", "HEAD", "OPTIONS"}
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether an address can be reached from this machine alone."""
-    if host in _LOCAL_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def host_name(header: str) -> str:

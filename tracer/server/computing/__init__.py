@@ -1,0 +1,1 @@
+"""What requests compute, without knowing that they are requests."""

@@ -1,0 +1,1 @@
+"""What a server is made of: settings, queue, database, access, uploads, models."""

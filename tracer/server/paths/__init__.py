@@ -1,0 +1,1 @@
+"""What can be asked for: bodies, handlers, jobs as clients see them."""
