@@ -160,7 +160,7 @@ def load(clients: int, seconds: float) -> int:
         server.close()
 
 
-def long_prompt(n_tokens: int, options: list[str]) -> int:
+def long_prompt(n_tokens: int, features: int, options: list[str]) -> int:
     """One long prompt, and `/check-busy` all the while."""
     server = Server([*options, "--max-tokens", str(n_tokens + 8)])
     try:
@@ -178,7 +178,7 @@ def long_prompt(n_tokens: int, options: list[str]) -> int:
 
         def trace() -> None:
             began = time.monotonic()
-            body = {"model_id": name, "slug_identifier": "long", "prompt": tokens}
+            body = {"model_id": name, "slug_identifier": "long", "prompt": tokens, "max_feature_nodes": features}
             status, content = Client(server).ask("POST", "/generate-graph", body)
             graph = json.loads(content)
             n_read = len(graph["metadata"]["prompt_tokens"]) if status == 200 else 0
@@ -197,7 +197,7 @@ def long_prompt(n_tokens: int, options: list[str]) -> int:
             time.sleep(LOOK_SECONDS)
         tracing.join()
         status, n_read, seconds = result[0]
-        print(f"one prompt of {n_read} tokens, {machine()}: {seconds:.1f} s, status {status}")
+        print(f"one prompt of {n_read} tokens, {features:,} features, {machine()}: {seconds:.1f} s, status {status}")
         print(f"the server was busy in {busy} of {len(taken)} answers of /check-busy")
         show({"/check-busy": taken}, seconds)
         print(f"memory of the server: {server.memory('VmHWM') / 1e6:,.0f} MB at most")
@@ -219,6 +219,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--long", type=int, metavar="TOKENS", help="one prompt of this length instead")
+    parser.add_argument("--features", type=int, default=1000, help="features of its graph that get a row")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--transcoders")
     given = parser.parse_args()
@@ -226,7 +227,7 @@ def main() -> int:
     if given.long is None:
         return load(given.clients, given.seconds)
     options = ["--model", given.model, *(["--transcoders", given.transcoders] if given.transcoders else [])]
-    return long_prompt(given.long, options)
+    return long_prompt(given.long, given.features, options)
 
 
 if __name__ == "__main__":

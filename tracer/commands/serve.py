@@ -110,7 +110,7 @@ def serve(
         _check_installed()
         from crosstrace.replacement_model.memory import parse_bytes
         from crosstrace.tracer.server.core.settings import Limits, ServeSettings
-        from crosstrace.tracer.server.listening import listen
+        from crosstrace.tracer.server.listening import bound, listen
 
         settings = ServeSettings(
             folder or data_folder(),
@@ -127,8 +127,9 @@ def serve(
             ModelChoice(name, transcoders, device, dtype, memory_budget, device_map, exclude_first, chat_template)
             for name in names
         ]
-        served = [_served(choice, cards) for choice in choices]
-        listen(served, settings, port, quiet, open_it)
+        with bound(host, port) as listening:
+            served = [_served(choice, cards) for choice in choices]
+            listen(listening, served, settings, quiet, open_it)
 
 
 def _served(choice: ModelChoice, cards: Path | None) -> Served:

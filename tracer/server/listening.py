@@ -18,22 +18,21 @@ _GRACE_SECONDS = 5
 
 
 def listen(
-    models: Sequence[Served], settings: ServeSettings, port: int, quiet: bool = False, show: bool = False
+    listening: socket.socket, models: Sequence[Served], settings: ServeSettings, quiet: bool = False, show: bool = False
 ) -> None:
     """Serve until interrupted.
 
     Args:
+        listening: What `bound` returned.
         models: What is served.
         settings: What it may do.
-        port: 0 for a free one.
         quiet: Say only where it is.
         show: Open the page in the browser.
 
     Raises:
-        OSError: The port is taken or may not be used, or the folder cannot be written to.
+        OSError: The folder cannot be written to.
         ValueError: The folder's database is damaged.
     """
-    listening = _socket(settings.host, port)
     app = create_app(models, settings)
     address = listening.getsockname()
     url = f"http://{_shown(settings.host)}:{address[1]}/"
@@ -51,7 +50,16 @@ def listen(
         print("stopped", file=sys.stderr)
 
 
-def _socket(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """Take a port, before seconds are spent on loading.
+
+    Args:
+        host: The address to listen on.
+        port: 0 for a free one.
+
+    Raises:
+        OSError: It is taken or may not be used.
+    """
     bare = host.strip("[]")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)

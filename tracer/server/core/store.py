@@ -144,8 +144,8 @@ class GraphStore:
                 self._database.execute("delete from graphs where id = ?", (row["id"],))
 
     def entries(self, limit: int = 200) -> list[Entry]:
-        """Return what is known of the newest graphs, newest first."""
-        sql = f"select {_OF_ENTRY} from graphs order by made desc, rowid desc limit ?"
+        """Return what is known of the newest graphs, newest first, without what is pinned and grouped."""
+        sql = f"select {_WITHOUT_STATE} from graphs order by made desc, rowid desc limit ?"
         return [_entry(row) for row in self._rows(sql, limit)]
 
     def entry(self, graph_id: str) -> Entry | None:
@@ -255,6 +255,7 @@ class _Transaction:
             self._lock.release()
 
 
+_WITHOUT_STATE = "id, slug, scan, made, size, about, '{}' as state"
 _OF_ENTRY = "id, slug, scan, made, size, about, state"
 
 
