@@ -61,6 +61,15 @@ def dot_settings(x_dtype: torch.dtype, w_dtype: torch.dtype, exact: bool) -> dic
     return {"N_PARTS": 0, "PRECISION": precision, "IN_FLOAT": True}
 
 
+def dot_warps(w_dtype: torch.dtype) -> int:
+    """Choose the warps of a program whose products `dot_narrow` makes of tiles 64 rows high.
+
+    Four warps are one group of Hopper's tensor cores: with bfloat16 weights they take a third of the time of eight
+    (docs/kernels.md). The products of float32 factors would need more registers than four warps have.
+    """
+    return 4 if w_dtype == torch.bfloat16 else 8
+
+
 @dataclass(frozen=True)
 class RowTable:
     """The addresses of the decoder rows of every layer, so that one launch reads all of them.
