@@ -18,6 +18,7 @@ from torch import Tensor
 from crosstrace.kernels.activations import SparseActivations
 from crosstrace.kernels.triton_parts import (
     TRITON_DTYPES,
+    capability_of,
     dot_narrow,
     dot_settings,
     dot_warps,
@@ -26,7 +27,7 @@ from crosstrace.kernels.triton_parts import (
     row_table,
 )
 
-# The fastest of ten on an H100 (docs/kernels.md), and the largest that spill next to no registers on sm_80 and sm_90
+# The fastest of ten on an H100 (docs/kernels.md), and with bfloat16 rows the largest that spill next to no registers
 # (benchmarks/kernel_resources.py).
 BLOCK_B, BLOCK_N, BLOCK_K, STAGES = 64, 128, 32, 3
 RUN = 8  # tiles of K whose products are summed by the tensor cores alone
@@ -149,7 +150,7 @@ def scores_triton(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         RUN=RUN,
-        num_warps=dot_warps(table.dtype),
+        num_warps=dot_warps(table.dtype, capability_of(device)),
         num_stages=STAGES,
     )
     return out_bn
