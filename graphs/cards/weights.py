@@ -107,7 +107,9 @@ class FeatureWeights:
         try:
             header = json.loads(metadata[FORMAT])
             if header["version"] > VERSION:
-                raise ValueError(f"written by a newer crosstrace: format {header['version']}; this reads up to {VERSION}")
+                raise ValueError(
+                    f"written by a newer crosstrace: format {header['version']}; this reads up to {VERSION}"
+                )
             self.model_name, self.transcoders_name = str(header["model"]), str(header["transcoders"])
             self.fingerprints: dict[str, str] = header["fingerprints"]
             self.n_features: list[int] = header["n_features"]
@@ -147,7 +149,9 @@ class FeatureWeights:
 
     def belongs_to(self, fingerprints: Mapping[str, str]) -> bool:
         """Say whether the weights are of the model and transcoders with these fingerprints."""
-        return all(same_weights(what, self.fingerprints, fingerprints) is not False for what in ("transcoders", "model"))
+        return all(
+            same_weights(what, self.fingerprints, fingerprints) is not False for what in ("transcoders", "model")
+        )
 
     def key_of(self, number: int) -> Key:
         """Return (layer, feature) of a feature's number through all layers."""
@@ -174,9 +178,7 @@ class FeatureWeights:
         number = int(self._firsts[feature[0]]) + feature[1]
         entries = order[np.searchsorted(ends, number) : np.searchsorted(ends, number, side="right")]
         ranked = np.nan_to_num(np.abs(self._tensors["expected" if self.by == "expected" else "weight"][entries]))
-        return [
-            self._link(entry, other) for entry in entries[np.argsort(-ranked, kind="stable")][: self.top].tolist()
-        ]
+        return [self._link(entry, other) for entry in entries[np.argsort(-ranked, kind="stable")][: self.top].tolist()]
 
     def _link(self, entry: int, other: str) -> WeightLink:
         part = {name: self._tensors[name][entry].item() for name in TENSORS[1:]}

@@ -30,7 +30,9 @@ from crosstrace.tracer.cards.tops import LayerTops
 from crosstrace.tracer.samples.taking import SampleTaker
 
 _FORMAT = "crosstrace-cards-run/1"
-_OURS = re.compile(r"(contexts|tokens|records|entries)\.bin|arrays|(sample|logits_\d+)\.safetensors|\.crosstrace-\w+\.part")
+_OURS = re.compile(
+    r"(contexts|tokens|records|entries)\.bin|arrays|(sample|logits_\d+)\.safetensors|\.crosstrace-\w+\.part"
+)
 
 
 class CardsInterrupted(KeyboardInterrupt):

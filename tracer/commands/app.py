@@ -23,6 +23,7 @@ VERBS = (
     "intervene",
     "validate",
     "attention",
+    "weights",
     "train",
     "evaluate",
 )

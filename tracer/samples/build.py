@@ -87,7 +87,9 @@ def build_sample(
             n_contexts, read = n_contexts + len(some), read + sum(map(len, some))
             bar.reading(batch[-1].read, read)
     if not n_contexts:
-        raise ValueError(f"the corpus {', '.join(corpus.names)} has no text of {shortest} tokens or more: nothing to read")
+        raise ValueError(
+            f"the corpus {', '.join(corpus.names)} has no text of {shortest} tokens or more: nothing to read"
+        )
     header = sample_header(
         model.name,
         used.name,

@@ -75,7 +75,9 @@ class CorpusSample:
         try:
             header = json.loads(metadata[FORMAT])
             if header["version"] > VERSION:
-                raise ValueError(f"written by a newer crosstrace: format {header['version']}; this reads up to {VERSION}")
+                raise ValueError(
+                    f"written by a newer crosstrace: format {header['version']}; this reads up to {VERSION}"
+                )
             self.model_name, self.transcoders_name = str(header["model"]), str(header["transcoders"])
             self.fingerprints: dict[str, str] = header["fingerprints"]
             self.corpus: dict[str, Any] = header["corpus"]

@@ -16,7 +16,8 @@ Letters: n chosen features, L layers, F features of a layer, J layers a feature 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse
@@ -31,11 +32,11 @@ from crosstrace.replacement_model.readouts.norm_scales import NormScales
 from crosstrace.tracer.defaults import STRONGEST_WEIGHTS
 from crosstrace.tracer.samples.sample import CorpusSample
 from crosstrace.tracer.virtual_weights.paths import Head, LinearPaths
+from crosstrace.tracer.virtual_weights.rankings import RANKINGS
 from crosstrace.tracer.virtual_weights.strongest import RESIDUAL, Links, Strongest
 
 Key = tuple[int, int]
 """(layer, feature)."""
-RANKINGS = ("virtual", "expected")
 FEWEST_FIRED = 10
 """A pair that was never active together is interference, a weight that superposition makes and that no computation uses, if
 each of the two was active at this many positions or more; of rarer ones the sample says nothing."""
@@ -58,7 +59,7 @@ class GlobalWeights:
         by: How links were ranked, one of `RANKINGS`.
         positions: Positions of the sample that count; 0 without one.
         fired: For each layer at how many of them each feature fires; none without a sample.
-        heads: The heads that were asked for.
+        heads: The heads whose paths they take; none for the residual stream.
     """
 
     model_name: str
@@ -89,6 +90,24 @@ class GlobalWeights:
         """
         return self._links(self.outputs, feature)
 
+    def first(self, count: int) -> GlobalWeights:
+        """Return the same with fewer links of each feature, the strongest."""
+        sides = (
+            Links(*(getattr(side, one.name)[:, :count] for one in fields(Links)))
+            for side in (self.inputs, self.outputs)
+        )
+        inputs, outputs = sides
+        return replace(self, inputs=inputs, outputs=outputs)
+
+    def named(self) -> list[Key]:
+        """Return every feature that occurs, at either end."""
+        others = torch.cat([self.inputs.others_nk.flatten(), self.outputs.others_nk.flatten()]).unique().tolist()
+        return [*self.features, *(self.key_of(number) for number in others if number >= 0)]
+
+    @cached_property
+    def _row_of(self) -> dict[Key, int]:
+        return {key: row for row, key in enumerate(self.features)}
+
     def key_of(self, number: int) -> Key:
         """Return (layer, feature) of a feature's number through all layers."""
         firsts = np.cumsum([0, *self.n_features])
@@ -103,9 +122,9 @@ class GlobalWeights:
         return None if often < FEWEST_FIRED else together == 0
 
     def _links(self, side: Links, feature: Key) -> list[WeightLink]:
-        if feature not in self.features:
+        if feature not in self._row_of:
             raise KeyError(f"L{feature[0]}/{feature[1]}")
-        row = self.features.index(feature)
+        row = self._row_of[feature]
         found = []
         columns = (side.others_nk, side.via_nk, side.weights_nk, side.together_nk, side.expected_nk)
         for other, via, weight, together, expected in zip(*(part[row].tolist() for part in columns), strict=True):
@@ -147,8 +166,8 @@ def global_weights(
         sample: A sample of a corpus, for co-activation and expectation.
         top: Links kept on each side of a feature.
         by: `virtual` ranks by the size of the virtual weight, `expected` by that of the expectation over the sample.
-        heads: Heads (layer, head) whose paths are looked at too. Expectation and co-activation are of paths at one position,
-            so that links through heads have neither.
+        heads: Heads (layer, head): paths through one of them, in place of the residual stream alone. Expectation and
+            co-activation are of paths at one position, so that links through heads have neither.
 
     Returns:
         The links.
@@ -167,6 +186,8 @@ def global_weights(
         raise ValueError(f"ranking {by!r} is not known; it is one of {', '.join(RANKINGS)}")
     if by == "expected" and sample is None:
         raise ValueError("ranking by expectation needs a sample of a corpus")
+    if by == "expected" and heads:
+        raise ValueError("paths through heads have no expectation over positions: rank them by the virtual weight")
     if scales is None and sample is None:
         raise ValueError("virtual weights need typical denominators of the norms: give a sample of a corpus")
     if sample is not None and (different := sample.belongs_to(model.name, used.name, weight_fingerprints(model))):
@@ -181,14 +202,14 @@ def global_weights(
         paths.check_head(head)
     counts = [used.n_features[layer] for layer in range(used.n_layers)]
     chosen = _checked(features, counts)
-    together = None if sample is None else _Together(sample)
+    together = None if sample is None or heads else _Together(sample)
     order = sorted(range(len(chosen)), key=chosen.__getitem__)
     budget = used.memory_budget or usable_bytes(used.device)
     at_a_time = max(1, int(_CHOSEN_SHARE * budget) // (4 * used.d_model * (used.n_layers + 2)))
     sides: list[tuple[Links, Links]] = []
     for start in range(0, len(order), at_a_time):
         some = [chosen[i] for i in order[start : start + at_a_time]]
-        ranked = _Ranked(paths, some, [None, *dict.fromkeys(heads)], together, top, by == "expected", counts)
+        ranked = _Ranked(paths, some, list(dict.fromkeys(heads)) or [None], together, top, by == "expected", counts)
         sides.append((ranked.inputs(), ranked.outputs()))
     back = torch.empty(len(order), dtype=torch.int64)
     back[order] = torch.arange(len(order))
@@ -235,7 +256,9 @@ class _Together:
             columns.append(self._sample.activations(layer)[:, own])
         return scipy.sparse.csr_array(scipy.sparse.hstack(columns, format="csc").T)
 
-    def pairs(self, chosen_nt: scipy.sparse.csr_array, layer: int) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
+    def pairs(
+        self, chosen_nt: scipy.sparse.csr_array, layer: int
+    ) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
         """Return Σ a · a' and the number of positions (n, F) of pairs of the chosen ones with a layer's features."""
         of_layer_tf = self._sample.activations(layer)
         return _product(chosen_nt, of_layer_tf), _product(_fires(chosen_nt), _fires(of_layer_tf))
@@ -363,9 +386,8 @@ class _Ranked:
         """
         rows = self._rows[layer]
         number = self._firsts[other] + first
-        if pairs is None or head is not None:
-            if not (self._by_expected and head is not None):
-                kept.add(rows, weights_nf, number, self._via(head))
+        if pairs is None:
+            kept.add(rows, weights_nf, number, self._via(head))
             return
         window = slice(first, first + weights_nf.shape[1])
         sums_nf, together_nf = (torch.from_numpy(part[rows, window].toarray()) for part in pairs)
