@@ -119,7 +119,7 @@ def weights(
         from crosstrace.replacement_model import Corpus, weight_fingerprints
         from crosstrace.tracer.cards.lookup import find_cards
         from crosstrace.tracer.cards.naming import FeatureNames
-        from crosstrace.tracer.terminal.weights import said_of, show_weights
+        from crosstrace.tracer.terminal.features.weights import said_of, show_weights
         from crosstrace.tracer.virtual_weights.compute import global_weights
         from crosstrace.tracer.virtual_weights.files import check_weights_suffix, write_weights
 
