@@ -47,7 +47,7 @@ def show_weights(weights: GlobalWeights, names: Mapping[Key, str], console: Cons
 
 
 def _table(side: str, links: Sequence[WeightLink], names: Mapping[Key, str], sampled: bool, heads: bool) -> Table:
-    table = plain_table(f"{side}{'' if links else ': none'}")
+    table = plain_table(side)
     table.add_column("feature", style="dim", no_wrap=True)
     add_words(table, "label")
     if heads:
