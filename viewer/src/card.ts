@@ -68,7 +68,7 @@ function links(title: string, list: Card["inputs"], model: Model | null = null):
     const marks = `${link.interference ? " interference" : ""}${here.has(String(link.feature)) ? " here" : ""}`;
     const name = visible(String(link.label || link.feature));
     return h("span", { class: `chip ${weight > 0 ? "plus" : "minus"}${marks}`, dir: "auto", title: said.filter(Boolean).join("; ") },
-      `${name}${link.head ? ` via ${link.head}` : ""} ${signed(expected ?? weight)}${link.interference ? " (interference)" : ""}`);
+      `${name}${link.head ? ` via ${link.head}` : ""} ${signed(weight)}${link.interference ? " (interference)" : ""}`);
   });
   return section(title, h("p", { class: "chips" }, ...chips));
 }
