@@ -61,7 +61,7 @@ LEVELS = {
     "tracer": [
         ["defaults", "progress", "weights"],
         ["samples"],
-        ["attribution", "cards", "evaluation", "virtual_weights"],
+        ["attribution", "cards", "evaluation", "virtual_weights", "labels"],
         ["probes", "attention"],
         ["reading"],
         ["interventions", "validation"],

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from crosstrace.tracer.commands.chat import chat
+from crosstrace.tracer.commands.labels import labels
 
 VERBS = (
     "trace",
@@ -24,6 +25,7 @@ VERBS = (
     "validate",
     "attention",
     "weights",
+    "label",
     "train",
     "evaluate",
 )
@@ -59,6 +61,7 @@ for name in VERBS:
 
 
 app.add_typer(chat)
+app.add_typer(labels)
 
 
 @app.callback(invoke_without_command=True)
