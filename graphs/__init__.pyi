@@ -33,6 +33,8 @@ from .cards.feature_cards import FeatureCard as FeatureCard
 from .cards.feature_cards import FeatureCards as FeatureCards
 from .cards.feature_cards import with_card_labels as with_card_labels
 from .cards.neuronpedia import export_cards as export_cards
+from .cards.weights import FeatureWeights as FeatureWeights
+from .cards.weights import WeightLink as WeightLink
 from .conversations.spans import Spans as Spans
 from .defaults import EDGE_THRESHOLD as EDGE_THRESHOLD
 from .defaults import NODE_THRESHOLD as NODE_THRESHOLD

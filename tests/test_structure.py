@@ -60,7 +60,8 @@ LEVELS = {
     ],
     "tracer": [
         ["defaults", "progress", "weights"],
-        ["attribution", "cards", "evaluation"],
+        ["samples"],
+        ["attribution", "cards", "evaluation", "virtual_weights", "labels"],
         ["probes", "attention"],
         ["reading"],
         ["interventions", "validation"],

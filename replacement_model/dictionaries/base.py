@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -180,6 +181,9 @@ class TranscoderReader(SparseDictionary):
 def read_labels(folder: Path) -> dict[tuple[int, int], str]:
     """Return the feature names in a folder's `labels.json`, by (layer, feature); empty if there is none.
 
+    Those that a program made have a `source`; they are marked as automatic labels are, and say their score if they were
+    tested.
+
     Raises:
         ValueError: The file is not a label file; it is named.
     """
@@ -192,9 +196,25 @@ def read_labels(folder: Path) -> dict[tuple[int, int], str]:
         if content["format"] != "crosstrace-labels/1":
             raise ValueError(f"format {content['format']!r}")
         return {
-            (layer, int(feature)): entry["label"]
+            (layer, int(feature)): shown_label(entry)
             for layer, entries in enumerate(content["layers"])
             for feature, entry in entries.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a label file (expected format crosstrace-labels/1): {error}") from error
+
+
+def shown_label(entry: Mapping[str, Any]) -> str:
+    """Return how an entry of a label file is shown: a person's label as it is, a program's as `~ Texas 0.93`.
+
+    Example:
+        >>> shown_label({"label": "Texas", "source": "some-model", "score": 0.931})
+        '~ Texas 0.93'
+    """
+    label = entry["label"]
+    if not isinstance(label, str):
+        raise TypeError(f"label {label!r}")
+    if not entry.get("source"):
+        return label
+    score = entry.get("score")
+    return f"~ {label.removeprefix('~').strip()}" + (f" {score:.2f}" if isinstance(score, int | float) else "")

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from crosstrace.tracer.commands.chat import chat
+from crosstrace.tracer.commands.labels import labels
 
 VERBS = (
     "trace",
@@ -23,6 +24,8 @@ VERBS = (
     "intervene",
     "validate",
     "attention",
+    "weights",
+    "label",
     "train",
     "evaluate",
 )
@@ -58,6 +61,7 @@ for name in VERBS:
 
 
 app.add_typer(chat)
+app.add_typer(labels)
 
 
 @app.callback(invoke_without_command=True)

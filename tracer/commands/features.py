@@ -116,6 +116,16 @@ def features(
             rich_help_panel=_MAKING,
         ),
     ] = None,
+    sample: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Keep up to N tokens of the texts with all that fires in them, beside the cards, for weights and label.",
+            show_default="none",
+            rich_help_panel=_MAKING,
+        ),
+    ] = 0,
     resume: Resume = False,
     messages: Annotated[
         Path | None,
@@ -163,6 +173,7 @@ def features(
         ("--context-length", context_length),
         ("--batch-tokens", batch_tokens),
         ("--skip-broken", skip_broken),
+        ("--sample", sample),
         ("--resume", resume),
     ):
         if value and not making:
@@ -208,6 +219,7 @@ def features(
                 resume=resume,
                 progress=False if quiet else None,
                 dictionary=dictionary,
+                sample_tokens=sample,
             )
             _say_left_out(source)
             say_wrote(found.path)
