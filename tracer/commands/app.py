@@ -13,6 +13,7 @@ from crosstrace.tracer.commands.chat import chat
 
 VERBS = (
     "trace",
+    "sweep",
     "show",
     "view",
     "prune",
