@@ -34,9 +34,26 @@ def edge_shares(graph: AttributionGraph) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array((flow, edges.indices, edges.indptr), shape=edges.shape)
 
 
+def shares_by_target(graph: AttributionGraph) -> list[Floats]:
+    """Return for each target (n,) what of each node's share is influence on that target: they add up to `node_shares`."""
+    weights = target_weights(graph)
+    total = weights.sum() or 1.0
+    scale = _scale(graph)
+    found = []
+    for node in range(graph.layout.logits.start, graph.layout.logits.stop):
+        alone = np.zeros(graph.n)
+        alone[node] = weights[node] / total
+        found.append(spread(graph.edges, scale, alone) + alone)
+    return found
+
+
 def _through(graph: AttributionGraph) -> tuple[Floats, Floats]:
     weights = target_weights(graph)
     if (total := weights.sum()) > 0:
         weights = weights / total
-    scale = row_scale(graph.edges, np.abs(graph.omitted_magnitude.double().numpy()))
+    scale = _scale(graph)
     return spread(graph.edges, scale, weights) + weights, scale
+
+
+def _scale(graph: AttributionGraph) -> Floats:
+    return row_scale(graph.edges, np.abs(graph.omitted_magnitude.double().numpy()))
