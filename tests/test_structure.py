@@ -57,7 +57,7 @@ LEVELS = {
         ["pictures"],
         ["exporters"],
         ["page"],
-        ["formats"],
+        ["formats", "aggregate_formats"],
     ],
     "tracer": [
         ["defaults", "progress", "weights"],

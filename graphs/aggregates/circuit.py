@@ -243,8 +243,8 @@ class Collector:
             for target, part in one.on.items():
                 self._on[i][target] += part
             self._features[i].update(set(one.features))
-        for (source, target), (weight, share) in seen.edges.items():
-            ends = self._nodes[source], self._nodes[target]
+        for between, (weight, share) in seen.edges.items():
+            ends = self._nodes[between[0]], self._nodes[between[1]]
             self._edge_rows.append((number, self._edges.setdefault(ends, len(self._edges)), weight, share))
 
     def result(
@@ -342,7 +342,9 @@ class Collector:
     def _matrices(self, rows: Sequence[tuple[int, int, float, float]], width: int) -> list[scipy.sparse.csc_array]:
         """Two (N, width) matrices of the values, and one that is 1 wherever there is a row."""
         shape = (len(self._prompts), width)
-        at, where, first, second = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
+        at, where, first, second = (
+            (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
+        )
         places = at.astype(np.int64), where.astype(np.int64)
         return [
             scipy.sparse.csc_array((values.astype(np.float64), places), shape=shape)
@@ -421,9 +423,7 @@ def _column(matrix: scipy.sparse.csc_array, i: int) -> Floats:
     return np.asarray(matrix[:, [i]].toarray()).ravel()
 
 
-def _intervals(
-    matrix: scipy.sparse.csc_array, counts_bn: Floats, keep: bool = True
-) -> tuple[list[Interval], Floats]:
+def _intervals(matrix: scipy.sparse.csc_array, counts_bn: Floats, keep: bool = True) -> tuple[list[Interval], Floats]:
     """95 % intervals of the columns' means, and the means of all resamples (B, columns) if they are to be kept."""
     found: list[Interval] = []
     blocks = []

@@ -120,7 +120,9 @@ def token_places(graph: AttributionGraph) -> list[tuple[int, int]]:
 
 def _by_pattern(graph: AttributionGraph, pattern: Pattern) -> Placed | None:
     places = token_places(graph)
-    special = sum(1 for text, (start, _) in zip(graph.token_strings, places, strict=True) if start == 0 and _special(text))
+    special = sum(
+        1 for text, (start, _) in zip(graph.token_strings, places, strict=True) if start == 0 and _special(text)
+    )
     offset = places[special - 1][1] if special else 0
     found = pattern.match(graph.prompt[offset:])
     if found is None:
@@ -128,7 +130,9 @@ def _by_pattern(graph: AttributionGraph, pattern: Pattern) -> Placed | None:
     roles: list[str | None] = [None] * len(places)
     for slot, start, stop in found:
         inside = [
-            p for p, (first, last) in enumerate(places) if first < stop + offset and last > start + offset and last > first
+            p
+            for p, (first, last) in enumerate(places)
+            if first < stop + offset and last > start + offset and last > first
         ]
         for p in inside:
             roles[p] = _slot_role(slot, inside[-1] - p)

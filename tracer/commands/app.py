@@ -14,6 +14,7 @@ from crosstrace.tracer.commands.chat import chat
 VERBS = (
     "trace",
     "sweep",
+    "aggregate",
     "show",
     "view",
     "prune",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from crosstrace.graphs import AttributionGraph, prune, with_card_labels
+from crosstrace.graphs import AttributionGraph, prune, with_card_labels, write_html
 from crosstrace.graphs.aggregates.circuit import (
     MIN_INFLUENCE,
     MIN_SHARE,
@@ -98,3 +98,38 @@ def aggregate(
     return result
 
 
+def write_prompt_pages(
+    folder: str | Path,
+    found: Aggregate,
+    pages: Path,
+    cards: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Path]:
+    """Write the page of each prompt's graph.
+
+    Args:
+        folder: Of the sweep.
+        found: What holds across its graphs.
+        pages: Where the pages go; made if it does not exist.
+        cards: Feature cards; None for those beside the transcoders.
+        progress: Called with what is done, how much of it, and how much there is.
+
+    Returns:
+        The pages by the names of the graphs.
+
+    Raises:
+        OSError: A graph cannot be read, or a page cannot be written.
+        ValueError: A graph is damaged, or too large for a page.
+    """
+    pages.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for number, prompt in enumerate(found.prompts):
+        if progress is not None:
+            progress("writing pages", number, len(found.prompts))
+        graph = AttributionGraph.load(Path(folder) / "graphs" / f"{prompt['graph']}.safetensors")
+        known = cards_of(graph, cards)
+        written[prompt["graph"]] = (pages / f"{prompt['graph']}.html").resolve()
+        write_html(with_card_labels(graph, known), written[prompt["graph"]], known)
+    if progress is not None:
+        progress("writing pages", len(found.prompts), len(found.prompts))
+    return written
