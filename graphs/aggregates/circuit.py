@@ -104,9 +104,9 @@ class Stability:
     """How far the circuit depends on which prompts there are: over random halves of the prompts.
 
     Attributes:
-        nodes: Mean correlation of the nodes' mean influence in one half and in the other.
-        edges: The same of the edges' mean weights.
-        overlap: Mean share of the nodes of both halves' circuits that are in both (Jaccard).
+        nodes: Mean correlation of the features' mean influence in one half and in the other, tokens and targets aside.
+        edges: The same of all edges' mean weights.
+        overlap: Mean share of the features of both halves' circuits that are in both (Jaccard).
         splits: How many splits.
     """
 
@@ -318,7 +318,11 @@ class Collector:
             )
             for new, old in enumerate(inner)
         ]
-        stability = _stability(influence, there, weight, min_share, min_influence, splits, random) if N >= 4 else None
+        own = [i for i, node in enumerate(nodes) if node.key.kind in ("feature", "named")]
+        stability = None
+        if N >= 4:
+            matrices = influence[:, own], there[:, own], weight
+            stability = _stability(*matrices, min_share, min_influence, splits, random)
         settings = {
             "min_share": min_share,
             "min_influence": min_influence,

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from crosstrace.graphs.aggregates.circuit import Aggregate
 
 PERMUTATIONS, FALSE_DISCOVERY_RATE = 9999, 0.05
+MOST_TESTED = 200
+"""How many nodes are tested, the most influential over all groups: where a single one of them differs, the smallest p-value
+that the permutations allow is still enough."""
 _LEAST = 2  # prompts of a group
 _BLOCK = 64  # nodes tested at a time, which bounds the memory of the permutations
 
@@ -57,7 +60,7 @@ class Comparison:
         groups: The values, most prompts first.
         sizes: How many prompts each has.
         left_out: Prompts that have no value, or one that fewer than two prompts have.
-        tested: How many nodes were tested.
+        tested: How many nodes were tested, of those whose influence varies the most influential.
         rate: The false discovery rate.
         permutations: How many random ones at most; of few prompts, all there are.
         nodes: Those that are different, smallest q first, then the largest difference.
@@ -109,11 +112,12 @@ def compare_groups(
         raise ValueError(f"{key!r} makes {len(groups)} groups of two prompts or more; a comparison needs two")
     members = [np.array([i for i, text in enumerate(texts) if text == group]) for group in groups]
     inside = np.concatenate(members)
-    tested = [
+    varying = [
         i
         for i, node in enumerate(aggregate.nodes)
         if node.key.kind != "target" and len(np.unique(_influence(aggregate, [i])[inside])) > 1
     ]
+    tested = sorted(sorted(varying, key=lambda i: (-aggregate.nodes[i].influence, i))[:MOST_TESTED])
     p_values = np.ones(len(tested))
     for start in range(0, len(tested), _BLOCK):
         block = _influence(aggregate, tested[start : start + _BLOCK])

@@ -121,8 +121,8 @@ def _caption(aggregate: Aggregate, nodes: list[DrawnNode], min_share: float, min
         said.append("its …: all features named after what the prompt's own … is, in each prompt others.")
     if (stable := aggregate.stability) is not None:
         said.append(
-            f"Between random halves of the prompts, the nodes' influence correlates with {probability(stable.nodes)}, the "
-            f"edges' weights with {probability(stable.edges)}; {share(stable.overlap)} of the nodes are in both circuits."
+            f"Between random halves of the prompts, the features' influence correlates with {probability(stable.nodes)}, the "
+            f"edges' weights with {probability(stable.edges)}; {share(stable.overlap)} of the features are in both circuits."
         )
     said.append("Figures on lines: mean share of the influence that passes along. Dashed lines lower.")
     return said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,12 @@ class TraceSettings:
         )
 
     def finish(
-        self, graph: AttributionGraph, model: ReplacementModel, saes: Sequence[Saes] = (), progress: bool | None = None
+        self,
+        graph: AttributionGraph,
+        model: ReplacementModel,
+        saes: Sequence[Saes] = (),
+        progress: bool | None = None,
+        named: Container[tuple[int, int]] = (),
     ) -> AttributionGraph:
         """Return the graph pruned, its features named, with what else the settings ask for.
 
@@ -105,8 +110,11 @@ class TraceSettings:
             model: The replacement model that it was traced in.
             saes: SAEs in use: the latents that features write to are kept.
             progress: Show a progress bar; None: on a terminal.
+            named: (layer, feature) of features that need no guess at their names, such as those with a card.
         """
-        pruned = with_guesses(prune(graph, self.node_threshold, self.edge_threshold), model, beyond_kept=_ALSO_NAMED)
+        pruned = with_guesses(
+            prune(graph, self.node_threshold, self.edge_threshold), model, beyond_kept=_ALSO_NAMED, named=named
+        )
         if self.attention:
             pruned = with_attention(pruned, model, progress=progress)
         if saes:

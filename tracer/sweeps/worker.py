@@ -136,7 +136,8 @@ class Worker:
             size = steady_batch_size(model.description, n_positions, model.device.type)
             settings = replace(settings, batch_size=size)
         graph = settings.trace(model, given, self.saes, progress=False, note=note)
-        return settings.finish(graph, model, self.saes, progress=False)
+        # A guess takes a product with the whole unembedding: features that a card names get none.
+        return settings.finish(graph, model, self.saes, progress=False, named=self._cards or ())
 
 
 class OneProcess:

@@ -53,8 +53,8 @@ def show_aggregate(
     console.print(table)
     if (stable := aggregate.stability) is not None:
         console.print(
-            f"Random halves of the prompts: influence of nodes correlates with {probability(stable.nodes)}, weights of "
-            f"edges with {probability(stable.edges)}; {share(stable.overlap)} of the nodes are in both circuits.",
+            f"Random halves of the prompts: influence of features correlates with {probability(stable.nodes)}, weights of "
+            f"edges with {probability(stable.edges)}; {share(stable.overlap)} of the features are in both circuits.",
             highlight=False,
         )
     if comparison is not None:

@@ -66,7 +66,7 @@ interface AggregateData {
 
 interface Placed { i: number; x: number; y: number; width: number; height: number; lines: string[] }
 
-const TOKENS = -2, ERRORS = -1, MOST_ROWS = 9, LINE = 16, GAP = 14, ROW_GAP = 46, LEFT = 84;
+const TOKENS = -2, ERRORS = -1, MOST_ROWS = 9, LINE = 16, GAP = 14, ROW_GAP = 46, LEFT = 84, BEND = 90;
 
 /** The numbers of the circuit's boxes and its edges; the same rule as `Aggregate.circuit`. */
 export function circuit(data: AggregateData, share: number, influence: number, strength: number): { nodes: number[]; edges: Edge[] } {
@@ -165,7 +165,7 @@ export function start(data: AggregateData): unknown {
     if (data.leftOut) said.push(h("p", { class: "hint" }, `${data.leftOut} graphs are of no pattern and left out.`));
     const stable = data.stability;
     if (stable)
-      said.push(h("h3", {}, "How stable it is"), h("p", {}, `Over ${stable.splits} random halves of the prompts, the boxes' influence correlates with ${probability(stable.nodes)}, the edges' weights with ${probability(stable.edges)}, and ${percent(stable.overlap)} of the boxes are in both circuits.`));
+      said.push(h("h3", {}, "How stable it is"), h("p", {}, `Over ${stable.splits} random halves of the prompts, the features' influence correlates with ${probability(stable.nodes)}, the edges' weights with ${probability(stable.edges)}, and ${percent(stable.overlap)} of the features are in both circuits.`));
     const compared = data.comparison;
     if (compared) {
       said.push(h("h3", {}, `What differs by ${visible(compared.key)}`),
@@ -321,7 +321,13 @@ function place(data: AggregateData, nodes: number[]): { boxes: Placed[]; rows: {
       box.y = top.get(row)! + rows.get(row)! / 2 + (Math.floor(k / across) - (lines - 1) / 2) * (height + GAP);
     });
   }
-  return { boxes, rows: names, width: Math.max(x, 300), height: Math.max(y - ROW_GAP + 10, 100) };
+  // Columns are arcs, so that edges of one column do not all run along one line; there is room to the right of the last.
+  const height = Math.max(y - ROW_GAP + 10, 100), last = Math.max(...columns.keys());
+  for (const box of boxes) {
+    const column = data.nodes[box.i].position, along = box.y / height;
+    box.x += 4 * along * (1 - along) * (column === last ? BEND : Math.min(BEND, 0.3 * columns.get(column)!));
+  }
+  return { boxes, rows: names, width: Math.max(x + BEND, 300), height };
 }
 
 if (typeof document !== "undefined") {
