@@ -64,9 +64,9 @@ def families() -> list[dict[str, str]]:
     rows = []
     for i, family in enumerate(questions):
         for pattern, place, region, capital in draw.sample(family, _EACH):
-            steps, where = ("one", "two")[i % 2], ("state", "country")[i // 2]
-            known = {"place": place, "region": region, "capital": capital, "steps": steps, "where": where}
-            rows.append({"prompt": pattern.format(place=place), "family": f"{where}, {steps} step", **known})
+            family_name = f"{('state', 'country')[i // 2]}, {('one step', 'two steps')[i % 2]}"
+            known = {"region": region, "capital": capital, **({"city": place} if i % 2 else {})}
+            rows.append({"prompt": pattern.format(place=place), "family": family_name, **known})
     return rows
 
 

@@ -10,7 +10,7 @@ Letters: N prompts, M nodes, E edges, B resamples.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +130,7 @@ class Aggregate:
         stability: Over halves of the prompts; None for fewer than 4 prompts.
         model_name: The model.
         transcoders_name: Its transcoders.
-        settings: Thresholds and seed.
+        settings: Thresholds, seed, and how prompts were aligned.
         influence_nm: (N, M) float64, the influence of every node in every prompt.
     """
 
@@ -254,6 +254,7 @@ class Collector:
         resamples: int = RESAMPLES,
         splits: int = SPLITS,
         seed: int = 0,
+        about: Mapping[str, Any] | None = None,
     ) -> Aggregate:
         """Return what holds across the prompts.
 
@@ -263,6 +264,7 @@ class Collector:
             resamples: B.
             splits: How many random halves.
             seed: Of both.
+            about: What else the aggregate's settings say, such as its patterns.
 
         Raises:
             ValueError: There are no prompts.
@@ -329,6 +331,7 @@ class Collector:
             "resamples": resamples,
             "splits": splits,
             "seed": seed,
+            **(about or {}),
         }
         return Aggregate(
             self._prompts,

@@ -68,6 +68,11 @@ class Pattern:
         self._expression = re.compile(expression, re.DOTALL)
         self._order, self._literals = pieces[1::2], pieces[::2]
 
+    @property
+    def fixed(self) -> int:
+        """How many characters stand between its slots."""
+        return sum(map(len, self._literals))
+
     def match(self, text: str) -> list[tuple[str, int, int]] | None:
         """Return (slot, start, stop) of every slot in a text; None if the text is not of this pattern."""
         blanks = len(text) - len(text.lstrip())
@@ -88,13 +93,14 @@ def place(graph: AttributionGraph, alignment: Alignment, patterns: Sequence[Patt
     Args:
         graph: The prompt's graph.
         alignment: How positions are aligned where there are no patterns.
-        patterns: The first one that the prompt is of counts.
+        patterns: Of those that the prompt is of, the one with the most text between its slots counts.
 
     Returns:
         None if there are patterns and the prompt is of none of them.
     """
     if patterns:
-        return next((found for pattern in patterns if (found := _by_pattern(graph, pattern)) is not None), None)
+        ordered = sorted(patterns, key=lambda pattern: -pattern.fixed)
+        return next((found for pattern in ordered if (found := _by_pattern(graph, pattern)) is not None), None)
     if alignment == "span" and graph.spans is not None:
         return Placed(_by_span(graph), {})
     if alignment == "token":

@@ -49,11 +49,11 @@ def aggregate_drawing(
 
 
 def default_title(aggregate: Aggregate) -> str:
-    """Return the number of prompts, the roles in their order, and the targets."""
+    """Return the number of prompts, their patterns or else the roles in their order, and the targets."""
     targets = [node.shown for node in aggregate.nodes if node.key.kind == "target"]
     inner = [role for role in aggregate.roles if not (role.startswith("<") and role.endswith(">"))]
-    words = " ".join(role.partition("·")[0] for role in inner)
-    return f"{count(len(aggregate.prompts), 'prompt')}: {short(words, 80)} → {', '.join(targets)}"
+    words = " / ".join(aggregate.settings.get("patterns", ())) or " ".join(role.partition("·")[0] for role in inner)
+    return f"{count(len(aggregate.prompts), 'prompt')}: {short(words, 110)} → {', '.join(targets)}"
 
 
 def _node(aggregate: Aggregate, i: int, most: float) -> DrawnNode:

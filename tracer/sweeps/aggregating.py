@@ -92,7 +92,8 @@ def aggregate(
         collector.add(observe(with_card_labels(graph, found), name, placed, row["metadata"], keys))
     if progress is not None:
         progress("reading graphs", len(graphs), len(graphs))
-    result = collector.result(min_share, min_influence, resamples, splits, seed)
+    about = {"patterns": list(patterns), "alignment": alignment, "named_by": keys}
+    result = collector.result(min_share, min_influence, resamples, splits, seed, about)
     if result.left_out and note is not None:
         note(f"{len(result.left_out):,} of {len(graphs):,} graphs are of no pattern and left out")
     return result

@@ -66,7 +66,7 @@ interface AggregateData {
 
 interface Placed { i: number; x: number; y: number; width: number; height: number; lines: string[] }
 
-const TOKENS = -2, ERRORS = -1, MOST_ROWS = 9, LINE = 16, GAP = 14, ROW_GAP = 46, LEFT = 84, BEND = 90;
+const TOKENS = -2, ERRORS = -1, MOST_ROWS = 9, LINE = 16, GAP = 14, ROW_GAP = 72, LEFT = 84, BEND = 90;
 
 /** The numbers of the circuit's boxes and its edges; the same rule as `Aggregate.circuit`. */
 export function circuit(data: AggregateData, share: number, influence: number, strength: number): { nodes: number[]; edges: Edge[] } {
@@ -170,9 +170,8 @@ export function start(data: AggregateData): unknown {
     if (compared) {
       said.push(h("h3", {}, `What differs by ${visible(compared.key)}`),
         h("p", { class: "hint" }, `${compared.nodes.length} of ${compared.tested} boxes tested; at most ${percent(compared.false_discovery_rate)} of them are expected to be mistakes.`),
-        h("table", {}, h("tr", {}, h("th", {}, "box"), ...compared.groups.slice(0, 4).map((group) => h("th", { class: "n" }, short(group, 12))), h("th", { class: "n" }, "q")),
-          ...compared.nodes.slice(0, 60).map((one) => h("tr", {}, h("td", {}, link(called(data, one.node), () => reveal(one.node))),
-            ...one.means.slice(0, 4).map((mean) => h("td", { class: "n" }, percent(mean))), h("td", { class: "n" }, plain(one.q))))));
+        ...compared.nodes.slice(0, 60).map((one) => h("div", { class: "difference" }, link(called(data, one.node), () => reveal(one.node)),
+          h("p", { class: "hint", dir: "auto" }, `${compared.groups.map((group, i) => `${visible(group)} ${percent(one.means[i])}`).join(" · ")} · q = ${plain(one.q)}`))));
     }
     said.push(h("h3", {}, `${data.prompts.length} prompts`), ...list(data.prompts.map((_, i) => [i, NaN])));
     return said as Node[];
@@ -181,7 +180,7 @@ export function start(data: AggregateData): unknown {
   function details(edges: Edge[]): Node[] {
     const node = data.nodes[chosen], span = (range: [number, number]): string => `${percent(range[0])} to ${percent(range[1])}`;
     const facts: [string, string][] = [
-      ["in", `${percent(node.share)} of prompts (${span(node.share_interval)})`],
+      ["kept in", `${percent(node.share)} of prompts (${span(node.share_interval)})`],
       ["influence", `${percent(node.influence)} on average (${span(node.influence_interval)}), spread ${percent(node.spread)}`],
       ["in the circuit", `of ${percent(node.selected)} of the resamples`],
     ];
@@ -207,11 +206,17 @@ export function start(data: AggregateData): unknown {
   }
 
   function list(prompts: [number, number][], role = ""): Node[] {
-    const place = h("div", {});
-    const table = h("table", {}, ...prompts.slice(0, 200).map(([i, value]) => h("tr", {},
-      h("td", {}, link(short(data.prompts[i].prompt.replace(/^<bos>\s*/, ""), 90), () => place.replaceChildren(...told(i, role)))),
-      Number.isNaN(value) ? null : h("td", { class: "n" }, percent(value)))));
-    return [place, table];
+    const table = h("table", {}, ...prompts.slice(0, 200).map(([i, value]) => {
+      const place = h("div", { hidden: true });
+      const open = link(short(data.prompts[i].prompt.replace(/^<bos>\s*/, ""), 90), () => {
+        if (place.hidden) place.replaceChildren(...told(i, role));
+        place.hidden = !place.hidden;
+        open.setAttribute("aria-expanded", String(!place.hidden));
+      });
+      open.setAttribute("aria-expanded", "false");
+      return h("tr", {}, h("td", {}, open, place), Number.isNaN(value) ? null : h("td", { class: "n" }, percent(value)));
+    }));
+    return [table, ...(prompts.length > 200 ? [h("p", { class: "hint" }, `and ${prompts.length - 200} more`)] : [])];
   }
 
   function told(i: number, role: string): Node[] {
@@ -287,7 +292,7 @@ function place(data: AggregateData, nodes: number[]): { boxes: Placed[]; rows: {
   const boxes = nodes.map((i): Placed => {
     const node = data.nodes[i];
     const lines = node.kind === "feature" && node.name.trim() ? [short(node.name, 26), node.feature!] : [short(node.name.trim() || node.feature || "", 26)];
-    lines.push(`${percent(node.influence)} · in ${percent(node.share)}`);
+    lines.push(percent(node.influence) + (node.share < 0.995 ? ` · in ${percent(node.share)}` : ""));
     return { i, x: 0, y: 0, width: Math.max(...lines.map((line) => 7.2 * line.length + 18), 64), height: 8 + LINE * lines.length, lines };
   });
   const cells = new Map<string, Placed[]>(), columns = new Map<number, number>(), rows = new Map<number, number>();

@@ -47,8 +47,8 @@ def test_a_slot_is_counted_from_its_end(graph):
     assert placed.roles[-1] == "{size}"
 
 
-def test_the_first_pattern_that_fits_counts():
-    patterns = [Pattern("The city of {x} is big"), Pattern("The {kind} of {x} is big"), Pattern("{all}")]
+def test_the_most_specific_pattern_that_fits_counts():
+    patterns = [Pattern("The city of {x} is big"), Pattern("{all}"), Pattern("The {kind} of {x} is big")]
     assert place(WORDS, "end", patterns).slots == {"kind": "state", "x": "New York"}
     assert place(WORDS, "end", patterns[:1]) is None
 
