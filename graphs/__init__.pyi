@@ -1,3 +1,12 @@
+from .aggregate_formats import AGGREGATE_SUFFIXES as AGGREGATE_SUFFIXES
+from .aggregate_formats import write_aggregate as write_aggregate
+from .aggregates.circuit import Aggregate as Aggregate
+from .aggregates.circuit import AggregateEdge as AggregateEdge
+from .aggregates.circuit import AggregateNode as AggregateNode
+from .aggregates.circuit import Stability as Stability
+from .aggregates.groups import Comparison as Comparison
+from .aggregates.groups import NodeDifference as NodeDifference
+from .aggregates.groups import compare_groups as compare_groups
 from .analysis.answers import answer_targets as answer_targets
 from .analysis.answers import of_answer as of_answer
 from .analysis.answers import without_template as without_template
