@@ -46,7 +46,7 @@ LEVELS = {
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
-        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "conversations"],
+        ["text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "conversations"],
         ["tensor_file", "storage"],
         ["attention"],
         ["graph"],
