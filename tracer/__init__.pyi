@@ -53,10 +53,20 @@ from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.report import write_reading as write_reading
 from .reading.written_latents import with_written_latents as with_written_latents
+from .samples.build import build_sample as build_sample
+from .samples.sample import CorpusSample as CorpusSample
+from .sweeps.aggregating import aggregate as aggregate
+from .sweeps.prompts import SweepPrompt as SweepPrompt
+from .sweeps.prompts import read_prompts as read_prompts
+from .sweeps.run import SweepReport as SweepReport
+from .sweeps.run import sweep as sweep
+from .sweeps.settings import TraceSettings as TraceSettings
+from .terminal.aggregate import show_aggregate as show_aggregate
 from .terminal.chat.reports import show_jailbreak as show_jailbreak
 from .terminal.chat.reports import show_reasoning as show_reasoning
 from .terminal.chat.reports import show_refusal as show_refusal
 from .terminal.evaluation import show_evaluation as show_evaluation
+from .terminal.features.weights import show_weights as show_weights
 from .terminal.graph import show_graph as show_graph
 from .terminal.interventions import show_before_after as show_before_after
 from .terminal.plan import show_plan as show_plan
@@ -68,3 +78,6 @@ from .terminal.validation import show_validation as show_validation
 from .validation.report import write_validation as write_validation
 from .validation.validate import Validation as Validation
 from .validation.validate import validate_graph as validate_graph
+from .virtual_weights.compute import GlobalWeights as GlobalWeights
+from .virtual_weights.compute import global_weights as global_weights
+from .virtual_weights.files import write_weights as write_weights

@@ -7,8 +7,6 @@ MAX_FEATURE_NODES = 8192
 # Under a cap, features are ranked again after this share of the nodes, then whenever half as many again are known. That
 # chooses as well as ranking twice as often does, with fewer and larger batches.
 FIRST_RANKED, RANKED_GROWTH = 1 / 16, 1 / 2
-# Guesses for the strongest features that pruning drops: `show --feature` and `compare` show some of them.
-ALSO_NAMED = 100
 # Bytes of rows held in memory; more of them go to disk.
 ROWS_IN_MEMORY = 4 * 10**9
 # An interruption may cost the rows of this many seconds.
@@ -18,6 +16,12 @@ SAVE_EVERY_SECONDS = 10.0
 CONTEXT_LENGTH = 256
 CARD_CONTEXTS = 10
 CARD_LOGITS = 10
+# Tokens of the corpus that a sample keeps with everything that fires in them.
+SAMPLE_TOKENS = 50_000
+# Global weights: strongest inputs and outputs of a feature that are kept.
+STRONGEST_WEIGHTS = 32
+# Labels: features on which another one's label is tried too.
+SHUFFLED_LABELS = 30
 # The state of a run over a corpus is saved this often, unless saving would take more than this share of the time.
 CARDS_SAVE_SECONDS = 60.0
 CARDS_SAVE_SHARE = 0.05

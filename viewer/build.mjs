@@ -1,4 +1,4 @@
-// Builds ../graphs/page/page.html, compare.html, reading.html and serve.html: markup, style, script and licences in one file, with marks where
+// Builds ../graphs/page/page.html, compare.html, reading.html, aggregate.html and serve.html: markup, style, script and licences in one file, with marks where
 // graphs/page/export.py puts the data and the content security policy. The output is committed, see docs/guides/page.md.
 
 import { createHash } from "node:crypto";
@@ -58,6 +58,7 @@ for (const [name, entry, style] of [
   ["compare.html", "src/compare.ts", "src/style.css"],
   ["reading.html", "src/reading.ts", "src/reading.css"],
   ["serve.html", "src/serve.ts", "src/serve.css"],
+  ["aggregate.html", "src/aggregate.ts", "src/aggregate.css"],
 ]) {
   const { outputFiles, metafile } = await bundle(entry);
   const parts = {

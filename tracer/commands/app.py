@@ -10,9 +10,12 @@ import typer
 from typer.core import TyperCommand
 
 from crosstrace.tracer.commands.chat import chat
+from crosstrace.tracer.commands.labels import labels
 
 VERBS = (
     "trace",
+    "sweep",
+    "aggregate",
     "show",
     "view",
     "prune",
@@ -23,6 +26,8 @@ VERBS = (
     "intervene",
     "validate",
     "attention",
+    "weights",
+    "label",
     "train",
     "evaluate",
     "serve",
@@ -59,6 +64,7 @@ for name in VERBS:
 
 
 app.add_typer(chat)
+app.add_typer(labels)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,51 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosstrace.graphs import AttributionGraph, check_threshold, prune, with_card_labels
-from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
+from crosstrace.graphs import AttributionGraph, with_card_labels
 from crosstrace.graphs.page.data import page_data
 from crosstrace.graphs.text import short
 from crosstrace.replacement_model import FeatureAt, Freeze, Intervention, Set
 from crosstrace.replacement_model.conversations import Conversation, ending
-from crosstrace.tracer import defaults
 from crosstrace.tracer.attention.ranking import with_attention
 from crosstrace.tracer.attribution.targets import top_logits
-from crosstrace.tracer.attribution.tracing import trace
-from crosstrace.tracer.cards.naming import with_guesses
 from crosstrace.tracer.server.core.models import Prompt, Served
 from crosstrace.tracer.server.core.settings import Limits
 from crosstrace.tracer.server.core.store import Entry, GraphStore
+from crosstrace.tracer.sweeps.settings import TraceSettings
+
+_LARGEST_BATCH, _MOST_TERMS = 4096, 100
 
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """A graph that is asked for; the defaults are those of `crosstrace trace`.
+    """A graph that is asked for.
 
     Attributes:
         prompt: What is traced.
-        targets: What to explain, as on the command line; none: the most probable tokens.
-        position: Where targets without a position are read.
-        max_logits: The most tokens to explain.
-        logit_probability: The probability they reach together.
-        max_feature_nodes: The most features that get a row.
-        node_threshold: Share of the influence that the kept nodes carry.
-        edge_threshold: Share of the edges' scores that the kept edges carry.
-        batch_size: Rows computed at a time; None: what memory allows.
-        attention: Whether the graph keeps why heads looked where they did.
-        attention_terms: The strongest terms kept of each head.
+        settings: How, as for the command line.
+        attention_terms: The strongest terms kept of each head that mattered; None not to look at heads.
     """
 
     prompt: Prompt
-    targets: tuple[str, ...] = ()
-    position: int = -1
-    max_logits: int = defaults.MAX_LOGITS
-    logit_probability: float = defaults.LOGIT_PROBABILITY
-    max_feature_nodes: int | None = None
-    node_threshold: float = NODE_THRESHOLD
-    edge_threshold: float = EDGE_THRESHOLD
-    batch_size: int | None = None
-    attention: bool = False
-    attention_terms: int = defaults.ATTENTION_TERMS
+    settings: TraceSettings = field(default_factory=TraceSettings)
+    attention_terms: int | None = None
 
     def check(self, served: Served, limits: Limits) -> str | Conversation:
         """Find what is wrong before it waits in the queue, and return the prompt for the model.
@@ -64,18 +47,19 @@ class TraceRequest:
         Raises:
             ValueError: The prompt or a setting cannot be used here.
         """
-        check_threshold("node_threshold", self.node_threshold)
-        check_threshold("edge_threshold", self.edge_threshold)
-        if not 1 <= self.max_logits <= limits.feature_nodes:
-            raise ValueError(f"max_logits must be 1 to {limits.feature_nodes:,}, not {self.max_logits:,}")
-        if not 0 < self.logit_probability <= 1:
-            raise ValueError(f"logit_probability must be above 0 and at most 1, not {self.logit_probability}")
-        if self.max_feature_nodes is not None and not 0 <= self.max_feature_nodes <= limits.feature_nodes:
-            raise ValueError(f"max_feature_nodes must be 0 to {limits.feature_nodes:,}, not {self.max_feature_nodes:,}")
-        if self.batch_size is not None and not 1 <= self.batch_size <= 4096:
-            raise ValueError(f"batch_size must be 1 to 4,096, not {self.batch_size:,}")
-        if not 1 <= self.attention_terms <= 100:
-            raise ValueError(f"qk_topk must be 1 to 100, not {self.attention_terms:,}")
+        asked = self.settings
+        if not 1 <= asked.max_logits <= limits.feature_nodes:
+            raise ValueError(f"max_logits must be 1 to {limits.feature_nodes:,}, not {asked.max_logits:,}")
+        if not 0 < asked.logit_probability <= 1:
+            raise ValueError(f"logit_probability must be above 0 and at most 1, not {asked.logit_probability}")
+        if asked.max_feature_nodes is not None and not 0 <= asked.max_feature_nodes <= limits.feature_nodes:
+            raise ValueError(
+                f"max_feature_nodes must be 0 to {limits.feature_nodes:,}, not {asked.max_feature_nodes:,}"
+            )
+        if asked.batch_size is not None and not 1 <= asked.batch_size <= _LARGEST_BATCH:
+            raise ValueError(f"batch_size must be 1 to {_LARGEST_BATCH:,}, not {asked.batch_size:,}")
+        if self.attention_terms is not None and not 1 <= self.attention_terms <= _MOST_TERMS:
+            raise ValueError(f"qk_topk must be 1 to {_MOST_TERMS}, not {self.attention_terms:,}")
         return served.prompt(self.prompt, limits)
 
 
@@ -105,21 +89,9 @@ def trace_graph(served: Served, asked: TraceRequest, prompt: str | Conversation)
         MemoryError: Not even one row fits.
     """
     notes: list[str] = []
-    graph = trace(
-        served.model,
-        prompt,
-        targets=list(asked.targets) or None,
-        max_logits=asked.max_logits,
-        logit_probability=asked.logit_probability,
-        max_feature_nodes=asked.max_feature_nodes,
-        batch_size=asked.batch_size,
-        position=asked.position,
-        note=notes.append,
-    )
-    pruned = with_guesses(
-        prune(graph, asked.node_threshold, asked.edge_threshold), served.model, beyond_kept=defaults.ALSO_NAMED
-    )
-    if asked.attention:
+    graph = asked.settings.trace(served.model, prompt, note=notes.append)
+    pruned = asked.settings.finish(graph, served.model)
+    if asked.attention_terms is not None:
         pruned = with_attention(pruned, served.model, terms=asked.attention_terms)
     return Traced(pruned, notes)
 
@@ -145,11 +117,11 @@ def keep(store: GraphStore, served: Served, traced: Traced, asked: TraceRequest,
             "prompt": asked.prompt.text,
             "messages": [dict(message) for message in asked.prompt.messages],
             "answer": asked.prompt.answer,
-            "targets": list(asked.targets),
-            "max_logits": asked.max_logits,
-            "max_feature_nodes": asked.max_feature_nodes,
-            "node_threshold": asked.node_threshold,
-            "edge_threshold": asked.edge_threshold,
+            "targets": [str(target) for target in asked.settings.targets],
+            "max_logits": asked.settings.max_logits,
+            "max_feature_nodes": asked.settings.max_feature_nodes,
+            "node_threshold": asked.settings.node_threshold,
+            "edge_threshold": asked.settings.edge_threshold,
         },
     }
     return store.add(graph, page_data(labelled, served.cards), slug, served.scan, about)

@@ -35,6 +35,7 @@ from crosstrace.tracer.server.paths.wire import (
     TopLogit,
     UploadReceipt,
 )
+from crosstrace.tracer.sweeps.settings import TraceSettings
 
 
 def contract(service: Service) -> APIRouter:
@@ -51,17 +52,7 @@ def contract(service: Service) -> APIRouter:
     async def generate_graph(body: GraphGeneration, request: Request) -> Response:
         """Trace a prompt. The answer is the graph's JSON, or a receipt where it was sent to a signed URL."""
         served = service.model(body.model_id)
-        asked = TraceRequest(
-            prompt_of(body.prompt, body.messages),
-            max_logits=body.max_n_logits,
-            logit_probability=body.desired_logit_prob,
-            max_feature_nodes=body.max_feature_nodes,
-            node_threshold=body.node_threshold,
-            edge_threshold=body.edge_threshold,
-            batch_size=body.batch_size,
-            attention=body.enable_qk_tracing,
-            attention_terms=body.qk_topk,
-        )
+        asked = await checked(_trace_request, body)
         if body.signed_url is not None:
             await checked(service.uploads.check, body.signed_url)
         prompt = await checked(asked.check, served, limits)
@@ -84,11 +75,8 @@ def contract(service: Service) -> APIRouter:
     async def forward_pass(body: ForwardPass, request: Request) -> ForwardPassAnswer | Failure:
         """Run a prompt and return the likeliest next tokens. Failures have status 200 and `error`."""
         served = service.model(None)
-        asked = TraceRequest(
-            prompt_of(body.prompt, body.messages),
-            max_logits=body.max_n_logits,
-            logit_probability=body.desired_logit_prob,
-        )
+        settings = TraceSettings(max_logits=body.max_n_logits, logit_probability=body.desired_logit_prob)
+        asked = TraceRequest(prompt_of(body.prompt, body.messages), settings)
         try:
             prompt = await checked(asked.check, served, limits)
             found = await done(
@@ -163,6 +151,24 @@ def contract(service: Service) -> APIRouter:
         return parsed
 
     return router
+
+
+def _trace_request(body: GraphGeneration) -> TraceRequest:
+    """Read what is asked for.
+
+    Raises:
+        ValueError: A threshold is not one.
+    """
+    settings = TraceSettings(
+        max_logits=body.max_n_logits,
+        logit_probability=body.desired_logit_prob,
+        max_feature_nodes=body.max_feature_nodes,
+        node_threshold=body.node_threshold,
+        edge_threshold=body.edge_threshold,
+        batch_size=body.batch_size,
+    )
+    terms = body.qk_topk if body.enable_qk_tracing else None
+    return TraceRequest(prompt_of(body.prompt, body.messages), settings, terms)
 
 
 def _features(body: SteerRequest, served: Served, prompt: Any, most_tokens: int) -> list[Steer]:

@@ -30,6 +30,7 @@ from crosstrace.tracer.server.paths.wire import (
     StateBody,
     TraceBody,
 )
+from crosstrace.tracer.sweeps.settings import TraceSettings
 
 _PERMITS = ("connect-src 'self'", "frame-src 'self'", "img-src 'self' data:")
 _STATE_BYTES = 500_000
@@ -102,14 +103,7 @@ def page_api(service: Service) -> APIRouter:
     async def start_trace(body: TraceBody) -> JobAnswer:
         """Put a trace on the queue."""
         served = service.model(body.model)
-        asked = TraceRequest(
-            prompt_of(body.prompt, body.messages, body.answer),
-            targets=tuple(target for target in body.targets if target.strip()),
-            max_logits=body.max_logits,
-            max_feature_nodes=body.max_feature_nodes,
-            node_threshold=body.node_threshold,
-            edge_threshold=body.edge_threshold,
-        )
+        asked = await checked(_trace_request, body)
         prompt = await checked(asked.check, served, settings.limits)
 
         def work() -> dict[str, Any]:
@@ -203,6 +197,22 @@ def page_api(service: Service) -> APIRouter:
         return Response(content, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"), headers=headers)
 
     return router
+
+
+def _trace_request(body: TraceBody) -> TraceRequest:
+    """Read what is asked for.
+
+    Raises:
+        ValueError: A threshold is not one.
+    """
+    settings = TraceSettings(
+        tuple(target for target in body.targets if target.strip()),
+        max_logits=body.max_logits,
+        max_feature_nodes=body.max_feature_nodes,
+        node_threshold=body.node_threshold,
+        edge_threshold=body.edge_threshold,
+    )
+    return TraceRequest(prompt_of(body.prompt, body.messages, body.answer), settings)
 
 
 def _front(service: Service) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
+from crosstrace.graphs.analysis.defaults import NODE_THRESHOLD
 from crosstrace.graphs.cards.neuronpedia import card_as_json
-from crosstrace.graphs.defaults import NODE_THRESHOLD
 from crosstrace.tracer.server.computing.exports import exported
 from crosstrace.tracer.server.paths.jobs import Refused, done
 from crosstrace.tracer.server.paths.service import FAILURES, Service

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
+from crosstrace.graphs.analysis.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer import defaults
 from crosstrace.tracer.server.core.settings import EDITS, MEMBERS
 
