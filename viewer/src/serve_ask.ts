@@ -188,7 +188,7 @@ export class AskForm {
     if (job.total > 0) bar.value = job.done / job.total;
     else bar.removeAttribute("value");
     if (job.state === "waiting") this.say(job.before ? `Waiting: ${job.before} before this one.` : "Waiting.");
-    else if (job.state === "running") this.say(job.total > 0 ? `${job.doing}: ${job.done.toLocaleString("en-US")} of ${job.total.toLocaleString("en-US")}` : "Reading the prompt.");
+    else if (job.state === "running") this.say(job.total > 0 ? `${job.doing}: ${job.done.toLocaleString("en-US")} of ${job.total.toLocaleString("en-US")}` : job.doing === "starting" ? "Reading the prompt." : `${job.doing}…`);
   }
 
   private say(text: string, wrong = false): void {

@@ -33,7 +33,7 @@ export class History {
       const open = button("", "Open this graph", () => this.open(entry.id));
       open.append(
         h("span", { class: "said" }, h("span", { dir: "auto" }, visible(prompt)), " → ", h("span", { class: "gives", dir: "auto" }, short(answer, 24))),
-        h("span", { class: "when" }, [chance === null ? "" : probability(chance), model, `${tokens} tokens`, time(entry.made)].filter(Boolean).join(" · ")),
+        h("span", { class: "when" }, [chance === null ? "" : probability(chance), model.split("/").at(-1)!, `${tokens} tokens`, time(entry.made)].filter(Boolean).join(" · ")),
       );
       const isOpen = entry.id === current;
       if (isOpen) open.setAttribute("aria-current", "true");

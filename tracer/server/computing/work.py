@@ -19,6 +19,7 @@ from crosstrace.replacement_model import FeatureAt, Freeze, Intervention, Set
 from crosstrace.replacement_model.conversations import Conversation, ending
 from crosstrace.tracer.attention.ranking import with_attention
 from crosstrace.tracer.attribution.targets import top_logits
+from crosstrace.tracer.progress import step_progress
 from crosstrace.tracer.server.core.models import Prompt, Served
 from crosstrace.tracer.server.core.settings import Limits
 from crosstrace.tracer.server.core.store import Entry, GraphStore
@@ -90,6 +91,8 @@ def trace_graph(served: Served, asked: TraceRequest, prompt: str | Conversation)
     """
     notes: list[str] = []
     graph = asked.settings.trace(served.model, prompt, note=notes.append)
+    with step_progress() as report:
+        report("naming features", 0, 0)
     pruned = asked.settings.finish(graph, served.model)
     if asked.attention_terms is not None:
         pruned = with_attention(pruned, served.model, terms=asked.attention_terms)
