@@ -183,7 +183,7 @@ def _features(body: SteerRequest, served: Served, prompt: Any, most_tokens: int)
         raise ValueError(f"top_k must be 1 to 100, not {body.top_k:,}")
     if not 0 <= body.temperature <= 100 or not -100 <= body.freq_penalty <= 100:
         raise ValueError("temperature must be 0 to 100 and freq_penalty -100 to 100")
-    ids = served.model.tokenize(prompt).tolist()
+    ids = served.alone(lambda: served.model.tokenize(prompt).tolist())
     bos = set(served.bos_of(ids))
     found = []
     for number, one in enumerate(body.features, 1):
