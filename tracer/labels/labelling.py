@@ -34,6 +34,7 @@ from crosstrace.tracer.labels.scoring import (
     LITERAL,
     balanced_accuracy,
     combined,
+    enough,
     fuzzed,
     literal_scores,
     shuffled_partner,
@@ -201,17 +202,13 @@ def _test(contexts: Contexts, run: LabelRun, pool: _Pool, shuffled: int, done: D
                 if other is None:
                     continue
                 label = run.labels[other].text
-                for what, some, write in (
-                    ("detection", windows, detection_message),
-                    ("fuzzing", items, fuzzing_message),
+                for what, message, truth in (
+                    ("detection", detection_message(label, windows), [one.active for one in windows]),
+                    ("fuzzing", fuzzing_message(label, items), [one.right for one in items]),
                 ):
-                    if len(some) >= 4:
-                        yield _Question(
-                            _name(f"{what} {kind}", key),
-                            systems[what],
-                            write(label, some),  # type: ignore[operator]
-                            partial(parse_judgements, count=len(some)),
-                        )
+                    if enough(truth):
+                        read = partial(parse_judgements, count=len(truth))
+                        yield _Question(_name(f"{what} {kind}", key), systems[what], message, read)
 
     pool.ask(questions(), 2 * len(keys) + 2 * len(partner), "tests", done)
     for key in keys:
@@ -227,7 +224,7 @@ def _test(contexts: Contexts, run: LabelRun, pool: _Pool, shuffled: int, done: D
         run.labels[key] = _tested(
             run.labels[key], *scores["own"], combined(*scores["shuffled"]), pool.client.server.model
         )
-        if windows and any(_name(f"{what} own", key) not in known for what, truth in truths.items() if len(truth) >= 4):
+        if any(enough(truth) and _name(f"{what} own", key) not in known for what, truth in truths.items()):
             run.missing.append(key)
 
 

@@ -24,7 +24,8 @@ import numpy as np
 from crosstrace.tracer.labels.windows import Key, Window
 
 LITERAL = "literal"
-_FEWEST = 2  # windows of each kind; a test on fewer says nothing
+FEWEST = 3
+"""Windows of each kind that a test has at least; on fewer it would say nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,18 @@ def balanced_accuracy(said: Sequence[bool], truth: Sequence[bool]) -> float | No
     """Return the mean of the shares of right answers among positives and among negatives; None if there are too few.
 
     Example:
-        >>> balanced_accuracy([True, True, False, True], [True, True, False, False])
-        0.75
+        >>> balanced_accuracy([True, True, True, True, False, False], [True, True, True, False, False, False])
+        0.8333333333333333
     """
-    sides = [
-        [says == is_so for says, is_so in zip(said, truth, strict=True) if is_so == side] for side in (True, False)
-    ]
-    if min(map(len, sides)) < _FEWEST:
+    if not enough(truth):
         return None
+    sides = [[says == so for says, so in zip(said, truth, strict=True) if so == side] for side in (True, False)]
     return sum(sum(side) / len(side) for side in sides) / 2
+
+
+def enough(truth: Sequence[bool]) -> bool:
+    """Say whether there are `FEWEST` of each kind."""
+    return min(sum(truth), len(truth) - sum(truth)) >= FEWEST
 
 
 def combined(detection: float | None, fuzzing: float | None) -> float | None:
