@@ -97,3 +97,13 @@ def viewer_name(what: str, given: str | None, found: str, fallback: str) -> str:
     if not _NAME.fullmatch(given):
         raise ValueError(f"{what} must be made of letters, digits, '_', '.' and '-', not {given!r}")
     return given
+
+
+def feature_name(layer: int, feature: int) -> str:
+    """Return a feature as it is written everywhere.
+
+    Example:
+        >>> feature_name(3, 417)
+        'L3/417'
+    """
+    return f"L{layer}/{feature}"

@@ -90,7 +90,7 @@ class Corpus:
             if not path.is_file():
                 raise FileNotFoundError(f"corpus {path}: {'is a folder' if path.is_dir() else 'no such file'}")
             if path.suffix.lower() == ".parquet":
-                _pyarrow(path)
+                pyarrow_for(f"corpus {path}: reading Parquet")
         self.names = [path.name for path in self.paths]
         self.total = sum(path.stat().st_size for path in self.paths)
         self.empty = self.broken = 0
@@ -261,7 +261,7 @@ def _read_lines(path: Path, text_field: str) -> Iterator[tuple[str, bytes, int]]
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[tuple[str, Any, int]]:
-    pyarrow = _pyarrow(path)
+    pyarrow = pyarrow_for(f"corpus {path}: reading Parquet")
     size = path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -278,13 +278,19 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[tuple[str, Any, int]]
         raise ValueError(f"corpus {path}: not a whole Parquet file ({' '.join(str(problem).split())})") from None
 
 
-def _pyarrow(path: Path) -> Any:
+def pyarrow_for(what: str) -> Any:
+    """Return pyarrow with its Parquet module.
+
+    Args:
+        what: What needs it, for the message.
+
+    Raises:
+        ValueError: It is not installed.
+    """
     try:
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(
-            f"corpus {path}: reading Parquet needs pyarrow, which is not installed; pip install 'crosstrace[parquet]'"
-        ) from None
+        raise ValueError(f"{what} needs pyarrow, which is not installed; pip install 'crosstrace[parquet]'") from None
     return pyarrow
 
 

@@ -55,6 +55,13 @@ from .reading.report import write_reading as write_reading
 from .reading.written_latents import with_written_latents as with_written_latents
 from .samples.build import build_sample as build_sample
 from .samples.sample import CorpusSample as CorpusSample
+from .sweeps.aggregating import aggregate as aggregate
+from .sweeps.prompts import SweepPrompt as SweepPrompt
+from .sweeps.prompts import read_prompts as read_prompts
+from .sweeps.run import SweepReport as SweepReport
+from .sweeps.run import sweep as sweep
+from .sweeps.settings import TraceSettings as TraceSettings
+from .terminal.aggregate import show_aggregate as show_aggregate
 from .terminal.chat.reports import show_jailbreak as show_jailbreak
 from .terminal.chat.reports import show_reasoning as show_reasoning
 from .terminal.chat.reports import show_refusal as show_refusal

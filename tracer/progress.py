@@ -250,3 +250,41 @@ def step_progress(show: bool | None = None) -> Iterator[Callable[[str, int, int]
             bar.update(tasks[what], completed=done)
 
         yield report
+
+
+@contextmanager
+def prompt_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show progress for work on many prompts, with rate, time left and failures, and yield `report(done, failed)`.
+
+    Args:
+        total: The number of prompts.
+        show: Whether to show it; None: yes.
+    """
+    if show is False:
+        yield lambda done, failed: None
+        return
+    began = time.monotonic()
+
+    def said(done: int, failed: int) -> str:
+        passed = max(time.monotonic() - began, 1e-9)
+        rate = f"{done / passed:.3g} prompts/s{_left(passed, done, total - done)}"
+        return rate + (f", {failed:,} failed" if failed else "")
+
+    if not sys.stderr.isatty():
+        last = began
+
+        def line(done: int, failed: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LINE_SECONDS and done < total:
+                last = time.monotonic()
+                _say(f"sweep: {done:,} of {total:,} prompts, {said(done, failed)}")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("sweep", total=max(total, 1), said="")
+        yield lambda done, failed: bar.update(task, completed=done, said=said(done, failed))

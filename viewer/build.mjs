@@ -1,4 +1,4 @@
-// Builds ../graphs/page/page.html, compare.html and reading.html: markup, style, script and licences in one file, with marks where
+// Builds ../graphs/page/page.html, compare.html, reading.html and aggregate.html: markup, style, script and licences in one file, with marks where
 // graphs/page/export.py puts the data and the content security policy. The output is committed, see docs/guides/page.md.
 
 import { createHash } from "node:crypto";
@@ -57,6 +57,7 @@ for (const [name, entry, style] of [
   ["page.html", "src/main.ts", "src/style.css"],
   ["compare.html", "src/compare.ts", "src/style.css"],
   ["reading.html", "src/reading.ts", "src/reading.css"],
+  ["aggregate.html", "src/aggregate.ts", "src/aggregate.css"],
 ]) {
   const { outputFiles, metafile } = await bundle(entry);
   const parts = {
@@ -67,7 +68,7 @@ for (const [name, entry, style] of [
   };
   for (const [part, text] of Object.entries(parts))
     if (/<\/?(script|style|!--)/i.test(text)) throw new Error(`${part} holds markup that would end or nest its element`);
-  const whole = read("src", name).replace("{{HEAD}}\n", read("src", "head.html")); // the three pages begin alike
+  const whole = read("src", name).replace("{{HEAD}}\n", read("src", "head.html")); // the pages begin alike
   const page = whole.replace(/\{\{(SOURCES|STYLE|SCRIPT|LICENCES)\}\}/g, (_, part) => parts[part]);
   writeFileSync(join(here, "../graphs/page", name), page);
   console.log(`graphs/page/${name}: ${(page.length / 1000).toFixed(0)} kB`);

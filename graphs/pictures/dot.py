@@ -86,7 +86,17 @@ def to_pydot(graph: AttributionGraph, figure: Figure | None = None) -> pydot.Dot
         'digraph'
     """
     figure = figure or Figure()
-    drawing = drawing_of(graph, figure)
+    return dot_of_drawing(drawing_of(graph, figure), figure)
+
+
+def dot_of_drawing(drawing: Drawing, figure: Figure | None = None) -> pydot.Dot:
+    """Return a drawing in DOT.
+
+    Args:
+        drawing: What is drawn.
+        figure: How; only its layout counts.
+    """
+    figure = figure or Figure()
     dot = _empty(figure, drawing)
     if figure.layout == "positions":
         picture = arrange(drawing)

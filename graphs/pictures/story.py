@@ -14,8 +14,8 @@ from crosstrace.graphs.viewer_ids import node_ids
 
 _KINDS = {"group": "supernode", "target": "logit", "error": "unexplained"}
 _MOST_ROWS = 9
-_TOKEN_ROW, _ERROR_ROW = -2, -1
-_LARGER = 0.45  # how much larger than the least the letters of the most influential node are
+TOKEN_ROW, ERROR_ROW = -2, -1
+LARGER = 0.45  # how much larger than the least the letters of the most influential node are
 _LABEL_WIDTH, _LABEL_LINES = 15, 3
 _LABELLED_EDGES, _LEAST_LABELLED = 14, 0.12
 HOW_TO_GET_ALL = "--all draws the whole pruned graph, -o FILE.html is a page of it."
@@ -50,20 +50,21 @@ def story_drawing(story: Story, notes: Sequence[str] = ()) -> Drawing:
         )
         for edge in story.edges
     ]
-    rows = {_TOKEN_ROW: "tokens", _ERROR_ROW: "errors"}
-    rows |= {row: _row_name(row, graph.n_layers) for row in range(graph.n_layers)}
+    rows = {TOKEN_ROW: "tokens", ERROR_ROW: "errors"}
+    rows |= {row: row_name(row, graph.n_layers) for row in range(graph.n_layers)}
     keys = "Figures on lines: share of what a node receives. Dashed lines lower. "
     caption = [*story.sentences(), *notes, keys + HOW_TO_GET_ALL]
     return Drawing(title_of(graph, story.target), graph.n_layers, nodes, edges, [], rows, caption)
 
 
-def _layers_of_a_row(n_layers: int) -> int:
-    """A deep model has too many layers for a page: two or three share a row."""
+def layers_of_a_row(n_layers: int) -> int:
+    """Return how many layers share a row: a deep model has too many for a page."""
     return math.ceil(n_layers / _MOST_ROWS)
 
 
-def _row_name(row: int, n_layers: int) -> str:
-    last = min(row + _layers_of_a_row(n_layers), n_layers) - 1
+def row_name(row: int, n_layers: int) -> str:
+    """Return what to call the row that begins with a layer."""
+    last = min(row + layers_of_a_row(n_layers), n_layers) - 1
     return f"layer {row}" if last == row else f"layers {row}–{last}"
 
 
@@ -94,14 +95,14 @@ def _called(graph: AttributionGraph, node: StoryNode) -> str:
 
 
 def _drawn(graph: AttributionGraph, node: StoryNode, name: str, most: float) -> DrawnNode:
-    scale = 1 + _LARGER * math.sqrt(min(node.influence / most, 1.0))
+    scale = 1 + LARGER * math.sqrt(min(node.influence / most, 1.0))
     passing = share(round(node.influence, 3))
     layers = layer_range(node.layers, graph.n_layers)
     members = [graph.describe(member) for member in node.members]
     listed = ", ".join(members[:8]) + (f" and {count(len(members) - 8)} more" if len(members) > 8 else "")
     about = f"{passing} of the influence passes through it"
-    band = _layers_of_a_row(graph.n_layers)
-    row = _TOKEN_ROW if node.kind == "token" else round(node.layer) // band * band
+    band = layers_of_a_row(graph.n_layers)
+    row = TOKEN_ROW if node.kind == "token" else round(node.layer) // band * band
     lines: tuple[Line, ...]
     match node.kind:
         case "token":
@@ -112,7 +113,7 @@ def _drawn(graph: AttributionGraph, node: StoryNode, name: str, most: float) -> 
             lines = (Line(graph.target_name(i), scale=scale),)
             lines += () if chance is None else (Line(f"p = {probability(chance)}", small=True),)
         case "error":
-            row = _ERROR_ROW  # errors of all layers together enter here, as the token does
+            row = ERROR_ROW  # errors of all layers together enter here, as the token does
             lines = (Line(f"unexplained {passing}", small=True),)
             about = f"{passing} of the influence ends in errors at this position"
         case "rest":

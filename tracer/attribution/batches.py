@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crosstrace.replacement_model import LocalReplacementModel, Rows, Target
+from crosstrace.replacement_model import LocalReplacementModel, ModelDescription, Rows, Target
 from crosstrace.replacement_model.local.adjoint import row_bytes
 from crosstrace.replacement_model.memory import format_bytes, is_out_of_memory, usable_bytes
 from crosstrace.tracer import defaults
@@ -23,6 +23,7 @@ _CPU_PAIRS, _GPU_PAIRS = 4096, 65536
 _FEWEST, _MOST = 32, 512
 # The share of the memory budget that a batch may take.
 _SHARE = 0.25
+_STEADY_BUDGET = 32 * 10**9
 _LARGEST_BYTES = {"cpu": 4 * 10**9}
 # Long lists of targets are cut into at most this many groups by position: positions after a batch's last one cost nothing.
 _MOST_POSITION_GROUPS = 4
@@ -37,6 +38,17 @@ def automatic_batch_size(local: LocalReplacementModel) -> int:
     budget = local.transcoders.memory_budget or usable_bytes(device)
     one = row_bytes(local.description, local.n_positions, len(local.activations))
     return batch_size_for(local.n_positions, one, budget, device.type)
+
+
+def steady_batch_size(description: ModelDescription, n_positions: int, device_type: str) -> int:
+    """Return how many rows to compute at a time whatever memory is free, for results that are the same to the bit.
+
+    Args:
+        description: The model.
+        n_positions: P, the length of the prompt.
+        device_type: `cpu` or `cuda`.
+    """
+    return batch_size_for(n_positions, row_bytes(description, n_positions, 0), _STEADY_BUDGET, device_type)
 
 
 def batch_size_for(n_positions: int, bytes_a_row: int, budget: int, device_type: str) -> int:

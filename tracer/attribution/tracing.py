@@ -117,7 +117,8 @@ def trace(
     n_active = len(local.activations)
     full = NodeLayout(n_active, model.description.n_layers, local.n_positions, len(wanted))
     cap = min(cap, n_active)
-    identity = trace_identity(model, local, wanted, cap)
+    # Of what rows depend on, which takes a while to read, nothing is asked where none are kept.
+    identity = {} if checkpoint is None else trace_identity(model, local, wanted, cap)
     saved = Checkpoint(None if checkpoint is None else Path(checkpoint), identity, resume)
     batcher = Batcher(local, saved.batch_size or batch_size or automatic_batch_size(local))
     layers = local.activations.layers.cpu().numpy()

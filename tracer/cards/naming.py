@@ -7,7 +7,7 @@ Guesses need the model, so they are made where one is at hand and kept in the gr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -101,7 +101,9 @@ def names_by_own_cards(model: ReplacementModel) -> FeatureNames:
     return FeatureNames(model, cards)
 
 
-def with_guesses(graph: AttributionGraph, model: ReplacementModel, beyond_kept: int = 0) -> AttributionGraph:
+def with_guesses(
+    graph: AttributionGraph, model: ReplacementModel, beyond_kept: int = 0, named: Container[Key] = ()
+) -> AttributionGraph:
     """Return the graph with guesses for the features that nobody has labelled.
 
     Args:
@@ -109,13 +111,14 @@ def with_guesses(graph: AttributionGraph, model: ReplacementModel, beyond_kept: 
             it would keep with the default thresholds.
         model: The model that the graph was traced in.
         beyond_kept: How many of the other features get a guess too, the most influential first.
+        named: Features that need no guess, such as those that cards name.
 
     Example:
         >>> pruned = with_guesses(prune(trace(model, prompt)), model)
     """
     wanted = dict.fromkeys(graph.feature_key(node) for node in _unlabelled(graph, beyond_kept))
     known: dict[str, str] = graph.settings.get("guesses", {})
-    missing = [key for key in wanted if _written(key) not in known]
+    missing = [key for key in wanted if _written(key) not in known and key not in named]
     if not missing:
         return graph
     found = guesses(model, missing)

@@ -24,6 +24,7 @@ from crosstrace.kernels import SparseActivations
 from crosstrace.replacement_model import Freeze, LoadedModel, ReplacementModel
 from crosstrace.replacement_model.architectures.float32 import float32_arithmetic
 from crosstrace.replacement_model.architectures.hooks import hooked
+from crosstrace.replacement_model.conversations import Conversation, ending
 from crosstrace.replacement_model.interventions.edited_features import EditTable, PassWindow, row_activations
 from crosstrace.replacement_model.interventions.edits import Edits
 from crosstrace.replacement_model.interventions.held_errors import HeldErrors
@@ -305,6 +306,30 @@ def answer_all(
             found[i] = Answered(tokens, tuple(values))
         done(len(which))
     return [one for one in found if one is not None]
+
+
+def with_generated_answer(model: LoadedModel, conversation: Conversation, max_new_tokens: int) -> Conversation:
+    """Return a conversation with the answer that the model gives.
+
+    Args:
+        model: The model.
+        conversation: The conversation, up to where the assistant is to speak.
+        max_new_tokens: The most tokens of the answer.
+
+    Raises:
+        ValueError: It has an answer already, there is no room for one, or the model's first token ends the turn.
+    """
+    if conversation.answer is not None:
+        raise ValueError("the conversation ends with the assistant's answer; leave out --generate")
+    room = model.description.max_positions - len(conversation)
+    if max_new_tokens > room:
+        raise ValueError(
+            f"--generate {max_new_tokens}: the prompt has {len(conversation):,} tokens, which leaves room for {room:,}"
+        )
+    (answered,) = answer_all(model, [Run(conversation.tokens)], max_new_tokens, ending(model.tokenizer))
+    if not answered.tokens:
+        raise ValueError("the model answers nothing: its first token ends the turn")
+    return conversation.answered(answered.tokens)
 
 
 def force_all(model: LoadedModel, runs: Sequence[Run], answers: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -14,6 +14,8 @@ from crosstrace.tracer.commands.labels import labels
 
 VERBS = (
     "trace",
+    "sweep",
+    "aggregate",
     "show",
     "view",
     "prune",

@@ -80,7 +80,7 @@ def evaluate(
     with one_line_errors(debug):
         from crosstrace.graphs.files import check_writable
         from crosstrace.replacement_model import BaseModel, Corpus, open_transcoders
-        from crosstrace.tracer.commands.dictionaries import open_named_sae
+        from crosstrace.tracer.attribution.named_saes import open_named_sae
         from crosstrace.tracer.commands.model_choice import check_device, parse_dtype
         from crosstrace.tracer.evaluation.evaluate import evaluate as measure
         from crosstrace.tracer.evaluation.evaluate import in_use

@@ -298,7 +298,7 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) 
     from crosstrace.replacement_model.dictionaries.base import read_labels
     from crosstrace.replacement_model.dictionaries.latents import parse_latent
     from crosstrace.replacement_model.interventions.references import parse_feature
-    from crosstrace.tracer.terminal.card import check_feature, overview, show_card
+    from crosstrace.tracer.terminal.features.card import check_feature, overview, show_card
 
     labels = read_labels(cards.path.parent)
     console = Console(quiet=quiet)
@@ -323,7 +323,7 @@ def _search(cards: FeatureCards, text: str, labels: dict[Key, str], console: Con
     Raises:
         ValueError: There are none.
     """
-    from crosstrace.tracer.terminal.card import feature_table
+    from crosstrace.tracer.terminal.features.card import feature_table
 
     wanted = text.casefold()
     found = {key: "label" for key, label in sorted(labels.items()) if wanted in label.casefold() and key in cards}

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from crosstrace.tracer.commands.delivery import write_each
-from crosstrace.tracer.commands.dictionaries import named_saes
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice
 from crosstrace.tracer.commands.options import (
@@ -122,6 +121,7 @@ def intervene(
         words.read()
         from crosstrace.graphs import FeatureCards, check_state, read_graph, with_card_labels
         from crosstrace.replacement_model.fingerprints import weight_fingerprints
+        from crosstrace.tracer.attribution.named_saes import named_saes
         from crosstrace.tracer.attribution.tracing import saes_in_use
         from crosstrace.tracer.cards.lookup import find_cards
         from crosstrace.tracer.interventions.before_after import (

@@ -238,7 +238,7 @@ def _chosen(cards: FeatureCards, wanted: list[str], graphs: list[AttributionGrap
     """
     from crosstrace.replacement_model.interventions.references import parse_feature
     from crosstrace.tracer.labels.feeding import features_of_graph
-    from crosstrace.tracer.terminal.card import check_feature
+    from crosstrace.tracer.terminal.features.card import check_feature
 
     chosen: list[Key] = list(cards) if every else []
     for text in wanted:

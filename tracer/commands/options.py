@@ -13,6 +13,7 @@ _MACHINE = "Model and machine"
 _PRUNING = "Pruning"
 _TRIVIAL = "What is trivial"
 _READING = "Reading texts"
+_TARGETS = "What to explain"
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="A text, or - to read it from standard input.")]
 Model = Annotated[
@@ -150,6 +151,61 @@ GraphOutputs = Annotated[
         metavar="FILE",
         help="Write the graph; the suffix sets the format. The whole graph: .safetensors, .html (a page). "
         "The pruned graph: .json, .dot, .svg, .pdf, .png, .graphml. Repeatable.",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Rows computed at a time.",
+        show_default="what memory allows",
+        rich_help_panel=_MACHINE,
+    ),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="TARGET",
+        help="Explain this instead of the most probable tokens: '\" Austin\"', '\"\\n\"', #24278 (an id), "
+        '\'" Austin" - " Dallas"\', L3/417@7, or resid_post/12/417@7 with --sae. Repeatable; all weigh the same.',
+        rich_help_panel=_TARGETS,
+    ),
+]
+Position = Annotated[
+    int,
+    typer.Option(
+        metavar="P",
+        help="Read targets at this position; negative numbers count from the end.",
+        rich_help_panel=_TARGETS,
+    ),
+]
+MaxLogits = Annotated[
+    int,
+    typer.Option(metavar="N", help="Explain at most N of the most probable tokens.", rich_help_panel=_TARGETS),
+]
+LogitProbability = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Explain the fewest tokens that reach this probability together.",
+        rich_help_panel=_TARGETS,
+    ),
+]
+MaxFeatureNodes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Trace at most N features, the most influential ones.",
+        show_default=str(defaults.MAX_FEATURE_NODES),
+        rich_help_panel=_TARGETS,
+    ),
+]
+Attention = Annotated[
+    bool,
+    typer.Option(
+        "--attention",
+        help="Also keep which head carried each edge, and why the heads that matter most looked there.",
     ),
 ]
 NodeThreshold = Annotated[

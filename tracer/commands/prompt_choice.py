@@ -36,6 +36,16 @@ Answer = Annotated[
         rich_help_panel=_CONVERSATION,
     ),
 ]
+Generate = Annotated[
+    int,
+    typer.Option(
+        "--generate",
+        min=0,
+        metavar="N",
+        help="Let the model answer with at most N tokens first, and explain that answer.",
+        rich_help_panel=_CONVERSATION,
+    ),
+]
 ChatTemplate = Annotated[
     Path | None,
     typer.Option(
@@ -129,8 +139,10 @@ class PromptChoice:
         """
         if isinstance(self.given, str) and self.answer is None and not self.generate:
             return self.given
+        from crosstrace.tracer.chat.passes import with_generated_answer
+
         conversation = self._written(model.tokenizer, model.name, model.description)
-        return self._generated(model, conversation) if self.generate else conversation
+        return with_generated_answer(model, conversation, self.generate) if self.generate else conversation
 
     def _written(self, tokenizer: Any, name: str, size: ModelDescription) -> Conversation:
         """The conversation, with the answer that is given."""
@@ -141,22 +153,6 @@ class PromptChoice:
             return conversation_of(self.given, self.answer, tokenizer, name, size.max_positions)
         ids = prompt_ids(self.given, tokenizer, name, size.vocab_size, size.max_positions)
         return plain_conversation(ids.tolist(), self.answer, tokenizer, name, size.max_positions)
-
-    def _generated(self, model: LoadedModel, conversation: Conversation) -> Conversation:
-        from crosstrace.replacement_model.conversations import ending
-        from crosstrace.tracer.chat.passes import Run, answer_all
-
-        if conversation.answer is not None:
-            raise ValueError("the conversation ends with the assistant's answer; leave out --generate")
-        room = model.description.max_positions - len(conversation)
-        if self.generate > room:
-            raise ValueError(
-                f"--generate {self.generate}: the prompt has {len(conversation):,} tokens, which leaves room for {room:,}"
-            )
-        (answered,) = answer_all(model, [Run(conversation.tokens)], self.generate, ending(model.tokenizer))
-        if not answered.tokens:
-            raise ValueError("the model answers nothing: its first token ends the turn")
-        return conversation.answered(answered.tokens)
 
     def note(self, model: LoadedModel) -> None:
         """Say what is probably not meant in it: words that the model has no token for, and more in a text."""

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
+from crosstrace.graphs.analysis.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import check_graph_outputs, check_thresholds, deliver_graph
-from crosstrace.tracer.commands.dictionaries import named_saes
 from crosstrace.tracer.commands.figure_options import (
     Everything,
     FigureChoice,
@@ -24,6 +23,8 @@ from crosstrace.tracer.commands.figure_options import (
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.model_choice import ModelChoice, note_unknown_words
 from crosstrace.tracer.commands.options import (
+    Attention,
+    BatchSize,
     CardsOption,
     Debug,
     Device,
@@ -32,26 +33,28 @@ from crosstrace.tracer.commands.options import (
     EdgeThreshold,
     ExcludeFirst,
     GraphOutputs,
+    LogitProbability,
+    MaxFeatureNodes,
+    MaxLogits,
     MemoryBudget,
     Model,
     NodeThreshold,
+    Position,
     Quiet,
     Resume,
     Saes,
+    Targets,
     TranscodersOption,
 )
 from crosstrace.tracer.commands.prompt_choice import (
     Answer,
     ChatTemplate,
+    Generate,
     HideTemplate,
     Messages,
     OptionalPrompt,
     PromptChoice,
 )
-
-_TARGETS = "What to explain"
-# Guesses for the strongest features that pruning drops: `show --feature` and `compare` show some of them.
-_ALSO_NAMED = 100
 
 
 def trace(
@@ -72,55 +75,13 @@ def trace(
     memory_budget: MemoryBudget = None,
     device_map: DeviceMap = None,
     exclude_first: ExcludeFirst = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Rows computed at a time.",
-            show_default="what memory allows",
-            rich_help_panel="Model and machine",
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            metavar="TARGET",
-            help="Explain this instead of the most probable tokens: '\" Austin\"', '\"\\n\"', #24278 (an id), "
-            '\'" Austin" - " Dallas"\', L3/417@7, or resid_post/12/417@7 with --sae. Repeatable; all weigh the same.',
-            rich_help_panel=_TARGETS,
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
+    target: Targets = None,
     sae: Saes = None,
-    position: Annotated[
-        int,
-        typer.Option(
-            metavar="P",
-            help="Read targets at this position; negative numbers count from the end.",
-            rich_help_panel=_TARGETS,
-        ),
-    ] = -1,
-    max_logits: Annotated[
-        int,
-        typer.Option(metavar="N", help="Explain at most N of the most probable tokens.", rich_help_panel=_TARGETS),
-    ] = defaults.MAX_LOGITS,
-    logit_probability: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            help="Explain the fewest tokens that reach this probability together.",
-            rich_help_panel=_TARGETS,
-        ),
-    ] = defaults.LOGIT_PROBABILITY,
-    max_feature_nodes: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Trace at most N features, the most influential ones.",
-            show_default=str(defaults.MAX_FEATURE_NODES),
-            rich_help_panel=_TARGETS,
-        ),
-    ] = None,
+    position: Position = -1,
+    max_logits: MaxLogits = defaults.MAX_LOGITS,
+    logit_probability: LogitProbability = defaults.LOGIT_PROBABILITY,
+    max_feature_nodes: MaxFeatureNodes = None,
     node_threshold: NodeThreshold = NODE_THRESHOLD,
     edge_threshold: EdgeThreshold = EDGE_THRESHOLD,
     everything: Everything = False,
@@ -131,25 +92,10 @@ def trace(
     layout: Layout = GraphLayout.POSITIONS,
     messages: Messages = None,
     answer: Answer = None,
-    generate: Annotated[
-        int,
-        typer.Option(
-            "--generate",
-            min=0,
-            metavar="N",
-            help="Let the model answer with at most N tokens first, and explain that answer.",
-            rich_help_panel="Conversation",
-        ),
-    ] = 0,
+    generate: Generate = 0,
     chat_template: ChatTemplate = None,
     hide_template: HideTemplate = False,
-    attention: Annotated[
-        bool,
-        typer.Option(
-            "--attention",
-            help="Also keep which head carried each edge, and why the heads that matter most looked there.",
-        ),
-    ] = False,
+    attention: Attention = False,
 ) -> None:
     """Trace a prompt into its attribution graph.
 
@@ -172,43 +118,30 @@ def trace(
         if resume and not output:
             raise ValueError("--resume needs the -o FILE of the interrupted trace: its rows are kept beside it")
         checkpoint = Path(f"{output[0]}.partial") if output else None
-        from crosstrace.graphs import prune, without_template
+        from crosstrace.tracer.attribution.named_saes import named_saes
         from crosstrace.tracer.attribution.tracing import saes_in_use
-        from crosstrace.tracer.attribution.tracing import trace as trace_prompt
-        from crosstrace.tracer.cards.naming import with_guesses
+        from crosstrace.tracer.sweeps.settings import TraceSettings
         from crosstrace.tracer.terminal.graph import show_graph
 
+        settings = TraceSettings(
+            tuple(target or ()),
+            max_logits,
+            logit_probability,
+            max_feature_nodes,
+            batch_size,
+            position,
+            node_threshold,
+            edge_threshold,
+            attention,
+            hide_template,
+        )
         readers = named_saes(sae, target or (), loaded_demo=model is None)
         loaded = chosen.load()
         saes = saes_in_use(loaded, readers)
         note_unknown_words(loaded, asked.text)
-        graph = trace_prompt(
-            loaded,
-            asked.of(loaded),
-            targets=target or None,
-            max_logits=max_logits,
-            logit_probability=logit_probability,
-            max_feature_nodes=max_feature_nodes,
-            batch_size=batch_size,
-            position=position,
-            progress=False if quiet else None,
-            checkpoint=checkpoint,
-            resume=resume,
-            keep_checkpoint=True,
-            note=note,
-            saes=saes,
-        )
-        pruned = with_guesses(prune(graph, node_threshold, edge_threshold), loaded, beyond_kept=_ALSO_NAMED)
-        if attention:
-            from crosstrace.tracer.attention.ranking import with_attention
-
-            pruned = with_attention(pruned, loaded, progress=False if quiet else None)
-        if saes:
-            from crosstrace.tracer.reading.written_latents import with_written_latents
-
-            pruned = with_written_latents(pruned, loaded, saes)
-        if hide_template:
-            pruned = without_template(pruned)
+        progress = False if quiet else None
+        graph = settings.trace(loaded, asked.of(loaded), saes, progress, note, checkpoint, resume)
+        pruned = settings.finish(graph, loaded, saes, progress)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         delivery = deliver_graph(pruned, output, figure, cards, show, debug)
         is_safe = any(path.suffix.lower() == ".safetensors" for path in delivery.written)

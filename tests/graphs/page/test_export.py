@@ -182,7 +182,7 @@ def test_the_policy_names_the_hashes_of_script_and_style_and_nothing_else(tmp_pa
     assert not re.search(r"<[^>]*\son\w+\s*=", page.replace(script, ""))
 
 
-@pytest.mark.parametrize("template", ["page.html", "compare.html", "reading.html"])
+@pytest.mark.parametrize("template", ["page.html", "compare.html", "reading.html", "aggregate.html"])
 def test_the_committed_page_is_built_from_the_committed_sources(template):
     digest = hashlib.sha256()
     names = sorted(path.name for path in (VIEWER / "src").iterdir())
