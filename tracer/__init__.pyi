@@ -42,6 +42,18 @@ from .interventions.before_after import before_and_after as before_and_after
 from .interventions.before_after import parse_intervention as parse_intervention
 from .interventions.latents import with_latents as with_latents
 from .interventions.named_features import by_name as by_name
+from .labels.client import ChatClient as ChatClient
+from .labels.client import LabelServer as LabelServer
+from .labels.excerpts import FeatureContexts as FeatureContexts
+from .labels.journal import Journal as Journal
+from .labels.label_set import Label as Label
+from .labels.label_set import label_differences as label_differences
+from .labels.label_set import read_label_set as read_label_set
+from .labels.label_set import write_label_set as write_label_set
+from .labels.labelling import LabelRun as LabelRun
+from .labels.labelling import asked_labels as asked_labels
+from .labels.labelling import automatic_labels as automatic_labels
+from .labels.labelling import literal_tests as literal_tests
 from .probes.disagreements import Disagreements as Disagreements
 from .probes.disagreements import disagreements as disagreements
 from .probes.examples import Example as Example
@@ -55,6 +67,7 @@ from .reading.report import write_reading as write_reading
 from .reading.written_latents import with_written_latents as with_written_latents
 from .samples.build import build_sample as build_sample
 from .samples.sample import CorpusSample as CorpusSample
+from .samples.sample import sample_of_cards as sample_of_cards
 from .sweeps.aggregating import aggregate as aggregate
 from .sweeps.prompts import SweepPrompt as SweepPrompt
 from .sweeps.prompts import read_prompts as read_prompts

@@ -34,7 +34,7 @@ class ServerError(OSError):
 
 
 @dataclass(frozen=True)
-class Server:
+class LabelServer:
     """Where to ask.
 
     Attributes:
@@ -66,7 +66,7 @@ class ChatClient:
     """
 
     def __init__(
-        self, server: Server, budget: int | None = None, sleep: Callable[[float], object] | None = None
+        self, server: LabelServer, budget: int | None = None, sleep: Callable[[float], object] | None = None
     ) -> None:
         """
         Args:

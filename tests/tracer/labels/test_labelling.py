@@ -13,7 +13,7 @@ from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import DALLAS_PROMPT
 from crosstrace.tracer import trace
 from crosstrace.tracer.commands.app import app
-from crosstrace.tracer.labels.client import ChatClient, Server, ServerError
+from crosstrace.tracer.labels.client import ChatClient, LabelServer, ServerError
 from crosstrace.tracer.labels.journal import Journal
 from crosstrace.tracer.labels.label_set import Label, read_label_set, write_label_set
 from crosstrace.tracer.labels.labelling import asked_labels
@@ -31,7 +31,7 @@ def graph(tmp_path_factory):
 
 
 def ask(contexts, server, path, keys=KEYS, budget=None, resume=False, **settings):
-    with ChatClient(Server(server.base_url, "small"), budget, lambda seconds: None) as client:
+    with ChatClient(LabelServer(server.base_url, "small"), budget, lambda seconds: None) as client:
         journal = Journal(path, {"model": "small"}, resume)
         try:
             return asked_labels(contexts, keys, client, journal, **settings)
@@ -65,8 +65,8 @@ def test_labels_are_asked_for_tested_and_compared_with_shuffled_ones(contexts, s
 def test_scores_are_those_of_the_answers(contexts, server, tmp_path):
     """Counted again from the requests that the server got, by a few lines of their own."""
     found = ask(contexts, server, tmp_path / "j.jsonl", keys=[(0, 481), (0, 120)], shuffled=0)
-    windows = contexts.test((0, 481))
-    texts = {" ".join(window.tokens): window.active for window in windows}
+    excerpts = contexts.test((0, 481))
+    texts = {" ".join(excerpt.tokens): excerpt.active for excerpt in excerpts}
     [judged] = [
         data_of(body)["texts"]
         for body in server.requests

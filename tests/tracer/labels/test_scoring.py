@@ -1,4 +1,4 @@
-"""Windows and tests: held out, with hard negatives, and scores that a label cannot get by chance."""
+"""Excerpts and tests: held out, with hard negatives, and scores that a label cannot get by chance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crosstrace.tracer.labels.excerpts import Excerpt, FeatureContexts
 from crosstrace.tracer.labels.label_set import Label
 from crosstrace.tracer.labels.labelling import automatic_labels, literal_tests
 from crosstrace.tracer.labels.scoring import (
@@ -19,7 +20,6 @@ from crosstrace.tracer.labels.scoring import (
     literal_scores,
     shuffled_partner,
 )
-from crosstrace.tracer.labels.windows import Contexts, Window
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +35,15 @@ def common(contexts) -> list[tuple[int, int]]:
 def test_a_test_has_as_many_windows_with_the_feature_as_without(contexts, common):
     assert len(common) > 20
     for key in common:
-        windows = contexts.test(key)
-        assert sum(window.active for window in windows) == len(windows) / 2 <= 10
-        for window in windows:
-            assert any(window.activations) == window.active
-            assert not window.active or window.activations[window.peak] > 0
+        excerpts = contexts.test(key)
+        assert sum(excerpt.active for excerpt in excerpts) == len(excerpts) / 2 <= 10
+        for excerpt in excerpts:
+            assert any(excerpt.activations) == excerpt.active
+            assert not excerpt.active or excerpt.activations[excerpt.peak] > 0
 
 
 def test_half_of_the_others_are_hard_where_there_are_neighbours(contexts, common):
-    kinds = [[window.kind for window in contexts.test(key)] for key in common]
+    kinds = [[excerpt.kind for excerpt in contexts.test(key)] for key in common]
     assert sum("hard" in found for found in kinds) > len(kinds) / 2
     for key in common[:5]:
         near = contexts.nearest(key)
@@ -66,8 +66,8 @@ def test_the_nearest_features_fire_on_the_most_similar_tokens(contexts):
 
 def test_nothing_that_was_shown_is_in_a_test(contexts, common):
     for key in common:
-        shown = {window.leading for window in contexts.shown(key)}
-        tested = [window.leading for window in contexts.test(key) if window.active]
+        shown = {excerpt.leading for excerpt in contexts.shown(key)}
+        tested = [excerpt.leading for excerpt in contexts.test(key) if excerpt.active]
         assert len(shown & set(tested)) == 0
         assert len(set(tested)) == len(tested)
 
@@ -78,14 +78,14 @@ def test_makers_and_tests_get_different_contexts_of_the_sample(contexts):
 
 
 def test_windows_do_not_depend_on_what_was_asked_before(contexts, common):
-    fresh = Contexts(contexts.cards, contexts.sample)
+    fresh = FeatureContexts(contexts.cards, contexts.sample)
     assert [fresh.test(key) for key in reversed(common)][::-1] == [contexts.test(key) for key in common]
-    other = Contexts(contexts.cards, contexts.sample, seed=1)
+    other = FeatureContexts(contexts.cards, contexts.sample, seed=1)
     assert [other.test(key) for key in common] != [contexts.test(key) for key in common]
 
 
 def test_without_a_sample_there_are_examples_and_no_tests(contexts, common):
-    alone = Contexts(contexts.cards, None)
+    alone = FeatureContexts(contexts.cards, None)
     assert alone.shown(common[0])
     assert alone.test(common[0]) == []
     assert alone.nearest(common[0]) == []
@@ -93,11 +93,11 @@ def test_without_a_sample_there_are_examples_and_no_tests(contexts, common):
 
 def test_every_other_mark_is_wrong_and_on_as_many_tokens(contexts, common):
     for key in common[:8]:
-        windows = [window for window in contexts.test(key) if window.active]
+        excerpts = [excerpt for excerpt in contexts.test(key) if excerpt.active]
         items = fuzzed(contexts.test(key), key)
-        assert len(items) == len(windows)
-        for window, item in zip(windows, items, strict=True):
-            fires = [value > 0 for value in window.activations]
+        assert len(items) == len(excerpts)
+        for excerpt, item in zip(excerpts, items, strict=True):
+            fires = [value > 0 for value in excerpt.activations]
             assert item.right == (item.marked == fires)
             assert item.right or not any(mark and fire for mark, fire in zip(item.marked, fires, strict=True))
             silent = fires.count(False)
@@ -143,7 +143,7 @@ def test_the_letter_judges_marks_by_the_token_and_promises_by_the_next():
     assert not words.judge(Marked(tokens, [True, False, False, False], True))
     assert Words.of("→ Austin").judge(Marked(tokens, [False, True, False, False], True))
     assert not Words.of("→ Austin").judge(Marked(tokens, [False, False, True, False], True))
-    assert Words.of("→ Austin").detect(Window(tokens, [0.0] * 4, 0, "random"))
+    assert Words.of("→ Austin").detect(Excerpt(tokens, [0.0] * 4, 0, "random"))
 
 
 def test_partners_are_a_round_of_all_features():
@@ -159,8 +159,8 @@ def test_true_labels_score_high_and_shuffled_ones_at_chance(contexts, common):
     exact = {}
     for key in common:
         on = {}
-        for window in contexts.shown(key) + [window for window in contexts.test(key) if window.active]:
-            for token, value in zip(window.tokens, window.activations, strict=True):
+        for excerpt in contexts.shown(key) + [excerpt for excerpt in contexts.test(key) if excerpt.active]:
+            for token, value in zip(excerpt.tokens, excerpt.activations, strict=True):
                 if value > 0:
                     on[token] = on.get(token, 0) + 1
         exact[key] = Label(", ".join(on), "test")
@@ -183,5 +183,5 @@ def test_automatic_labels_beat_shuffled_ones(contexts, common):
 
 
 def test_few_windows_give_no_score():
-    windows = [Window(["a"], [1.0], 0, "active"), Window(["b"], [0.0], 0, "random")]
-    assert literal_scores("a", windows, []) == (None, None)
+    excerpts = [Excerpt(["a"], [1.0], 0, "active"), Excerpt(["b"], [0.0], 0, "random")]
+    assert literal_scores("a", excerpts, []) == (None, None)
