@@ -189,7 +189,8 @@ def _whole(body: bytes) -> str:
 
 def _streamed(lines: Iterable[str]) -> str:
     """The text of an answer that comes as events, which some servers send unasked."""
-    parts, size = [], 0
+    parts: list[str] = []
+    size = 0
     for line in lines:
         data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
         if data == "[DONE]":

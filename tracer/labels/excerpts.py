@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.tracer.samples.sample import CorpusSample
 
-_Any = TypeVar("_Any")
+_Ranked = TypeVar("_Ranked")
 Key = tuple[int, int]
 """(layer, feature)."""
 BEFORE, AFTER = 16, 8
@@ -177,7 +177,7 @@ class FeatureContexts:
         column = self._column(key)
         mine = self._held_out()[self._context_of(column[0])] == held_out
         tokens, values = column[0][mine], column[1][mine]
-        peaks = {}
+        peaks: dict[int, tuple[int, float]] = {}
         for token, value, context in zip(tokens.tolist(), values.tolist(), self._context_of(tokens), strict=True):
             if context not in peaks or value > peaks[context][1]:
                 peaks[context] = (token, value)
@@ -218,7 +218,7 @@ def _distinct(excerpts: Sequence[Excerpt]) -> list[Excerpt]:
     return list({excerpt.leading: excerpt for excerpt in reversed(excerpts)}.values())[::-1]
 
 
-def _spread(ranked: Sequence[_Any], count: int) -> list[_Any]:
+def _spread(ranked: Sequence[_Ranked], count: int) -> list[_Ranked]:
     """Return `count` of a ranking, evenly spread from the first to the last."""
     if len(ranked) <= count:
         return list(ranked)

@@ -215,16 +215,28 @@ def _test(contexts: FeatureContexts, run: LabelRun, pool: _Pool, shuffled: int, 
         excerpts = contexts.test(key)
         items = fuzzed(excerpts, key, seed)
         truths = {"detection": [one.active for one in excerpts], "fuzzing": [one.right for one in items]}
-        scores: dict[str, list[float | None]] = {}
-        for kind in ("own", "shuffled"):
-            said = {what: known.get(_name(f"{what} {kind}", key)) for what in truths}
-            scores[kind] = [
-                None if said[what] is None else balanced_accuracy(said[what], truth) for what, truth in truths.items()
-            ]
+        names = {(what, kind): _name(f"{what} {kind}", key) for what in truths for kind in ("own", "shuffled")}
+
+        def accuracy(
+            what: str,
+            kind: str,
+            truths: Mapping[str, list[bool]] = truths,
+            names: Mapping[tuple[str, str], str] = names,
+        ) -> float | None:
+            said = known.get(names[what, kind])
+            return None if said is None else balanced_accuracy(said, truths[what])
+
         run.labels[key] = _tested(
-            run.labels[key], *scores["own"], combined(*scores["shuffled"]), pool.client.server.model
+            run.labels[key],
+            accuracy("detection", "own"),
+            accuracy("fuzzing", "own"),
+            combined(accuracy("detection", "shuffled"), accuracy("fuzzing", "shuffled")),
+            pool.client.server.model,
         )
-        if any(enough(truth) and _name(f"{what} own", key) not in known for what, truth in truths.items()):
+        asked = [
+            name for (what, kind), name in names.items() if enough(truths[what]) and (kind == "own" or key in partner)
+        ]
+        if any(name not in known for name in asked):
             run.missing.append(key)
 
 
