@@ -68,13 +68,14 @@ from .reading.written_latents import with_written_latents as with_written_latent
 from .samples.build import build_sample as build_sample
 from .samples.sample import CorpusSample as CorpusSample
 from .samples.sample import sample_of_cards as sample_of_cards
+from .sweeps.aggregate_files import AGGREGATE_SUFFIXES as AGGREGATE_SUFFIXES
+from .sweeps.aggregate_files import write_aggregate as write_aggregate
 from .sweeps.aggregating import aggregate as aggregate
 from .sweeps.prompts import SweepPrompt as SweepPrompt
 from .sweeps.prompts import read_prompts as read_prompts
 from .sweeps.run import SweepReport as SweepReport
 from .sweeps.run import sweep as sweep
 from .sweeps.settings import TraceSettings as TraceSettings
-from .terminal.aggregate import show_aggregate as show_aggregate
 from .terminal.chat.reports import show_jailbreak as show_jailbreak
 from .terminal.chat.reports import show_reasoning as show_reasoning
 from .terminal.chat.reports import show_refusal as show_refusal
@@ -87,6 +88,7 @@ from .terminal.probe import show_disagreements as show_disagreements
 from .terminal.probe import show_probe as show_probe
 from .terminal.probe import show_scores as show_scores
 from .terminal.reading import show_reading as show_reading
+from .terminal.sweeps.aggregate import show_aggregate as show_aggregate
 from .terminal.validation import show_validation as show_validation
 from .validation.report import write_validation as write_validation
 from .validation.validate import Validation as Validation

@@ -135,5 +135,8 @@ def _help(text: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    escaped = text.replace("\\[", "[").replace("|", "\\|")
-    return " ".join((escaped if text.startswith("`") else escaped.replace("<", "&lt;").replace("*", "\\*")).split())
+    escaped = text.replace("|", "\\|")
+    if text.startswith("`"):  # code
+        return " ".join(escaped.replace("\\[", "[").split())
+    # An escaped bracket stays so: two pairs of them would be a reference.
+    return " ".join(escaped.replace("<", "&lt;").replace("*", "\\*").split())
