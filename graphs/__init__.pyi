@@ -1,5 +1,3 @@
-from .aggregate_formats import AGGREGATE_SUFFIXES as AGGREGATE_SUFFIXES
-from .aggregate_formats import write_aggregate as write_aggregate
 from .aggregates.circuit import Aggregate as Aggregate
 from .aggregates.circuit import AggregateEdge as AggregateEdge
 from .aggregates.circuit import AggregateNode as AggregateNode

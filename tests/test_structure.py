@@ -57,7 +57,7 @@ LEVELS = {
         ["pictures"],
         ["exporters"],
         ["page"],
-        ["formats", "aggregate_formats"],
+        ["formats"],
     ],
     "tracer": [
         ["defaults", "progress", "weights"],

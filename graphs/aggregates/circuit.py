@@ -288,7 +288,7 @@ class Collector:
         inner = sorted(sorted(inner, key=lambda i: -mean_flow[i])[:MOST_EDGES], key=lambda i: (mean_flow[i], i))
         weight, flow, edge_there = weight[:, inner], flow[:, inner], edge_there[:, inner]
         random = np.random.default_rng(seed)
-        counts_bn = random.multinomial(N, np.full(N, 1 / N), size=resamples).astype(np.float64) / N
+        counts_bn = random.multinomial(N, np.full(N, 1 / N), size=resamples).astype(np.float64)
         share_intervals, share_bm = _intervals(there, counts_bn)
         influence_intervals, influence_bm = _intervals(influence, counts_bn)
         selected = ((share_bm >= min_share) & (influence_bm >= min_influence)).mean(axis=0)
@@ -435,7 +435,7 @@ def _intervals(matrix: scipy.sparse.csc_array, counts_bn: Floats, keep: bool = T
     found: list[Interval] = []
     blocks = []
     for start in range(0, matrix.shape[1], _BLOCK):
-        means_bc = np.asarray(counts_bn @ matrix[:, start : start + _BLOCK])
+        means_bc = np.asarray(counts_bn @ matrix[:, start : start + _BLOCK]) / counts_bn.shape[1]
         low, high = np.percentile(means_bc, (2.5, 97.5), axis=0)
         found += [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
         if keep:

@@ -123,13 +123,13 @@ def aggregate(
     if pages is not None and not any(path.suffix.lower() in PAGES for path in output or ()):
         raise typer.BadParameter("--pages are what a page links to: give an -o FILE.html")
     with one_line_errors(debug):
-        from crosstrace.graphs.aggregate_formats import check_aggregate_suffix, write_aggregate
         from crosstrace.graphs.aggregates.groups import compare_groups
         from crosstrace.graphs.files import check_writable
         from crosstrace.tracer.progress import step_progress
+        from crosstrace.tracer.sweeps.aggregate_files import check_aggregate_suffix, write_aggregate
         from crosstrace.tracer.sweeps.aggregating import aggregate as find
         from crosstrace.tracer.sweeps.aggregating import write_prompt_pages
-        from crosstrace.tracer.terminal.aggregate import show_aggregate
+        from crosstrace.tracer.terminal.sweeps.aggregate import show_aggregate
 
         for path in output or ():
             check_aggregate_suffix(path)

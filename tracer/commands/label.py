@@ -15,9 +15,9 @@ from crosstrace.tracer.commands.options import Debug, Quiet, Resume
 
 if TYPE_CHECKING:
     from crosstrace.graphs import AttributionGraph, FeatureCards
-    from crosstrace.tracer.labels.client import Server
+    from crosstrace.tracer.labels.client import LabelServer
+    from crosstrace.tracer.labels.excerpts import FeatureContexts, Key
     from crosstrace.tracer.labels.labelling import LabelRun
-    from crosstrace.tracer.labels.windows import Contexts, Key
 
 _SERVER, _TESTS = "Server", "Tests"
 
@@ -123,10 +123,10 @@ def label(
     with one_line_errors(debug):
         from crosstrace.graphs import FeatureCards, read_graph
         from crosstrace.graphs.files import check_writable
-        from crosstrace.tracer.labels.client import Server
+        from crosstrace.tracer.labels.client import LabelServer
+        from crosstrace.tracer.labels.excerpts import FeatureContexts
         from crosstrace.tracer.labels.label_set import write_label_set
         from crosstrace.tracer.labels.labelling import automatic_labels
-        from crosstrace.tracer.labels.windows import Contexts
         from crosstrace.tracer.samples.sample import sample_of_cards
         from crosstrace.tracer.terminal.features.labels import said_of, show_labels
 
@@ -141,10 +141,10 @@ def label(
                 "there is no sample beside the cards, so that labels are not tested: make the cards with "
                 "crosstrace features --sample 50000"
             )
-        contexts = Contexts(opened, sample, seed)
+        contexts = FeatureContexts(opened, sample, seed)
         server = None
         if base_url is not None and model is not None:
-            server = Server(base_url, model, _key(api_key_env), timeout, retries)
+            server = LabelServer(base_url, model, _key(api_key_env), timeout, retries)
         settings = (tests, shuffled, concurrency, False if quiet else None)
         if server is None:
             run = automatic_labels(contexts, keys, seed, tests and sample is not None)
@@ -167,9 +167,9 @@ def label(
 
 
 def _ask(
-    contexts: Contexts,
+    contexts: FeatureContexts,
     keys: list[Key],
-    server: Server,
+    server: LabelServer,
     target: Path,
     graphs: list[AttributionGraph],
     prompt: Path | None,

@@ -47,9 +47,9 @@ def import_(
     with one_line_errors(debug):
         from crosstrace.graphs import FeatureCards
         from crosstrace.graphs.files import check_writable
+        from crosstrace.tracer.labels.excerpts import FeatureContexts
         from crosstrace.tracer.labels.label_set import read_label_set, write_label_set
         from crosstrace.tracer.labels.labelling import LabelRun, literal_tests
-        from crosstrace.tracer.labels.windows import Contexts
         from crosstrace.tracer.samples.sample import sample_of_cards
         from crosstrace.tracer.terminal.features.labels import said_of
 
@@ -67,7 +67,7 @@ def import_(
             if sample is None:
                 note("there is no sample beside the cards, so that labels are not tested")
             else:
-                found = literal_tests(Contexts(opened, sample), found)
+                found = literal_tests(FeatureContexts(opened, sample), found)
         kept = write_label_set(output, found, n_layers)
         if not quiet:
             typer.echo(said_of(LabelRun(found)) if cards is not None else f"{len(found):,} labels")

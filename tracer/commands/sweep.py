@@ -15,6 +15,7 @@ from crosstrace.tracer.commands.model_choice import ModelChoice
 from crosstrace.tracer.commands.options import (
     Attention,
     BatchSize,
+    CardsOption,
     Debug,
     Device,
     DeviceMap,
@@ -87,6 +88,7 @@ def sweep(
             rich_help_panel=_MANY,
         ),
     ] = 1,
+    cards: CardsOption = None,
     quiet: Quiet = False,
     debug: Debug = False,
     model: Model = None,
@@ -152,6 +154,7 @@ def sweep(
             resume=resume,
             threads=threads,
             on_gpu=None if device is None else device.startswith("cuda"),
+            cards=cards,
             progress=False if quiet else None,
         )
     if not quiet:

@@ -34,7 +34,7 @@ class ServerError(OSError):
 
 
 @dataclass(frozen=True)
-class Server:
+class LabelServer:
     """Where to ask.
 
     Attributes:
@@ -66,7 +66,7 @@ class ChatClient:
     """
 
     def __init__(
-        self, server: Server, budget: int | None = None, sleep: Callable[[float], object] | None = None
+        self, server: LabelServer, budget: int | None = None, sleep: Callable[[float], object] | None = None
     ) -> None:
         """
         Args:
@@ -189,7 +189,8 @@ def _whole(body: bytes) -> str:
 
 def _streamed(lines: Iterable[str]) -> str:
     """The text of an answer that comes as events, which some servers send unasked."""
-    parts, size = [], 0
+    parts: list[str] = []
+    size = 0
     for line in lines:
         data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
         if data == "[DONE]":

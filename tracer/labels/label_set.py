@@ -140,7 +140,8 @@ def write_label_set(path: str | os.PathLike[str], labels: Mapping[Key, Label], n
         others = {name: value for name, value in (there or {}).items() if name not in ("source", "scorer", *_SCORES)}
         layers[layer][str(feature)] = {**others, **label.entry}
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    write_atomically(path, text.encode("utf-8", "surrogatepass"))
+    # Half a surrogate pair, which tokens can hold, has no UTF-8.
+    write_atomically(path, re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text).encode())
     return kept
 
 

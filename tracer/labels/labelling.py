@@ -19,6 +19,7 @@ from typing import Any
 from crosstrace.graphs import AttributionGraph, FeatureCards
 from crosstrace.tracer.defaults import SHUFFLED_LABELS
 from crosstrace.tracer.labels.client import BudgetSpentError, ChatClient, StoppedError
+from crosstrace.tracer.labels.excerpts import FeatureContexts, Key
 from crosstrace.tracer.labels.feeding import Feeding
 from crosstrace.tracer.labels.journal import Journal
 from crosstrace.tracer.labels.label_set import Label
@@ -34,11 +35,11 @@ from crosstrace.tracer.labels.scoring import (
     LITERAL,
     balanced_accuracy,
     combined,
+    enough,
     fuzzed,
     literal_scores,
     shuffled_partner,
 )
-from crosstrace.tracer.labels.windows import Contexts, Key
 
 _TRIES = 2  # of a question whose answer is nonsense
 AUTOMATIC = "automatic"
@@ -91,7 +92,7 @@ class _Question:
     read: Callable[[str], Any]
 
 
-def automatic_labels(contexts: Contexts, keys: Sequence[Key], seed: int = 0, tests: bool = True) -> LabelRun:
+def automatic_labels(contexts: FeatureContexts, keys: Sequence[Key], seed: int = 0, tests: bool = True) -> LabelRun:
     """Take the automatic labels of cards and test them by the letter; no server is asked.
 
     Args:
@@ -107,7 +108,7 @@ def automatic_labels(contexts: Contexts, keys: Sequence[Key], seed: int = 0, tes
     return LabelRun(literal_tests(contexts, found, seed) if tests else found)
 
 
-def literal_tests(contexts: Contexts, labels: Mapping[Key, Label], seed: int = 0) -> dict[Key, Label]:
+def literal_tests(contexts: FeatureContexts, labels: Mapping[Key, Label], seed: int = 0) -> dict[Key, Label]:
     """Return labels with the scores of the literal test; those whose features have too few held-out contexts get none.
 
     Args:
@@ -118,16 +119,16 @@ def literal_tests(contexts: Contexts, labels: Mapping[Key, Label], seed: int = 0
     partner = shuffled_partner(sorted(labels), seed)
     found = dict(labels)
     for key, label in sorted(labels.items()):
-        windows = contexts.test(key) if key in contexts.cards else []
-        items = fuzzed(windows, key, seed)
-        detection, fuzzing = literal_scores(label.text, windows, items)
-        other = None if key not in partner else combined(*literal_scores(labels[partner[key]].text, windows, items))
+        excerpts = contexts.test(key) if key in contexts.cards else []
+        items = fuzzed(excerpts, key, seed)
+        detection, fuzzing = literal_scores(label.text, excerpts, items)
+        other = None if key not in partner else combined(*literal_scores(labels[partner[key]].text, excerpts, items))
         found[key] = _tested(label, detection, fuzzing, other, LITERAL)
     return found
 
 
 def asked_labels(
-    contexts: Contexts,
+    contexts: FeatureContexts,
     keys: Sequence[Key],
     client: ChatClient,
     journal: Journal,
@@ -187,7 +188,7 @@ def asked_labels(
     return run
 
 
-def _test(contexts: Contexts, run: LabelRun, pool: _Pool, shuffled: int, done: Done) -> None:
+def _test(contexts: FeatureContexts, run: LabelRun, pool: _Pool, shuffled: int, done: Done) -> None:
     """Test the labels of a run, and other features' labels on some of the features."""
     systems = {what: read_prompt_file(what) for what in ("detection", "fuzzing")}
     keys, seed, known = sorted(run.labels), contexts.seed, pool.journal.known
@@ -195,39 +196,47 @@ def _test(contexts: Contexts, run: LabelRun, pool: _Pool, shuffled: int, done: D
 
     def questions() -> Iterator[_Question]:
         for key in keys:
-            windows = contexts.test(key)
-            items = fuzzed(windows, key, seed)
+            excerpts = contexts.test(key)
+            items = fuzzed(excerpts, key, seed)
             for kind, other in (("own", key), ("shuffled", partner.get(key))):
                 if other is None:
                     continue
                 label = run.labels[other].text
-                for what, some, write in (
-                    ("detection", windows, detection_message),
-                    ("fuzzing", items, fuzzing_message),
+                for what, message, truth in (
+                    ("detection", detection_message(label, excerpts), [one.active for one in excerpts]),
+                    ("fuzzing", fuzzing_message(label, items), [one.right for one in items]),
                 ):
-                    if len(some) >= 4:
-                        yield _Question(
-                            _name(f"{what} {kind}", key),
-                            systems[what],
-                            write(label, some),  # type: ignore[operator]
-                            partial(parse_judgements, count=len(some)),
-                        )
+                    if enough(truth):
+                        read = partial(parse_judgements, count=len(truth))
+                        yield _Question(_name(f"{what} {kind}", key), systems[what], message, read)
 
     pool.ask(questions(), 2 * len(keys) + 2 * len(partner), "tests", done)
     for key in keys:
-        windows = contexts.test(key)
-        items = fuzzed(windows, key, seed)
-        truths = {"detection": [one.active for one in windows], "fuzzing": [one.right for one in items]}
-        scores: dict[str, list[float | None]] = {}
-        for kind in ("own", "shuffled"):
-            said = {what: known.get(_name(f"{what} {kind}", key)) for what in truths}
-            scores[kind] = [
-                None if said[what] is None else balanced_accuracy(said[what], truth) for what, truth in truths.items()
-            ]
+        excerpts = contexts.test(key)
+        items = fuzzed(excerpts, key, seed)
+        truths = {"detection": [one.active for one in excerpts], "fuzzing": [one.right for one in items]}
+        names = {(what, kind): _name(f"{what} {kind}", key) for what in truths for kind in ("own", "shuffled")}
+
+        def accuracy(
+            what: str,
+            kind: str,
+            truths: Mapping[str, list[bool]] = truths,
+            names: Mapping[tuple[str, str], str] = names,
+        ) -> float | None:
+            said = known.get(names[what, kind])
+            return None if said is None else balanced_accuracy(said, truths[what])
+
         run.labels[key] = _tested(
-            run.labels[key], *scores["own"], combined(*scores["shuffled"]), pool.client.server.model
+            run.labels[key],
+            accuracy("detection", "own"),
+            accuracy("fuzzing", "own"),
+            combined(accuracy("detection", "shuffled"), accuracy("fuzzing", "shuffled")),
+            pool.client.server.model,
         )
-        if windows and any(_name(f"{what} own", key) not in known for what, truth in truths.items() if len(truth) >= 4):
+        asked = [
+            name for (what, kind), name in names.items() if enough(truths[what]) and (kind == "own" or key in partner)
+        ]
+        if any(name not in known for name in asked):
             run.missing.append(key)
 
 
@@ -284,7 +293,7 @@ class _Pool:
 
 
 def journal_identity(
-    cards: FeatureCards, contexts: Contexts, model: str, prompt: Path | None, graphs: Sequence[AttributionGraph]
+    cards: FeatureCards, contexts: FeatureContexts, model: str, prompt: Path | None, graphs: Sequence[AttributionGraph]
 ) -> dict[str, Any]:
     """Return what the answers of a run depend on."""
     return {

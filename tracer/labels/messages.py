@@ -16,8 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from crosstrace.tracer.labels.excerpts import Excerpt
 from crosstrace.tracer.labels.scoring import Marked
-from crosstrace.tracer.labels.windows import Window
 
 LONGEST_LABEL = 80
 _OPEN, _CLOSE = "«", "»"
@@ -57,7 +57,7 @@ def delimited(data: Mapping[str, Any]) -> str:
 
 
 def label_message(
-    windows: Sequence[Window],
+    excerpts: Sequence[Excerpt],
     promoted: Sequence[str],
     suppressed: Sequence[str],
     fed_by: Sequence[str] = (),
@@ -66,27 +66,27 @@ def label_message(
     """Return the user message that asks for a label.
 
     Args:
-        windows: Where the feature is active, strongest first.
+        excerpts: Where the feature is active, strongest first.
         promoted: Tokens that it promotes.
         suppressed: Tokens that it suppresses.
         fed_by: Names of features that feed it.
         feeds: Names of features that it feeds.
     """
-    most = max((max(window.activations) for window in windows), default=1.0)
-    data: dict[str, Any] = {"examples": [_with_strengths(window, most) for window in windows]}
+    most = max((max(excerpt.activations) for excerpt in excerpts), default=1.0)
+    data: dict[str, Any] = {"examples": [_with_strengths(excerpt, most) for excerpt in excerpts]}
     for name, values in (("promotes", promoted), ("suppresses", suppressed), ("fed_by", fed_by), ("feeds", feeds)):
         if values:
             data[name] = list(values)
     return delimited(data)
 
 
-def detection_message(label: str, windows: Sequence[Window]) -> str:
-    """Return the user message that asks in which windows a feature with a label is active."""
-    return delimited({"label": label, "texts": [_joined(window.tokens) for window in windows]})
+def detection_message(label: str, excerpts: Sequence[Excerpt]) -> str:
+    """Return the user message that asks in which excerpts a feature with a label is active."""
+    return delimited({"label": label, "texts": [_joined(excerpt.tokens) for excerpt in excerpts]})
 
 
 def fuzzing_message(label: str, items: Sequence[Marked]) -> str:
-    """Return the user message that asks in which windows the marks are right."""
+    """Return the user message that asks in which excerpts the marks are right."""
     texts = []
     for item in items:
         tokens = [
@@ -131,10 +131,10 @@ def _without_thoughts(answer: str) -> str:
     return re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL).strip()
 
 
-def _with_strengths(window: Window, most: float) -> str:
+def _with_strengths(excerpt: Excerpt, most: float) -> str:
     tokens = [
         f"{_OPEN}{_plain(token)}{_CLOSE}{max(1, round(10 * value / most))}" if value > 0 else _plain(token)
-        for token, value in zip(window.tokens, window.activations, strict=True)
+        for token, value in zip(excerpt.tokens, excerpt.activations, strict=True)
     ]
     return _joined(tokens)
 

@@ -50,6 +50,7 @@ def sweep(
     resume: bool = False,
     threads: int = 1,
     on_gpu: bool | None = None,
+    cards: str | Path | None = None,
     progress: bool | None = None,
 ) -> SweepReport:
     """Trace many prompts into a folder: a graph file a prompt, a manifest, tables.
@@ -72,6 +73,8 @@ def sweep(
         resume: Finish what is in the folder: trace what has no graph yet, failed prompts included, and nothing else.
         threads: Threads of the CPU on which a worker computes.
         on_gpu: Whether workers of Ray get GPUs; None: where there are any.
+        cards: Feature cards, which label features in the tables; features that they name get no guess. None: those beside
+            the transcoders.
         progress: Show progress on standard error; None: yes.
 
     Returns:
@@ -103,7 +106,8 @@ def sweep(
         raise ValueError("several workers load the model themselves: give a function that loads it")
     (place / "graphs").mkdir(parents=True, exist_ok=True)
     load: Callable[[], ReplacementModel] = partial(_itself, model) if isinstance(model, ReplacementModel) else model
-    job = Job(load, place.resolve(), settings or TraceSettings(), tuple(saes), generate, threads)
+    labels = None if cards is None else Path(cards).resolve()
+    job = Job(load, place.resolve(), settings or TraceSettings(), tuple(saes), generate, threads, labels)
     _refuse_at_once(place, part, resume)
     runner = RayPool(job, workers, ray_address, on_gpu) if by_ray else OneProcess(job)
     try:
@@ -114,7 +118,7 @@ def sweep(
         _trace_all(runner, todo, manifest, progress)
     finally:
         runner.close()
-    write_tables(place, part, [manifest.row(number) for number in manifest.done])
+    write_tables(place, part, [manifest.row(number) for number in manifest.done], labels)
     failures = tuple((row["place"], row["error"]) for row in manifest.failures)
     return SweepReport(place, len(manifest.done), len(todo) - len(failures), failures)
 

@@ -74,13 +74,14 @@ def write_parts(folder: Path, number: int, tables: Mapping[str, Any]) -> None:
         write_atomically(part_path(folder, number, table), partial(pyarrow.parquet.write_table, rows))
 
 
-def write_tables(folder: Path, shard: Shard, prompts: Sequence[Mapping[str, Any]]) -> None:
+def write_tables(folder: Path, shard: Shard, prompts: Sequence[Mapping[str, Any]], cards: Path | None = None) -> None:
     """Write a shard's tables in the order of the prompts; rows that are not beside a graph are made of it.
 
     Args:
         folder: The folder.
         shard: Which prompts.
         prompts: What the manifest keeps of those that are done.
+        cards: Feature cards; None for those beside the transcoders.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -98,7 +99,7 @@ def write_tables(folder: Path, shard: Shard, prompts: Sequence[Mapping[str, Any]
         def write(file: Any, table: str = table, schema: Any = schema) -> None:
             with pyarrow.parquet.ParquetWriter(file, schema) as writer:
                 waiting: list[Any] = []
-                for rows in _rows(pyarrow, folder, table, prompts):
+                for rows in _rows(pyarrow, folder, table, prompts, cards):
                     waiting.append(rows)
                     if table != "graphs" and sum(map(len, waiting)) >= _GROUP_ROWS:
                         writer.write_table(pyarrow.concat_tables(waiting))
@@ -117,7 +118,9 @@ def write_tables(folder: Path, shard: Shard, prompts: Sequence[Mapping[str, Any]
             part_path(folder, prompt["number"], table).unlink(missing_ok=True)
 
 
-def _rows(pyarrow: Any, folder: Path, table: str, prompts: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+def _rows(
+    pyarrow: Any, folder: Path, table: str, prompts: Sequence[Mapping[str, Any]], cards: Path | None
+) -> Iterator[Any]:
     for prompt in prompts:
         part = part_path(folder, prompt["number"], table)
         if part.is_file():
@@ -125,7 +128,7 @@ def _rows(pyarrow: Any, folder: Path, table: str, prompts: Sequence[Mapping[str,
         else:
             path = graph_path(folder, prompt["number"])
             graph = AttributionGraph.load(path)
-            yield graph_tables(with_card_labels(graph, cards_of(graph)), path.stem, prompt)[table]
+            yield graph_tables(with_card_labels(graph, cards_of(graph, cards)), path.stem, prompt)[table]
 
 
 def _schemas(pyarrow: Any) -> dict[str, Any]:

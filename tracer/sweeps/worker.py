@@ -38,6 +38,7 @@ class Job:
         saes: SAEs whose latents may be targets, as command lines name them.
         generate: The most tokens of an answer that the model gives first.
         threads: How many threads compute on the CPU: results to the bit depend on it.
+        cards: Feature cards; None for those beside the transcoders.
     """
 
     load: Loader
@@ -46,6 +47,7 @@ class Job:
     saes: tuple[str, ...] = ()
     generate: int = 0
     threads: int = 1
+    cards: Path | None = None
 
     def as_settings(self) -> dict[str, Any]:
         """Return what graphs depend on beside the weights, by the names of the command line's options."""
@@ -64,6 +66,7 @@ class Job:
             "generate": self.generate,
             "sae": list(self.saes),
             "threads": self.threads,
+            "cards": None if self.cards is None else self.cards.name,
         }
 
 
@@ -75,7 +78,7 @@ class Worker:
 
         Raises:
             ValueError: It cannot be used.
-            OSError: Files are missing, or the sweep's folder is not on this machine.
+            OSError: Files are missing or cannot be read, or the sweep's folder is not on this machine.
         """
         if not (job.folder / "graphs").is_dir():
             raise FileNotFoundError(
@@ -87,7 +90,7 @@ class Worker:
         readers = named_saes(job.saes, targets, loaded_demo=self.model.name == "crosstrace-demo")
         self.saes = saes_in_use(self.model, readers)
         self._weights = weight_fingerprints(self.model)
-        self._cards = find_cards(self.model.name, self.model.transcoders.name, self._weights)
+        self._cards = find_cards(self.model.name, self.model.transcoders.name, self._weights, given=job.cards)
 
     def identity(self) -> dict[str, Any]:
         """Return what graphs depend on and the settings do not tell: weights, device, what tokenizing needs."""

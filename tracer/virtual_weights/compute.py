@@ -114,36 +114,49 @@ class GlobalWeights:
         layer = int(np.searchsorted(firsts, number, side="right")) - 1
         return layer, number - int(firsts[layer])
 
-    def interferes(self, one: Key, other: Key, together: int) -> bool | None:
-        """Say whether a pair is interference, from how often both are active; see `FEWEST_FIRED`."""
-        if together < 0 or not self.positions:
-            return None
-        often = min(int(self.fired[layer][feature]) for layer, feature in (one, other))
-        return None if often < FEWEST_FIRED else together == 0
+    def interference(
+        self, ones: NDArray[np.int64], others: NDArray[np.int64], together: NDArray[np.int64]
+    ) -> NDArray[np.int8]:
+        """Say which pairs are interference: 1, 0, or -1 where the sample says nothing; see `FEWEST_FIRED`.
+
+        Args:
+            ones: (E,) features, numbered through all layers.
+            others: (E,) those at the other end.
+            together: (E,) at how many positions both are active; -1 where that is not known.
+        """
+        if not self.positions:
+            return np.full(len(ones), -1, np.int8)
+        rarest = np.minimum(self._fired[ones], self._fired[others])
+        return np.where((rarest >= FEWEST_FIRED) & (together >= 0), together == 0, -1).astype(np.int8)
+
+    @cached_property
+    def _fired(self) -> NDArray[np.int64]:
+        return np.concatenate(list(self.fired))
 
     def _links(self, side: Links, feature: Key) -> list[WeightLink]:
         if feature not in self._row_of:
             raise KeyError(f"L{feature[0]}/{feature[1]}")
         row = self._row_of[feature]
-        found = []
-        columns = (side.others_nk, side.via_nk, side.weights_nk, side.together_nk, side.expected_nk)
-        for other, via, weight, together, expected in zip(*(part[row].tolist() for part in columns), strict=True):
-            if other < 0:
-                continue
-            key = self.key_of(other)
-            head = None if via == RESIDUAL else divmod(via, self.n_heads)
-            known = together >= 0
-            found.append(
-                WeightLink(
-                    key,
-                    weight,
-                    head,
-                    together if known else None,
-                    expected if known else None,
-                    self.interferes(feature, key, together),
-                )
+        own = int(np.cumsum([0, *self.n_features])[feature[0]]) + feature[1]
+        there = side.others_nk[row] >= 0
+        others, vias, weights, together, expected = (
+            part[row][there].numpy()
+            for part in (side.others_nk, side.via_nk, side.weights_nk, side.together_nk, side.expected_nk)
+        )
+        marks = self.interference(np.full(len(others), own), others, together)
+        return [
+            WeightLink(
+                self.key_of(other),
+                weight,
+                None if via == RESIDUAL else divmod(via, self.n_heads),
+                None if both < 0 else both,
+                None if both < 0 else mean,
+                None if mark < 0 else bool(mark),
             )
-        return found
+            for other, via, weight, both, mean, mark in zip(
+                *(column.tolist() for column in (others, vias, weights, together, expected, marks)), strict=True
+            )
+        ]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import scipy.sparse
 from crosstrace.graphs.cards.weights import FORMAT, VERSION
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.tensor_file import TensorSource, write_tensors
-from crosstrace.tracer.virtual_weights.compute import FEWEST_FIRED, GlobalWeights, Key
+from crosstrace.tracer.virtual_weights.compute import GlobalWeights, Key
 from crosstrace.tracer.virtual_weights.strongest import RESIDUAL
 
 SUFFIXES = (".npz", ".safetensors")
@@ -106,15 +106,5 @@ def _entries(weights: GlobalWeights) -> dict[str, np.ndarray]:
     types = {"target": np.int32, "source": np.int32, "via": np.int16, "together": np.int32}
     return {
         **{name: column.astype(types.get(name, np.float32)) for name, column in joined.items()},
-        "interference": _interference(weights, joined),
+        "interference": weights.interference(joined["target"], joined["source"], joined["together"]),
     }
-
-
-def _interference(weights: GlobalWeights, entries: Mapping[str, np.ndarray]) -> np.ndarray:
-    marks = np.full(len(entries["target"]), -1, dtype=np.int8)
-    if weights.positions:
-        fired = np.concatenate(list(weights.fired))
-        often = np.minimum(fired[entries["target"]], fired[entries["source"]]) >= FEWEST_FIRED
-        known = often & (entries["together"] >= 0)
-        marks[known] = entries["together"][known] == 0
-    return marks

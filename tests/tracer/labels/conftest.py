@@ -12,7 +12,7 @@ from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import CARDS_FILE, load_facts
 from crosstrace.replacement_model.demo.corpus import sentences
-from crosstrace.tracer.labels.windows import Contexts
+from crosstrace.tracer.labels.excerpts import FeatureContexts
 from crosstrace.tracer.samples.build import build_sample
 from crosstrace.tracer.samples.sample import sample_of_cards, sample_path
 
@@ -28,9 +28,9 @@ def sampled(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def contexts(sampled) -> Contexts:
+def contexts(sampled) -> FeatureContexts:
     cards = FeatureCards(sampled / "cards.safetensors")
-    return Contexts(cards, sample_of_cards(cards))
+    return FeatureContexts(cards, sample_of_cards(cards))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 import pytest
 from chat_server import Answer
 
-from crosstrace.tracer.labels.client import BudgetSpentError, ChatClient, Server, ServerError, StoppedError
+from crosstrace.tracer.labels.client import BudgetSpentError, ChatClient, LabelServer, ServerError, StoppedError
 from crosstrace.tracer.labels.messages import delimited
 
 DATA = delimited({"label": "Texas", "texts": ["Dallas is in Texas", "Paris"]})
@@ -29,7 +29,7 @@ def waits() -> Waits:
 
 def client_of(server, waits, **settings) -> ChatClient:
     budget = settings.pop("budget", None)
-    return ChatClient(Server(server.base_url, "some-model", **settings), budget, waits)
+    return ChatClient(LabelServer(server.base_url, "some-model", **settings), budget, waits)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -129,7 +129,7 @@ def test_repeated_requests_count_against_the_budget(server, waits):
 
 
 def test_nobody_waits_once_it_is_stopped(server):
-    client = ChatClient(Server(server.base_url, "m"))
+    client = ChatClient(LabelServer(server.base_url, "m"))
     client.stop()
     with pytest.raises(StoppedError):
         client.ask("", DATA)
@@ -137,8 +137,8 @@ def test_nobody_waits_once_it_is_stopped(server):
 
 def test_no_server_and_wrong_addresses_are_said_in_one_line(waits):
     with pytest.raises(ValueError, match="is not an address; write it as http"):
-        ChatClient(Server("localhost:8080", "m"))
-    nobody = Server("http://127.0.0.1:9/v1", "m", retries=1)
+        ChatClient(LabelServer("localhost:8080", "m"))
+    nobody = LabelServer("http://127.0.0.1:9/v1", "m", retries=1)
     with (
         ChatClient(nobody, None, waits) as client,
         pytest.raises(ServerError, match="does not answer after 2 requests"),

@@ -13,11 +13,11 @@ import pytest
 from sweep_samples import cities
 from typer.testing import CliRunner
 
-from crosstrace.graphs.aggregate_formats import write_aggregate
 from crosstrace.graphs.aggregates.values import in_terms_of
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.demo import load_facts
 from crosstrace.tracer.commands.app import app
+from crosstrace.tracer.sweeps.aggregate_files import write_aggregate
 from crosstrace.tracer.sweeps.aggregating import aggregate
 from crosstrace.tracer.sweeps.prompts import SweepPrompt
 from crosstrace.tracer.sweeps.run import sweep

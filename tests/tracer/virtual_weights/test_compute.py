@@ -84,6 +84,18 @@ def test_all_weights_are_those_of_whole_paths_in_float64(request, model, head, m
         assert relative(side, expected) < 1e-5
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", [None, (1, 0)], ids=["residual", "head-1.0"])
+def test_a_gpu_gives_the_same(request, model, head):
+    case = load_case(request.node.callspec.params["model"])
+    on_gpu = ReplacementModel.from_pretrained(case.model, case.transcoders, "cuda")
+    scales = some_scales(model)
+    everything = sum(model.transcoders.n_features.values())
+    found = global_weights(on_gpu, None, scales, top=everything, heads=[] if head is None else [head])
+    for side in as_matrix(found):
+        assert relative(side, dense_weights(model, scales.inverse_rms_l3, head)) < 1e-5
+
+
 def test_chosen_features_get_what_all_features_get_and_in_the_order_they_are_named(model):
     scales = some_scales(model)
     last = model.description.n_layers - 1

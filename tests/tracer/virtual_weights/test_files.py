@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
 import pytest
 import scipy.sparse
 import torch
+from rich.console import Console
 
 from crosstrace.graphs import FeatureCards, prune, write_html
 from crosstrace.graphs.cards.weights import FeatureWeights, weights_path
@@ -17,6 +19,7 @@ from crosstrace.replacement_model.demo import CARDS_FILE, DALLAS_PROMPT
 from crosstrace.replacement_model.readouts.norm_scales import NormScales
 from crosstrace.tracer import trace
 from crosstrace.tracer.samples.build import build_sample
+from crosstrace.tracer.terminal.features.card import show_card
 from crosstrace.tracer.virtual_weights.compute import global_weights
 from crosstrace.tracer.virtual_weights.files import write_weights
 
@@ -97,6 +100,15 @@ def test_cards_and_their_pages_show_the_links(model, found, beside, tmp_path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
     assert data["cards"]["0/120"]["outputs"] == card["outputs"]
+
+
+def test_the_card_on_the_screen_shows_them_too(beside):
+    console = Console(width=100, record=True, file=io.StringIO())
+    show_card(FeatureCards(beside), (0, 120), console, contexts=1)
+    lines = console.export_text()
+    assert "feeds" in lines
+    assert "Texas +" in lines
+    assert "fed by" not in lines
 
 
 def test_weights_of_other_transcoders_are_left_out(model, found, beside, tmp_path):

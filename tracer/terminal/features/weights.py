@@ -30,6 +30,9 @@ def show_weights(weights: GlobalWeights, names: Mapping[Key, str], console: Cons
             title.append(f"  active at {weights.fired[key[0]][key[1]]:,} of {weights.positions:,} positions", "dim")
         console.print(title)
         for side, links in (("inputs", weights.strongest_inputs(key)), ("outputs", weights.strongest_outputs(key))):
+            if not links:
+                console.print(Text(f"{side}: none", "bold"))
+                continue
             console.print(
                 _table(side, links, names, bool(weights.positions) and not weights.heads, bool(weights.heads))
             )

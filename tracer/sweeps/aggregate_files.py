@@ -1,4 +1,4 @@
-"""Files of aggregates by suffix: the one door, as `formats.py` is for graphs."""
+"""Files of aggregates by suffix, as `graphs/formats.py` is for graphs."""
 
 from __future__ import annotations
 

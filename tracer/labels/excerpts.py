@@ -1,9 +1,9 @@
 """Contexts of features for those who make labels, and others for those who test them.
 
 Makers of labels see a card's top contexts, and weaker ones from the sample by quantiles of the activation. Tests are on
-held-out contexts: the sample's contexts fall into two halves by a hash of their number, one for makers, one for tests; and a
-test's window is left out if what leads up to its peak was shown. A test has as many windows in which the feature fires, spread
-over its quantiles, as in which it does not: half of these hard ones, in which one of the nearest features fires, half at
+held-out contexts: the sample's contexts fall into two halves by a hash of their number, one for makers, one for tests; and an
+excerpt is left out of a test if what leads up to its peak was shown. A test has as many excerpts in which the feature fires,
+spread over its quantiles, as in which it does not: half of these hard ones, in which one of the nearest features fires, half at
 random. Nearest are the features of the layer that fire on the most similar tokens, by the cosine of the counts.
 
 Letters: T tokens of the sample, F features of a layer, V' distinct tokens, n entries.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.tracer.samples.sample import CorpusSample
 
-_Any = TypeVar("_Any")
+_Ranked = TypeVar("_Ranked")
 Key = tuple[int, int]
 """(layer, feature)."""
 BEFORE, AFTER = 16, 8
@@ -35,13 +35,13 @@ _KEPT_LAYERS = 4
 
 
 @dataclass(frozen=True)
-class Window:
+class Excerpt:
     """A piece of a context.
 
     Attributes:
         tokens: Its tokens as text.
         activations: The feature's activation at each.
-        peak: The token that the window was cut around: of the feature's own where it fires, of a neighbour's where it is hard.
+        peak: The token that the excerpt was cut around: of the feature's own where it fires, of a neighbour's where it is hard.
         kind: `active`, `hard` or `random`.
     """
 
@@ -61,7 +61,7 @@ class Window:
         return tuple(self.tokens[max(self.peak - _LEADING, 0) : self.peak + 1])
 
 
-class Contexts:
+class FeatureContexts:
     """Contexts of features from cards, and from a sample of the corpus where there is one."""
 
     def __init__(self, cards: FeatureCards, sample: CorpusSample | None, seed: int = 0) -> None:
@@ -75,25 +75,25 @@ class Contexts:
         self._layer = lru_cache(maxsize=_KEPT_LAYERS)(self._read_layer)
         self._near = lru_cache(maxsize=_KEPT_LAYERS)(self._profiles)
 
-    def shown(self, key: Key, top: int = 8) -> list[Window]:
+    def shown(self, key: Key, top: int = 8) -> list[Excerpt]:
         """Return what a maker of labels sees: top contexts of the card, then one of each quantile from the sample.
 
         Raises:
             KeyError: The feature has no card.
         """
-        windows = [
-            Window(context.tokens, context.activations, context.peak, "active")
+        excerpts = [
+            Excerpt(context.tokens, context.activations, context.peak, "active")
             for context in self.cards.contexts(key)[:top]
         ]
-        known = {window.leading for window in windows}
-        for window in self._active(key, held_out=False, most=_QUANTILES):
-            if window.leading not in known:
-                known.add(window.leading)
-                windows.append(window)
-        return windows
+        known = {excerpt.leading for excerpt in excerpts}
+        for excerpt in self._active(key, held_out=False, most=_QUANTILES):
+            if excerpt.leading not in known:
+                known.add(excerpt.leading)
+                excerpts.append(excerpt)
+        return excerpts
 
-    def test(self, key: Key, most: int = 10) -> list[Window]:
-        """Return held-out windows of a feature, as many in which it fires as in which it does not, in a drawn order.
+    def test(self, key: Key, most: int = 10) -> list[Excerpt]:
+        """Return held-out excerpts of a feature, as many in which it fires as in which it does not, in a drawn order.
 
         Args:
             key: The feature.
@@ -104,15 +104,15 @@ class Contexts:
         """
         if self.sample is None:
             return []
-        shown = {window.leading for window in self.shown(key)}
+        shown = {excerpt.leading for excerpt in self.shown(key)}
         active = [one for one in self._active(key, held_out=True, most=8 * most) if one.leading not in shown]
         active = _spread(_distinct(active), most)
         hard = _distinct(self._hard(key, 4 * most))[: -(-len(active) // 2)]
         silent = _distinct([*hard, *self._random(key, 4 * most)])[: len(active)]
         count = min(len(active), len(silent))
-        windows = [*_spread(active, count), *silent[:count]]
-        order = self._rng(key, 1).permutation(len(windows))
-        return [windows[i] for i in order]
+        excerpts = [*_spread(active, count), *silent[:count]]
+        order = self._rng(key, 1).permutation(len(excerpts))
+        return [excerpts[i] for i in order]
 
     def _rng(self, key: Key, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key, purpose])
@@ -156,7 +156,7 @@ class Contexts:
         order = np.argsort(-cosine, kind="stable")[:count]
         return [(key[0], int(feature)) for feature in order if cosine[feature] > 0]
 
-    def _window(self, token: int, kind: str, column: tuple[NDArray[np.int64], NDArray[np.float64]]) -> Window:
+    def _excerpt(self, token: int, kind: str, column: tuple[NDArray[np.int64], NDArray[np.float64]]) -> Excerpt:
         assert self.sample is not None
         starts = self.sample.starts
         context = int(np.searchsorted(starts, token, side="right")) - 1
@@ -164,28 +164,28 @@ class Contexts:
         activations = np.zeros(end - begin)
         inside = slice(*np.searchsorted(column[0], [begin, end]))
         activations[column[0][inside] - begin] = column[1][inside]
-        return Window(self.sample.token_texts(begin, end), activations.tolist(), token - begin, kind)
+        return Excerpt(self.sample.token_texts(begin, end), activations.tolist(), token - begin, kind)
 
     def _context_of(self, tokens_n: NDArray[np.int64]) -> NDArray[np.int64]:
         assert self.sample is not None
         return np.searchsorted(self.sample.starts, tokens_n, side="right") - 1
 
-    def _active(self, key: Key, held_out: bool, most: int) -> list[Window]:
-        """Windows around a feature's peaks in contexts of one half, strongest first, spread over quantiles."""
+    def _active(self, key: Key, held_out: bool, most: int) -> list[Excerpt]:
+        """Excerpts around a feature's peaks in contexts of one half, strongest first, spread over quantiles."""
         if self.sample is None:
             return []
         column = self._column(key)
         mine = self._held_out()[self._context_of(column[0])] == held_out
         tokens, values = column[0][mine], column[1][mine]
-        peaks = {}
+        peaks: dict[int, tuple[int, float]] = {}
         for token, value, context in zip(tokens.tolist(), values.tolist(), self._context_of(tokens), strict=True):
             if context not in peaks or value > peaks[context][1]:
                 peaks[context] = (token, value)
         ranked = sorted(peaks.values(), key=lambda peak: (-peak[1], peak[0]))
-        return [self._window(token, "active", column) for token, _ in _spread(ranked, most)]
+        return [self._excerpt(token, "active", column) for token, _ in _spread(ranked, most)]
 
-    def _hard(self, key: Key, most: int) -> list[Window]:
-        """Windows around peaks of the nearest features, in which the feature itself is silent; the nearest in turn."""
+    def _hard(self, key: Key, most: int) -> list[Excerpt]:
+        """Excerpts around peaks of the nearest features, in which the feature itself is silent; the nearest in turn."""
         queues = []
         for neighbour in self.nearest(key):
             tokens, values = self._column(neighbour)
@@ -194,31 +194,31 @@ class Contexts:
             queues.append(self._silent(key, tokens[own][order], most, "hard"))
         return [queue[turn] for turn in range(most) for queue in queues if turn < len(queue)][:most]
 
-    def _random(self, key: Key, most: int) -> list[Window]:
+    def _random(self, key: Key, most: int) -> list[Excerpt]:
         assert self.sample is not None
         counted = np.flatnonzero(self.sample.counted)
         counted = counted[self._held_out()[self._context_of(counted)]]
         drawn = self._rng(key, 2).permutation(counted)[: 4 * most]
         return self._silent(key, drawn, most, "random")
 
-    def _silent(self, key: Key, tokens_n: NDArray[np.int64], most: int, kind: str) -> list[Window]:
+    def _silent(self, key: Key, tokens_n: NDArray[np.int64], most: int, kind: str) -> list[Excerpt]:
         column = self._column(key)
-        windows = []
+        excerpts = []
         for token in tokens_n.tolist():
-            window = self._window(token, kind, column)
-            if not any(window.activations):
-                windows.append(window)
-            if len(windows) == most:
+            excerpt = self._excerpt(token, kind, column)
+            if not any(excerpt.activations):
+                excerpts.append(excerpt)
+            if len(excerpts) == most:
                 break
-        return windows
+        return excerpts
 
 
-def _distinct(windows: Sequence[Window]) -> list[Window]:
-    """The windows whose wording comes up for the first time."""
-    return list({window.leading: window for window in reversed(windows)}.values())[::-1]
+def _distinct(excerpts: Sequence[Excerpt]) -> list[Excerpt]:
+    """The excerpts whose wording comes up for the first time."""
+    return list({excerpt.leading: excerpt for excerpt in reversed(excerpts)}.values())[::-1]
 
 
-def _spread(ranked: Sequence[_Any], count: int) -> list[_Any]:
+def _spread(ranked: Sequence[_Ranked], count: int) -> list[_Ranked]:
     """Return `count` of a ranking, evenly spread from the first to the last."""
     if len(ranked) <= count:
         return list(ranked)
