@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 from server_client import PROMPT, finished, traced
 
 from crosstrace.tracer.server.core.settings import Limits
-from crosstrace.tracer.server.paths.jobs import Refused, done
+from crosstrace.tracer.server.paths.jobs import Refused, done, events
 
 
 @pytest.fixture
@@ -95,6 +95,24 @@ def test_work_whose_client_goes_away_is_cancelled(small):
     deadline = threading.Event()
     while engine.is_busy:
         deadline.wait(0.01)
+
+
+def test_whoever_follows_a_job_is_counted_until_the_page_is_closed(small):
+    engine, let_go = small.app.state.service.engine, threading.Event()
+    job = engine.submit("held", let_go.wait)
+
+    async def follow():
+        told = events(engine, job)
+        assert (await anext(told)).startswith("data: {")
+        assert job.watchers == 1
+        before = job.unwatched_since
+        await told.aclose()  # what the server does when the connection is closed
+        assert job.watchers == 0
+        assert job.unwatched_since > before
+
+    asyncio.run(follow())
+    let_go.set()
+    assert job.wait(10)
 
 
 def test_a_job_can_be_cancelled_and_asked_about(small):
