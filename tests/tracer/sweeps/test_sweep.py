@@ -25,7 +25,7 @@ from crosstrace.tracer.sweeps.prompts import SweepPrompt, read_prompts
 from crosstrace.tracer.sweeps.run import sweep
 from crosstrace.tracer.sweeps.settings import TraceSettings
 
-N = 8
+N = 6
 
 
 def run(*arguments, code=0):
@@ -153,8 +153,8 @@ def test_other_prompts_and_other_weights_are_refused(model, prompts, whole, tmp_
     changed = write_jsonl(tmp_path / "cities.jsonl", rows)
     with pytest.raises(ValueError, match=r"other prompts: cities\.jsonl, line 5 has changed \(prompt\)"):
         sweep(model, read_prompts(changed), whole, resume=True, progress=False)
-    with pytest.raises(ValueError, match="is a sweep of 8 prompts; there are 7 now"):
-        sweep(model, read_prompts(prompts)[:7], whole, resume=True, progress=False)
+    with pytest.raises(ValueError, match="is a sweep of 6 prompts; there are 5 now"):
+        sweep(model, read_prompts(prompts)[:5], whole, resume=True, progress=False)
     with pytest.raises(ValueError, match="with other weights: the model and the transcoders changed"):
         sweep(ReplacementModel.from_pretrained("demo-chat"), read_prompts(prompts), whole, resume=True, progress=False)
 
@@ -242,7 +242,7 @@ def test_an_interruption_says_how_to_go_on(prompts, tmp_path):
             loaded.local = once
             return loaded
 
-    with pytest.raises(KeyboardInterrupt, match="2 of 8 prompts are traced; --resume finishes the rest"):
+    with pytest.raises(KeyboardInterrupt, match="2 of 6 prompts are traced; --resume finishes the rest"):
         sweep(Interrupted(0), read_prompts(prompts), tmp_path, progress=False)
     assert len(Manifest.read(tmp_path / "manifest.json").done) == 2
 
@@ -272,8 +272,8 @@ def test_what_cannot_be_asked_for(model, prompts, tmp_path):
     given = read_prompts(prompts)
     with pytest.raises(ValueError, match=r"shard 4/3: expected i/n with i from 1 to n"):
         sweep(model, given, tmp_path, shard=(4, 3))
-    with pytest.raises(ValueError, match=r"there are only 8 prompts"):
-        sweep(model, given, tmp_path, shard=(1, 9))
+    with pytest.raises(ValueError, match=r"there are only 6 prompts"):
+        sweep(model, given, tmp_path, shard=(1, 7))
     with pytest.raises(ValueError, match="give a function that loads it"):
         sweep(model, given, tmp_path, workers=2)
     assert "expected i/n, such as 2/3" in run("sweep", prompts, "-o", tmp_path / "x", "--shard", "2", code=1)
