@@ -17,8 +17,8 @@ from torch import Tensor
 from crosstrace.kernels import SparseActivations, decode, encode, scores
 from crosstrace.kernels.decoding import decode_layer_dense
 
-# An einsum over gathered rows copies (B, n, J, D); past this it is left out.
-COPY_LIMIT = 1 << 28
+# An einsum over gathered rows copies (B, n, J, D), an `index_add` (n, J, D); past these many bytes they are left out.
+COPY_LIMIT, ROW_COPY_LIMIT = 1 << 28, 1 << 32
 
 
 @dataclass
@@ -146,13 +146,14 @@ def decode_ways(work: Workload) -> dict[str, Callable[[], Tensor]]:
             out_lpd[layer:].index_add_(1, work.positions[layer], rows_jnd)
         return out_lpd
 
-    return {
+    ways = {
         "sparse": lambda: decode(acts, work.decoders_fjd, work.indices),
         "sparse, packed rows": lambda: decode(acts, work.rows_njd),
         "dense": dense,
         "embedding_bag": embedding_bag,
-        "gather + index_add": gather,
     }
+    copied = len(work.indices[0]) * L * work.d_model * 4
+    return ways | ({"gather + index_add": gather} if copied < ROW_COPY_LIMIT else {})
 
 
 def scores_ways(work: Workload) -> dict[str, Callable[[], Tensor]]:

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from crosstrace.kernels import decoding_triton, encoding_triton, scoring_triton
 from crosstrace.kernels.backward import rows_triton
-from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_settings
+from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_settings, dot_warps
 
 POINTER_NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
@@ -42,8 +42,8 @@ class Case:
     options: dict[str, int]
 
 
-def cases(dtype: torch.dtype) -> list[Case]:
-    """Every kernel, for weights of a dtype and float32 inputs."""
+def cases(dtype: torch.dtype, arch: int) -> list[Case]:
+    """Every kernel, for weights of a dtype and float32 inputs, as it is launched on a GPU of sm_`arch`."""
     weight = POINTER_NAMES[dtype]
     exact = dot_settings(torch.float32, dtype, exact=True) | {"IN_FLOAT": dtype != torch.bfloat16}
     found = []
@@ -56,7 +56,7 @@ def cases(dtype: torch.dtype) -> list[Case]:
         types |= {"split_width": "i32/16", "capacity": "i32/16", "stride_xp": "i32/16", other: "i32/16"}
         blocks = {name: getattr(encoding_triton, name) for name in ("BLOCK_P", "BLOCK_F", "BLOCK_D")}
         constants = {"stride_xd": 1, constant: 1, **exact, **blocks}
-        options = {"num_warps": encoding_triton.WARPS, "num_stages": encoding_triton.STAGES}
+        options = {"num_warps": dot_warps(dtype, divmod(arch, 10)), "num_stages": encoding_triton.STAGES}
         found.append(Case(encoding_triton.encode_slab_kernel, f"w {stored}", types, constants, options))
     names = ["features", "values", "stops", "counts", "out_positions", "out_features", "out_values"]
     kinds = ["*i32", "*fp32", "*i64", "*i64", "*i64", "*i64", "*fp32"]
@@ -93,7 +93,7 @@ def cases(dtype: torch.dtype) -> list[Case]:
         settings = dot_settings(torch.float32, dtype, exact=False) | {"IN_FLOAT": dtype != torch.bfloat16}
         constants = {"DTYPE": TRITON_DTYPES[dtype], "ALIGNED": True, "INDEXED": False, "EVEN_K": True, **settings}
         constants |= {name: getattr(scoring_triton, name) for name in ("BLOCK_B", "BLOCK_N", "BLOCK_K", "RUN")}
-        options = {"num_warps": scoring_triton.WARPS, "num_stages": scoring_triton.STAGES}
+        options = {"num_warps": dot_warps(dtype, divmod(arch, 10)), "num_stages": scoring_triton.STAGES}
         found.append(Case(scoring_triton.scores_kernel, level, types, constants, options))
     torch.set_float32_matmul_precision("highest")
     return found + backward_cases(dtype)
@@ -176,8 +176,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name in arguments.dtype:
-        for case in cases(getattr(torch, name)):
-            for arch in arguments.arch:
+        for arch in arguments.arch:
+            for case in cases(getattr(torch, name), arch):
                 row = {"kernel": case.kernel.__name__, "variant": case.variant, "dtype": name, "arch": f"sm_{arch}"}
                 rows.append(row | resources(compiled(case, arch)))
                 print(*rows[-1].values(), sep=" | ", flush=True)

@@ -11,6 +11,8 @@ from .analysis.answers import without_template as without_template
 from .analysis.comparison import GraphComparison as GraphComparison
 from .analysis.comparison import compare as compare
 from .analysis.comparison import write_comparison as write_comparison
+from .analysis.defaults import EDGE_THRESHOLD as EDGE_THRESHOLD
+from .analysis.defaults import NODE_THRESHOLD as NODE_THRESHOLD
 from .analysis.flow import Flow as Flow
 from .analysis.flow import flow_to as flow_to
 from .analysis.influence import row_scale as row_scale
@@ -40,9 +42,9 @@ from .cards.feature_cards import FeatureCard as FeatureCard
 from .cards.feature_cards import FeatureCards as FeatureCards
 from .cards.feature_cards import with_card_labels as with_card_labels
 from .cards.neuronpedia import export_cards as export_cards
+from .cards.weights import FeatureWeights as FeatureWeights
+from .cards.weights import WeightLink as WeightLink
 from .conversations.spans import Spans as Spans
-from .defaults import EDGE_THRESHOLD as EDGE_THRESHOLD
-from .defaults import NODE_THRESHOLD as NODE_THRESHOLD
 from .exporters.graphml import write_graphml as write_graphml
 from .exporters.networkx_graph import to_networkx as to_networkx
 from .exporters.neuronpedia import write_json as write_json

@@ -35,8 +35,10 @@ COMPILED = (
 LEAST_COMPILED_WORK = 1 << 28
 
 # Above this share of active (position, row) pairs, decoding all pairs in one matrix product is faster; for (float32,
-# narrower) weights. CPU: measured (docs/kernels.md). GPU: computed from bandwidth and tensor-core rate, not measured.
-DENSE_DECODE_DENSITY = {"cpu": (0.15, 0.08), "cuda": (0.05, 0.02)}
+# narrower) weights. Measured, on an H100 too (docs/kernels.md).
+DENSE_DECODE_DENSITY = {"cpu": (0.15, 0.08), "cuda": (0.03, 0.06)}
+# On a GPU a dense product of few positions is bound by the rows' bytes: this over the positions is added to the share.
+DENSE_DECODE_FEW = {"cpu": (0.0, 0.0), "cuda": (5.0, 17.0)}
 # Below this many positions a dense product is bound by the weights' bytes too, and it reads all of them.
 DENSE_DECODE_POSITIONS = 16
 
@@ -96,8 +98,10 @@ def decode_densely(device: torch.device, dtype: torch.dtype, n_entries: int, n_p
     """
     if os.environ.get(VARIABLE) == "triton":
         return False
-    limit = DENSE_DECODE_DENSITY.get(device.type, DENSE_DECODE_DENSITY["cpu"])[dtype != torch.float32]
-    return n_positions >= DENSE_DECODE_POSITIONS and n_entries > limit * n_positions * n_rows
+    kind = device.type if device.type in DENSE_DECODE_DENSITY else "cpu"
+    share, few = (table[kind][dtype != torch.float32] for table in (DENSE_DECODE_DENSITY, DENSE_DECODE_FEW))
+    # share + few / positions, of all pairs
+    return n_positions >= DENSE_DECODE_POSITIONS and n_entries > (share * n_positions + few) * n_rows
 
 
 def triton_interpreted() -> bool:

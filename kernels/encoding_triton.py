@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crosstrace.kernels.triton_parts import dot_narrow, dot_settings, power_of_two
+from crosstrace.kernels.triton_parts import capability_of, dot_narrow, dot_settings, dot_warps, power_of_two
 
-# The largest tiles that spill no registers on sm_80 and sm_90 in any dtype (benchmarks/kernel_resources.py).
-BLOCK_P, BLOCK_F, BLOCK_D, WARPS, STAGES = 64, 64, 32, 8, 3
+# The largest tiles that spill next to no registers (benchmarks/kernel_resources.py).
+BLOCK_P, BLOCK_F, BLOCK_D, STAGES = 64, 64, 32, 3
 _LEAST_CAPACITY = 16
 
 
@@ -154,7 +154,7 @@ def encode_triton(
             BLOCK_P=block_p,
             BLOCK_F=BLOCK_F,
             BLOCK_D=block_d,
-            num_warps=WARPS,
+            num_warps=dot_warps(w_enc_df.dtype, capability_of(device)),
             num_stages=STAGES,
         )
         return features_psc, values_psc

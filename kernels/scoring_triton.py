@@ -16,10 +16,20 @@ import triton.language as tl
 from torch import Tensor
 
 from crosstrace.kernels.activations import SparseActivations
-from crosstrace.kernels.triton_parts import TRITON_DTYPES, dot_narrow, dot_settings, flat, power_of_two, row_table
+from crosstrace.kernels.triton_parts import (
+    TRITON_DTYPES,
+    capability_of,
+    dot_narrow,
+    dot_settings,
+    dot_warps,
+    flat,
+    power_of_two,
+    row_table,
+)
 
-# The largest tiles that spill no registers on sm_80 and sm_90 in any dtype (benchmarks/kernel_resources.py).
-BLOCK_B, BLOCK_N, BLOCK_K, WARPS, STAGES = 64, 128, 32, 8, 3
+# The fastest of ten on an H100 (docs/kernels.md), and with bfloat16 rows the largest that spill next to no registers
+# (benchmarks/kernel_resources.py).
+BLOCK_B, BLOCK_N, BLOCK_K, STAGES = 64, 128, 32, 3
 RUN = 8  # tiles of K whose products are summed by the tensor cores alone
 
 
@@ -140,7 +150,7 @@ def scores_triton(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         RUN=RUN,
-        num_warps=WARPS,
+        num_warps=dot_warps(table.dtype, capability_of(device)),
         num_stages=STAGES,
     )
     return out_bn

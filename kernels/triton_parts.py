@@ -61,6 +61,24 @@ def dot_settings(x_dtype: torch.dtype, w_dtype: torch.dtype, exact: bool) -> dic
     return {"N_PARTS": 0, "PRECISION": precision, "IN_FLOAT": True}
 
 
+def dot_warps(w_dtype: torch.dtype, capability: tuple[int, int]) -> int:
+    """Choose the warps of a program whose products `dot_narrow` makes of tiles 64 rows high.
+
+    From Hopper on four warps are one group of the tensor cores, and take a third to two thirds of the time of eight
+    (docs/kernels.md). Before it, products of float32 factors need more registers than four warps have.
+
+    Args:
+        w_dtype: The dtype of the weights.
+        capability: The GPU's compute capability.
+    """
+    return 4 if w_dtype == torch.bfloat16 or capability >= (9, 0) else 8
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Return a GPU's compute capability; that of the CPU, in the interpreter, is (0, 0)."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 @dataclass(frozen=True)
 class RowTable:
     """The addresses of the decoder rows of every layer, so that one launch reads all of them.

@@ -46,7 +46,7 @@ LEVELS = {
         ["readouts", "training", "fingerprints"],
     ],
     "graphs": [
-        ["defaults", "text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "conversations"],
+        ["text", "numbers", "files", "sparse_rows", "layout", "notebook", "fingerprints", "conversations"],
         ["tensor_file", "storage"],
         ["attention"],
         ["graph"],
@@ -61,7 +61,8 @@ LEVELS = {
     ],
     "tracer": [
         ["defaults", "progress", "weights"],
-        ["attribution", "cards", "evaluation"],
+        ["samples"],
+        ["attribution", "cards", "evaluation", "virtual_weights", "labels"],
         ["probes", "attention"],
         ["reading"],
         ["interventions", "validation"],

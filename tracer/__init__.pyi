@@ -42,6 +42,18 @@ from .interventions.before_after import before_and_after as before_and_after
 from .interventions.before_after import parse_intervention as parse_intervention
 from .interventions.latents import with_latents as with_latents
 from .interventions.named_features import by_name as by_name
+from .labels.client import ChatClient as ChatClient
+from .labels.client import LabelServer as LabelServer
+from .labels.excerpts import FeatureContexts as FeatureContexts
+from .labels.journal import Journal as Journal
+from .labels.label_set import Label as Label
+from .labels.label_set import label_differences as label_differences
+from .labels.label_set import read_label_set as read_label_set
+from .labels.label_set import write_label_set as write_label_set
+from .labels.labelling import LabelRun as LabelRun
+from .labels.labelling import asked_labels as asked_labels
+from .labels.labelling import automatic_labels as automatic_labels
+from .labels.labelling import literal_tests as literal_tests
 from .probes.disagreements import Disagreements as Disagreements
 from .probes.disagreements import disagreements as disagreements
 from .probes.examples import Example as Example
@@ -53,6 +65,9 @@ from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.report import write_reading as write_reading
 from .reading.written_latents import with_written_latents as with_written_latents
+from .samples.build import build_sample as build_sample
+from .samples.sample import CorpusSample as CorpusSample
+from .samples.sample import sample_of_cards as sample_of_cards
 from .sweeps.aggregate_files import AGGREGATE_SUFFIXES as AGGREGATE_SUFFIXES
 from .sweeps.aggregate_files import write_aggregate as write_aggregate
 from .sweeps.aggregating import aggregate as aggregate
@@ -65,6 +80,7 @@ from .terminal.chat.reports import show_jailbreak as show_jailbreak
 from .terminal.chat.reports import show_reasoning as show_reasoning
 from .terminal.chat.reports import show_refusal as show_refusal
 from .terminal.evaluation import show_evaluation as show_evaluation
+from .terminal.features.weights import show_weights as show_weights
 from .terminal.graph import show_graph as show_graph
 from .terminal.interventions import show_before_after as show_before_after
 from .terminal.plan import show_plan as show_plan
@@ -77,3 +93,6 @@ from .terminal.validation import show_validation as show_validation
 from .validation.report import write_validation as write_validation
 from .validation.validate import Validation as Validation
 from .validation.validate import validate_graph as validate_graph
+from .virtual_weights.compute import GlobalWeights as GlobalWeights
+from .virtual_weights.compute import global_weights as global_weights
+from .virtual_weights.files import write_weights as write_weights

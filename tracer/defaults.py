@@ -16,6 +16,12 @@ SAVE_EVERY_SECONDS = 10.0
 CONTEXT_LENGTH = 256
 CARD_CONTEXTS = 10
 CARD_LOGITS = 10
+# Tokens of the corpus that a sample keeps with everything that fires in them.
+SAMPLE_TOKENS = 50_000
+# Global weights: strongest inputs and outputs of a feature that are kept.
+STRONGEST_WEIGHTS = 32
+# Labels: features on which another one's label is tried too.
+SHUFFLED_LABELS = 30
 # The state of a run over a corpus is saved this often, unless saving would take more than this share of the time.
 CARDS_SAVE_SECONDS = 60.0
 CARDS_SAVE_SHARE = 0.05

@@ -47,8 +47,17 @@ def command_line_page() -> str:
     """Describe every verb with its arguments, options and defaults, in Markdown."""
     from crosstrace.tracer.commands.app import app
 
-    verbs = [command.callback for command in app.registered_commands if command.callback is not None]
-    return "\n".join([_INTRODUCTION, *(_verb(verb) for verb in verbs)])
+    groups = [
+        ("", app),
+        *((f"{group.typer_instance.info.name} ", group.typer_instance) for group in app.registered_groups),
+    ]
+    verbs = [
+        _verb(command.callback, f"{before}{command.name or command.callback.__name__}")
+        for before, group in groups
+        for command in group.registered_commands
+        if command.callback is not None
+    ]
+    return "\n".join([_INTRODUCTION, *verbs])
 
 
 def parameters_of(verb: Callable[..., Any]) -> list[_Parameter]:
@@ -57,8 +66,8 @@ def parameters_of(verb: Callable[..., Any]) -> list[_Parameter]:
     return [_parameter(name, hints[name], given.default) for name, given in inspect.signature(verb).parameters.items()]
 
 
-def _verb(verb: Callable[..., Any]) -> str:
-    name, parameters = verb.__name__, parameters_of(verb)
+def _verb(verb: Callable[..., Any], name: str) -> str:
+    parameters = parameters_of(verb)
     usage = " ".join(parameter.usage for parameter in parameters if not parameter.is_option)
     lines = [
         f"## {name}",

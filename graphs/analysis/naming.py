@@ -7,6 +7,7 @@ promote anything, for the tokens that they fire on. Labels that were given come 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.text import short
 
 _TOKENS = 3
+_SCORE = re.compile(r" [01]\.\d\d$")  # of a label that was tested
 _LONGEST = 16
 _ENOUGH = 1 / 3  # of the influence of a group must vote
 _MOSTLY_OWN = 0.6  # of the votes: then a group means its own token
@@ -69,7 +71,8 @@ def _guessed(graph: AttributionGraph, node: int) -> list[str]:
     name = graph.name_of(node)
     if not is_automatic(name) or is_weak_guess(name) or GUESS_MARK not in name:
         return []
-    return [token for token in name.partition(GUESS_MARK)[2].strip().split(", ") if token]
+    promoted_part = _SCORE.sub("", name.partition(GUESS_MARK)[2].strip())
+    return [token for token in promoted_part.split(", ") if token]
 
 
 def _fires_on_name(

@@ -15,8 +15,8 @@ import math
 import numpy as np
 import torch
 
+from crosstrace.graphs.analysis.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
-from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.sparse_rows import Floats, Mask, keep, rows_of

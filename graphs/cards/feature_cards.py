@@ -31,6 +31,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosstrace.graphs.cards.labels import OWN_TOKEN, PROMOTED_IN_LABELS, automatic_label, is_late, stands_out_at
+from crosstrace.graphs.cards.weights import FeatureWeights, links_as_json, weights_path
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.notebook import note, table, text
 from crosstrace.graphs.numbers import count, plain, share, signed
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from crosstrace.graphs.graph import AttributionGraph
 
 FORMAT, VERSION = "crosstrace-cards", 1
-_SHOWN_CARDS, _SHOWN_CONTEXTS = 20, 5
+_SHOWN_CARDS, _SHOWN_CONTEXTS, _SHOWN_LINKS = 20, 5, 12
 _FOUND_IN = ("automatic label", "promoted", "fires on", "context")
 _SHARED = ("starts", "tokens", "token_ids", "strings", "string_starts")
 _OF_A_LAYER = (
@@ -82,7 +84,9 @@ class FeatureCard(dict[str, Any]):
 
     Keys: `label` (see `cards/labels.py`), `promoted` and `suppressed` ([token, logit] pairs; none where they say nothing,
     see `FeatureCards.says_something`), `contexts` (each with `tokens`, `activations`, `peak`), `histogram` (`counts`,
-    `edges`), `firing_rate` (0 to 1), `max_activation`.
+    `edges`), `firing_rate` (0 to 1), `max_activation`. Where global weights are beside the cards (`cards/weights.py`), also
+    `inputs` and `outputs`: the strongest links, each with `feature`, `label`, `weight`, and where known `head`, `expected`
+    and `interference`.
     """
 
     def _repr_html_(self) -> str:
@@ -207,7 +211,33 @@ class FeatureCards(Mapping[Key, FeatureCard]):
             histogram=self._histogram(layer, row),
             firing_rate=self.firing_rate(key),
             max_activation=max(contexts[0].activations),
+            **self._weights_of(key),
         )
+
+    @cached_property
+    def weights(self) -> FeatureWeights | None:
+        """The global weights beside the cards; None if there are none, or if they are of other weights.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        path = weights_path(self.path)
+        if not path.is_file():
+            return None
+        found = FeatureWeights(path)
+        return found if found.belongs_to(self.fingerprints) else None
+
+    def _weights_of(self, key: Key) -> dict[str, list[dict[str, Any]]]:
+        if self.weights is None or key not in self.weights.features:
+            return {}
+        sides = {"inputs": self.weights.inputs(key), "outputs": self.weights.outputs(key)}
+        names = {link.feature: self._name(link.feature) for links in sides.values() for link in links[:_SHOWN_LINKS]}
+        return {side: links_as_json(links, names, _SHOWN_LINKS) for side, links in sides.items()}
+
+    def _name(self, key: Key) -> str:
+        """The label that somebody gave to a feature, as the global weights hold it, or the automatic one."""
+        given = "" if self.weights is None else self.weights.names.get(key, "")
+        return given or (self.label(key) if key in self else "")
 
     def label(self, key: Key) -> str:
         """Return the automatic label of a feature; see `cards/labels.py`.

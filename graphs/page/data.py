@@ -18,11 +18,11 @@ import numpy as np
 import scipy.sparse
 
 from crosstrace.graphs.analysis.answers import answer_targets
+from crosstrace.graphs.analysis.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
 from crosstrace.graphs.analysis.pruning import prune, reaching, unpruned
 from crosstrace.graphs.analysis.scores import graph_scores, untraced
 from crosstrace.graphs.analysis.supernodes import suggest_supernodes
-from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.page.attention import page_attention
 from crosstrace.graphs.page.contents import (

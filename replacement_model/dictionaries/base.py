@@ -1,7 +1,7 @@
 """What every sparse dictionary is: an encoder, an activation, a decoder, and the sites it reads and writes.
 
 Transcoders are one kind: they read the input of MLPs and write their output. SAEs are another: they write the site that
-they read. A dictionary here is what its files hold, read piece by piece;
+they read. Crosscoders read and write a site at several depths. A dictionary here is what its files hold, read piece by piece;
 `crosstrace.replacement_model.dictionaries.in_use` puts it to use on a device.
 
 Letters: L layers, F features of a layer, D the width of the sites, J layers a feature writes to.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class Encoder:
     """One layer's encoder: `h = x W_enc + b_enc`.
 
     Attributes:
-        w_enc_df: (D, F), in the stored dtype.
+        w_enc_df: (D, F), in the stored dtype; D for each layer that is read, one after the other.
         b_enc_f: (F,) float32.
         threshold_f: (F,) float32: a feature fires above it. 0 for a ReLU; minus infinity for a TopK, of which only the
             `k` largest fire.
@@ -107,8 +108,16 @@ class SparseDictionary(ABC):
         """The layers of the model whose sites it reads, ascending."""
 
     def n_written(self, layer: int) -> int:
-        """Return J, how many layers a feature of this layer writes to: 1, unless a kind writes to later ones too."""
+        """Return J, how many layers a feature of this layer writes to: 1, unless a kind writes to other ones too."""
         return 1
+
+    def read_layers(self, layer: int) -> Sequence[int]:
+        """Return the layers whose sites, side by side, are what this layer's encoder reads: its own, but in a crosscoder."""
+        return (layer,)
+
+    def written_layers(self, layer: int) -> Sequence[int]:
+        """Return the J layers that a feature of this layer writes to, in the order of its decoder's rows."""
+        return range(layer, layer + self.n_written(layer))
 
     @abstractmethod
     def encoder(self, layer: int) -> Encoder:
@@ -116,7 +125,7 @@ class SparseDictionary(ABC):
 
     @abstractmethod
     def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
-        """Read the decoder rows (n, J, D) of some features, in the stored dtype; row j writes to `layer + j`."""
+        """Read the decoder rows (n, J, D) of some features, in the stored dtype; row j writes to `written_layers(layer)[j]`."""
 
     @abstractmethod
     def decoder(self, layer: int) -> Tensor:
@@ -172,6 +181,9 @@ class TranscoderReader(SparseDictionary):
 def read_labels(folder: Path) -> dict[tuple[int, int], str]:
     """Return the feature names in a folder's `labels.json`, by (layer, feature); empty if there is none.
 
+    Those that a program made have a `source`; they are marked as automatic labels are, and say their score if they were
+    tested.
+
     Raises:
         ValueError: The file is not a label file; it is named.
     """
@@ -184,9 +196,25 @@ def read_labels(folder: Path) -> dict[tuple[int, int], str]:
         if content["format"] != "crosstrace-labels/1":
             raise ValueError(f"format {content['format']!r}")
         return {
-            (layer, int(feature)): entry["label"]
+            (layer, int(feature)): shown_label(entry)
             for layer, entries in enumerate(content["layers"])
             for feature, entry in entries.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a label file (expected format crosstrace-labels/1): {error}") from error
+
+
+def shown_label(entry: Mapping[str, Any]) -> str:
+    """Return how an entry of a label file is shown: a person's label as it is, a program's as `~ Texas 0.93`.
+
+    Example:
+        >>> shown_label({"label": "Texas", "source": "some-model", "score": 0.931})
+        '~ Texas 0.93'
+    """
+    label = entry["label"]
+    if not isinstance(label, str):
+        raise TypeError(f"label {label!r}")
+    if not entry.get("source"):
+        return label
+    score = entry.get("score")
+    return f"~ {label.removeprefix('~').strip()}" + (f" {score:.2f}" if isinstance(score, int | float) else "")

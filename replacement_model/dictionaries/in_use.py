@@ -45,7 +45,9 @@ class DictionaryInUse(ABC, Generic[Reader]):
         reader: The files.
         device: Where weights are used.
         dtype: The dtype of encoders and decoders; None: as stored.
-        layers: The layers of the model that it covers, ascending.
+        layers: The layers of the model that have features, ascending.
+        depths: The layers of the model whose site is reconstructed, ascending: the same, but where one set of latents stands
+            for several.
         n_features: For each of them the number of its features.
         d_model: D, the width of the sites.
         reads: The site that encoders read.
@@ -83,6 +85,7 @@ class DictionaryInUse(ABC, Generic[Reader]):
         self.layers = list(reader.layers)
         self.n_features: Mapping[int, int] = dict(zip(self.layers, reader.n_features, strict=True))
         self.d_model, self.reads, self.writes = reader.d_model, reader.reads, reader.writes
+        self.depths = sorted({depth for layer in self.layers for depth in reader.written_layers(layer)})
         self.labels = reader.labels()
         self.memory_budget = None if memory_budget is None else parse_bytes(memory_budget)
         budget = self.memory_budget or usable_bytes(device)
@@ -145,7 +148,8 @@ class DictionaryInUse(ABC, Generic[Reader]):
 
     def encoder_bytes(self) -> int:
         """Return the memory of all encoders in use, in bytes."""
-        return sum(self.n_features.values()) * (self.d_model * self.weights_dtype.itemsize + 8)
+        size = self.weights_dtype.itemsize * self.d_model
+        return sum(count * (len(self.reader.read_layers(layer)) * size + 8) for layer, count in self.n_features.items())
 
     def decoder_bytes(self) -> int:
         """Return the memory of all decoders in use, in bytes."""
@@ -179,7 +183,7 @@ class DictionaryInUse(ABC, Generic[Reader]):
 
         Args:
             layer: The layer.
-            input_pd: (P, D) at the site that the dictionary reads.
+            input_pd: (P, D) at the site that the dictionary reads; of several layers side by side where it reads several.
             excluded_first: The number of first positions that carry no features.
 
         Returns:
@@ -196,14 +200,14 @@ class DictionaryInUse(ABC, Generic[Reader]):
         return positions + excluded_first, features, values
 
     def decoder_rows(self, layer: int, features_n: Tensor) -> Tensor:
-        """Return the decoder rows (n, J, D) of a layer's features, which may repeat; row j writes to `layer + j`."""
+        """Return the decoder rows (n, J, D) of a layer's features, which may repeat, as the reader has them."""
         if self.keeps_decoders:
             return self.decoder(layer)[features_n]
         distinct, where = torch.unique(features_n, return_inverse=True)
         return self.place(self.reader.decoder_rows(layer, distinct))[where]
 
     def add_decoded(self, layer: int, features: Features, out_jpd: Tensor) -> None:
-        """Add what a layer's features write to the reconstructions (J, P, D) float32 of layers `layer` .. `layer + J - 1`."""
+        """Add what a layer's features write to the reconstructions (J, P, D) float32 of the J layers that they write to."""
         positions, indices, values = features
         if self.keeps_decoders:
             rows_ujd, index_n = self.decoder(layer), indices
@@ -239,7 +243,7 @@ class DictionaryInUse(ABC, Generic[Reader]):
         """Compute the pre-activations (n,) float64 of some features of a layer from its inputs (P, D)."""
         encoder = self.encoder(layer)
         values_n = encoder.b_enc_f[features_n].double()
-        at_a_time = max(1, _COLUMN_BYTES // (2 * 8 * self.d_model))
+        at_a_time = max(1, _COLUMN_BYTES // (2 * 8 * len(encoder.w_enc_df)))
         for start in range(0, len(features_n), at_a_time):
             part = slice(start, start + at_a_time)
             columns_nd = encoder.w_enc_df[:, features_n[part]].T.double()

@@ -18,7 +18,7 @@ class LatentReference:
 
     Attributes:
         site: The site that its SAE reads and writes.
-        layer: The layer.
+        layer: The layer; the deepest one of those that a crosscoder's latent reads.
         feature: Its number in the layer.
         position: Where in the prompt; negative from its end; None where the context says.
     """

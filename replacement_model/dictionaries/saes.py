@@ -1,7 +1,11 @@
-"""Sparse autoencoders in use: dictionaries that read a site and write the same one.
+"""Sparse autoencoders and crosscoders in use: dictionaries that read a site and write the same one.
 
 `x' = a W_dec + b_dec` with `a = activation(x W_enc + b_enc)` stands for the vector `x` at the site (Bricken et al. 2023,
 "Towards Monosemanticity"; with JumpReLU, Rajamanoharan et al. 2024, equations 1 and 2).
+
+A crosscoder does so at several depths of the residual stream at once (Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer
+Features and Model Diffing"). In a weakly causal one every depth has features of its own, which read that depth and write it
+and later ones; in an acausal one a single set of latents reads all depths, added up, and writes all.
 
 Some kinds scale each token first, and scale what comes out back; some encode what is left when the decoder bias is
 subtracted. Both are done here, in float32, so that the kernels see the plain function.
@@ -23,10 +27,7 @@ _LAYER_NORM_EPSILON = 1e-5
 
 
 class Saes(DictionaryInUse[SparseDictionary]):
-    """Autoencoders of one site, at one layer or several."""
-
-    kind = "SAE"
-    cross_layer = False
+    """Autoencoders of one site, at one layer or several, or a crosscoder of it."""
 
     def __init__(
         self,
@@ -53,6 +54,16 @@ class Saes(DictionaryInUse[SparseDictionary]):
             )
         super().__init__(reader, device, dtype, memory_budget)
 
+    @property
+    def cross_layer(self) -> bool:
+        """Whether features write to other layers too, as a crosscoder's do."""
+        return any(self.reader.n_written(layer) > 1 for layer in self.layers)
+
+    @property
+    def kind(self) -> str:
+        """How messages name it."""
+        return "crosscoder" if self.cross_layer else "SAE"
+
     def check_fits(self, description: ModelDescription, model_name: str) -> None:
         """Refuse a model of another shape.
 
@@ -66,12 +77,12 @@ class Saes(DictionaryInUse[SparseDictionary]):
         width = self.reads.width(description)
         if self.d_model != width:
             raise ValueError(
-                f"SAE {self.name} does not fit model {model_name}: {self.reads.value} is {self.d_model} wide in the SAE and "
-                f"{width} in the model"
+                f"{self.kind} {self.name} does not fit model {model_name}: {self.reads.value} is {self.d_model} wide in the "
+                f"{self.kind} and {width} in the model"
             )
-        if self.layers[-1] >= description.n_layers:
+        if self.depths[-1] >= description.n_layers:
             raise ValueError(
-                f"SAE {self.name} does not fit model {model_name}: it reads layer {self.layers[-1]}, and the model has "
+                f"{self.kind} {self.name} does not fit model {model_name}: it reads layer {self.depths[-1]}, and the model has "
                 f"layers 0 to {description.n_layers - 1}"
             )
 
@@ -97,7 +108,7 @@ class Saes(DictionaryInUse[SparseDictionary]):
         return made_pd * size_p1 + mean_p1
 
     def gradient(self, layer: int, feature: int, input_d: Tensor) -> Tensor:
-        """Return the gradient (D,) float32 of a latent's pre-activation with respect to what it reads.
+        """Return the gradient (D,) float32 of a latent's pre-activation with respect to what it reads, of one layer.
 
         Where tokens are scaled, the scale is held at that of the input, as the denominators of the model's own norms are.
 

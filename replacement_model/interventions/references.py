@@ -15,6 +15,7 @@ _NUMBER = r"-?\d+"
 _POSITIONS = rf"(?:{_NUMBER})?:(?:{_NUMBER})?|{_NUMBER}(?:,{_NUMBER})*"
 _REFERENCE = re.compile(rf"(?P<name>.*?)(?:@(?P<at>{_POSITIONS}))?", re.DOTALL)
 _FEATURE = re.compile(r"L?(\d+)/(\d+)")
+_MADE = re.compile(r"~ (?P<bare>.+?)(?: [01]\.\d\d)?", re.DOTALL)
 _MEANT_AS_FEATURE = re.compile(r"[Ll]-?\d+/.*|-?\d+/-?\d+(?:@.*)?", re.DOTALL)
 
 
@@ -91,14 +92,27 @@ def find_features(
     name, at = _split(text)
     label = _unquoted(name)
     positions = None if at is None else parse_positions(at)
-    members = tuple(FeatureAt(*key, positions) for key, given in sorted(labels.items()) if given == label)
+    members = tuple(
+        FeatureAt(*key, positions) for key, given in sorted(labels.items()) if label in (given, bare_label(given))
+    )
     if members:
         return Supernode(label, members)
-    known = {*labels.values(), *also_known}
+    known = {*labels.values(), *map(bare_label, labels.values()), *also_known}
     before, _, after = name.rpartition("@")
     if before and before.strip('"') in known:
         parse_positions(after)  # raises
     raise ValueError(unknown_label(label, known, where))
+
+
+def bare_label(label: str) -> str:
+    """Return a label without the mark and the score that a program's label is shown with.
+
+    Example:
+        >>> bare_label("~ Texas 0.93")
+        'Texas'
+    """
+    match = _MADE.fullmatch(label)
+    return match["bare"] if match else label
 
 
 def name_and_positions(text: str) -> tuple[str, str | None]:

@@ -207,10 +207,13 @@ def _promoted(model: LoadedModel, ends: _Ends, count: int) -> tuple[Tensor, Tens
 def written_rows(model: LoadedModel, used: DictionaryInUse, layer: int, features_n: Tensor) -> Tensor:
     """Return what features of a layer write into the residual stream (n, D) float32, all layers that they write to added up.
 
+    A crosscoder of the residual stream writes the stream itself at each depth, so its deepest row alone counts.
+
     Of a dictionary that writes what the heads of attention read out, it is what the output projection makes of that, times
     the gain of the norm behind it; the norm's denominator, one number for a position, is left out.
     """
-    rows_nd = used.decoder_rows(layer, features_n.to(used.device)).float().sum(1)
+    rows_njd = used.decoder_rows(layer, features_n.to(used.device)).float()
+    rows_nd = rows_njd[:, -1] if used.writes is Site.RESIDUAL else rows_njd.sum(1)
     if used.writes is not Site.ATTENTION_HEADS:
         return rows_nd
     sites = model.sites.layers[layer]

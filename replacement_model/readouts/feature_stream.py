@@ -72,18 +72,25 @@ def stream_dictionaries(
         tokens_bw: As for `stream_sites`.
         wanted_bw: As for `stream_sites`.
         sink: Called for every layer of each dictionary as `sink(number, layer, input_xd, features)`: which dictionary it
-            is, the layer, its inputs (X, D), and the active features, whose positions count the wanted ones.
+            is, the layer, its inputs (X, D), of several layers side by side where it reads several, and the active
+            features, whose positions count the wanted ones.
     """
     readers: dict[Place, list[tuple[int, int]]] = {}
     for number, dictionary in enumerate(dictionaries):
         for layer in dictionary.layers:
-            readers.setdefault((layer, dictionary.reads), []).append((number, layer))
+            for read in dictionary.reader.read_layers(layer):
+                readers.setdefault((read, dictionary.reads), []).append((number, layer))
+    waiting: dict[tuple[int, int], list[Tensor]] = {}
 
     def look(place: Place, site_xd: Tensor) -> None:
         for number, layer in readers[place]:
             dictionary = dictionaries[number]
-            input_xd = site_xd.to(dictionary.device)
-            sink(number, layer, input_xd, dictionary.encode(layer, input_xd, 0))
+            inputs = waiting.setdefault((number, layer), [])
+            inputs.append(site_xd.to(dictionary.device))
+            if len(inputs) == len(dictionary.reader.read_layers(layer)):
+                del waiting[number, layer]
+                input_xd = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)
+                sink(number, layer, input_xd, dictionary.encode(layer, input_xd, 0))
 
     stream_sites(model, list(readers), tokens_bw, wanted_bw, look)
 

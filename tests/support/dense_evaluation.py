@@ -1,6 +1,6 @@
 """An evaluation recomputed: dense float64 matrices, one context at a time, the model as `transformers` runs it.
 
-Nothing of the code under test is used. Letters: P positions, V vocabulary, F features, D the width of a site.
+Nothing of the code under test is used for it. Letters: P positions, V vocabulary, F features, D the width of a site.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+
+from crosstrace.replacement_model import BaseModel
+from crosstrace.tracer import EvaluationReport
+
+FIGURES = ("layer", "l0", "fvu", "fvu_weighted", "dead", "frequent", "ce_delta")
 
 
 @dataclass(frozen=True)
@@ -198,3 +204,32 @@ class DenseEvaluation:
                         )
                     stack.callback(handle.remove)
             return self.model(inputs_embeds=self.embedding(ids).double(), use_cache=False).logits[0]
+
+
+def random_texts(model: BaseModel, n: int = 5, seed: int = 3) -> list[str]:
+    """Texts of random tokens, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.description.vocab_size
+    lengths = [7 + 5 * i for i in range(n)]
+    return [model.tokenizer.decode(torch.randint(8, vocabulary, (k,), generator=generator).tolist()) for k in lengths]
+
+
+def contexts_of(model: BaseModel, texts: list[str], length: int) -> list[list[int]]:
+    """Pieces of texts, each with `<bos>`, that have a token to count."""
+    found = []
+    bos = model.tokenizer.bos_token_id
+    for text in texts:
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found += [[bos, *ids[i : i + length - 1]] for i in range(0, len(ids), length - 1)]
+    return found
+
+
+def check_equal(report: EvaluationReport, expected: dict, bound: float = 1e-4) -> None:
+    found = report.to_dict()
+    assert found["tokens"] == expected["tokens"]
+    assert len(found["layers"]) == len(expected["layers"])
+    for mine, other in zip(found["layers"], expected["layers"], strict=True):
+        assert {key: mine[key] for key in FIGURES} == pytest.approx(
+            {key: other[key] for key in FIGURES}, abs=bound, rel=bound
+        ), mine["layer"]
+    assert found["all"] == pytest.approx(expected["all"], abs=bound, rel=bound)

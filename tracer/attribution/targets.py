@@ -420,6 +420,11 @@ def _latent(
             f"target {spec}: latents of {spec.site.short_name} cannot be traced; those of {Site.RESIDUAL.short_name} can, "
             "which read the residual stream alone"
         )
+    if len(sae.reader.read_layers(spec.layer)) > 1:
+        raise ValueError(
+            f"target {spec}: it reads layers {', '.join(map(str, sae.reader.read_layers(spec.layer)))} of {sae.name} together; "
+            "only latents that read one layer can be traced"
+        )
     if position < local.description.excluded_first:
         raise ValueError(
             f"target {spec}: the first {local.description.excluded_first} positions carry no latents, and it is read at "

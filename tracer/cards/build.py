@@ -8,8 +8,8 @@ promoted tokens are the decoder's direct logits (`replacement_model/readouts/dir
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,15 @@ from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
 from crosstrace.replacement_model.model import dictionary_of
 from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
-from crosstrace.replacement_model.texts import Corpus, CorpusContext, Texts, contexts
+from crosstrace.replacement_model.readouts.norm_scales import watched_norms
+from crosstrace.replacement_model.texts import Corpus, Texts, contexts
 from crosstrace.tracer.cards.file import write_cards, write_layer_logits
 from crosstrace.tracer.cards.log import ContextBatch, Window
 from crosstrace.tracer.cards.run import CardRun, asked_to_stop
 from crosstrace.tracer.defaults import CARD_CONTEXTS, CARD_LOGITS, CONTEXT_LENGTH
 from crosstrace.tracer.progress import CorpusBar, corpus_progress
+from crosstrace.tracer.samples.build import batches, features_by_layer, strings_of
+from crosstrace.tracer.samples.sample import sample_path
 
 # Tokens run at a time, padding included: enough to keep the device busy with matrix products.
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -55,6 +58,7 @@ def build_cards(
     resume: bool = False,
     progress: bool | None = None,
     dictionary: SparseDictionary | DictionaryInUse | None = None,
+    sample_tokens: int = 0,
 ) -> FeatureCards:
     """Stream a corpus through the model and write a card for every feature that fires.
 
@@ -77,6 +81,9 @@ def build_cards(
         progress: Show a bar on standard error; None: if that is a terminal.
         dictionary: Whose features get cards: SAEs, as `open_sae` returns them, or any other dictionary. None for the
             replacement model's transcoders.
+        sample_tokens: Keep up to this many tokens of the corpus with everything that fires in them, in a sample beside
+            the cards (`cards.sample.safetensors`), for global weights and tests of labels; 0: none is kept. Memory grows
+            with the sample: 8 bytes for each feature that fires.
 
     Returns:
         The cards, as they are in the file.
@@ -102,7 +109,7 @@ def build_cards(
     window = window or Window()
     length = context_length or min(CONTEXT_LENGTH, model.description.max_positions)
     excluded = model.description.excluded_first
-    _check_settings(model, length, excluded, top, window, logits, batch_tokens)
+    _check_settings(model, length, excluded, top, window, logits, batch_tokens, sample_tokens)
     target = Path(path) if path is not None else _usual_path(used.name)
     check_writable(target)
     identity: dict[str, Any] = {
@@ -117,9 +124,11 @@ def build_cards(
         "number of promoted tokens": logits,
         "dtype": str(used.weights_dtype),
     }
+    if sample_tokens:
+        identity["number of tokens in the sample"] = sample_tokens
     usual = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"])
     memory = int(_ARRAYS_SHARE * (used.memory_budget or usable_bytes(torch.device("cpu"))))
-    run = CardRun(Path(f"{target}.partial"), identity, _features_by_layer(used), top, memory, resume)
+    run = CardRun(Path(f"{target}.partial"), identity, features_by_layer(used), top, memory, resume, sample_tokens)
     run.batch_tokens = batch_tokens or run.batch_tokens or usual
     try:
         with asked_to_stop() as asked, corpus_progress(corpus.total, progress) as bar:
@@ -134,7 +143,11 @@ def build_cards(
             bar.begin_features(sum(layer.used for layer in run.layers))
             for layer in range(len(run.layers)):
                 write_layer_logits(model, used, run, layer, logits, known)
-        write_cards(target, model, run, _header(model, used, corpus, run, logits), length)
+        header = _header(model, used, corpus, run, logits)
+        if run.sample is not None:
+            keys = ("model", "transcoders", "fingerprints", "corpus")
+            run.sample.write(sample_path(target), {key: header[key] for key in keys}, strings_of(model))
+        write_cards(target, model, run, header, length)
     except BaseException:
         run.close()
         raise
@@ -161,11 +174,6 @@ def model_dictionary(model: LoadedModel, dictionary: SparseDictionary | Dictiona
     return used
 
 
-def _features_by_layer(used: DictionaryInUse) -> list[int]:
-    """The number of features of every layer up to the last that the dictionary has; 0 for those that it lacks."""
-    return [used.n_features.get(layer, 0) for layer in range(used.layers[-1] + 1)]
-
-
 def _check_settings(
     model: LoadedModel,
     length: int,
@@ -174,6 +182,7 @@ def _check_settings(
     window: Window,
     logits: int,
     batch_tokens: int | None,
+    sample_tokens: int,
 ) -> None:
     longest = model.description.max_positions
     if not excluded < length <= longest:
@@ -186,6 +195,7 @@ def _check_settings(
         ("tokens before the peak", window.before, 0),
         ("tokens after the peak", window.after, 0),
         ("promoted tokens", logits, 1),
+        ("tokens in the sample", sample_tokens, 0),
         ("tokens at a time", 1 if batch_tokens is None else batch_tokens, 1),
     ):
         if value < least:
@@ -234,25 +244,6 @@ def _read_corpus(
     run.save()
 
 
-def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[CorpusContext]]:
-    """Group contexts in their order into batches.
-
-    Args:
-        stream: The contexts.
-        tokens: The most tokens of a batch, padding to its longest context included; one context is always taken.
-    """
-    batch: list[CorpusContext] = []
-    width = 0
-    for context in stream:
-        width = max(width, len(context.tokens))
-        if batch and width * (len(batch) + 1) > tokens:
-            yield batch
-            batch, width = [], len(context.tokens)
-        batch.append(context)
-    if batch:
-        yield batch
-
-
 def add_batch(
     model: LoadedModel, used: DictionaryInUse, run: CardRun, some: Sequence[Sequence[int]], window: Window
 ) -> None:
@@ -270,9 +261,19 @@ def add_batch(
     run.log.append_contexts(batch)
 
     def take(layer: int, places: torch.Tensor, features: torch.Tensor, values: torch.Tensor) -> None:
-        run.layers[layer].add(places.cpu().numpy(), features.cpu().numpy(), values.cpu().numpy(), batch, run.log)
+        entries = places.cpu().numpy(), features.cpu().numpy(), values.cpu().numpy()
+        run.layers[layer].add(*entries, batch, run.log)
+        if run.sample is not None:
+            run.sample.add(layer, *entries)
 
-    stream_features(model, torch.from_numpy(batch.tokens_bw), torch.from_numpy(wanted_bw), take, used)
+    wanted = torch.from_numpy(wanted_bw)
+    with ExitStack() as watching:
+        if run.sample is not None:
+            run.sample.begin(batch.tokens_bw, wanted_bw, batch.first)
+            watching.enter_context(watched_norms(model, wanted, run.sample.see_norm))
+        stream_features(model, torch.from_numpy(batch.tokens_bw), wanted, take, used)
+    if run.sample is not None:
+        run.sample.end()
     run.positions += int(wanted_bw.sum())
     run.tokens += int(batch.lengths_b.sum())
 
@@ -302,6 +303,6 @@ def _header(
             "logits": logits,
             "coherence_by_chance": round(coherence_by_chance(model), 4),
         },
-        "n_features": _features_by_layer(used),
+        "n_features": features_by_layer(used),
         "vocabulary_size": model.description.vocab_size,
     }

@@ -27,9 +27,12 @@ from crosstrace.replacement_model.texts import Cursor
 from crosstrace.tracer import defaults
 from crosstrace.tracer.cards.log import CardLog
 from crosstrace.tracer.cards.tops import LayerTops
+from crosstrace.tracer.samples.taking import SampleTaker
 
 _FORMAT = "crosstrace-cards-run/1"
-_OURS = re.compile(r"(contexts|tokens|records|entries)\.bin|arrays|logits_\d+\.safetensors|\.crosstrace-\w+\.part")
+_OURS = re.compile(
+    r"(contexts|tokens|records|entries)\.bin|arrays|(sample|logits_\d+)\.safetensors|\.crosstrace-\w+\.part"
+)
 
 
 class CardsInterrupted(KeyboardInterrupt):
@@ -50,10 +53,18 @@ class CardRun:
         finished: Whether the corpus has been read to its end.
         batch_tokens: Tokens run at a time; 0 while unknown.
         saved: Whether there is a state to continue from.
+        sample: The sample that is taken in the same pass, or None.
     """
 
     def __init__(
-        self, folder: Path, identity: dict[str, Any], n_features: list[int], top: int, memory: int, resume: bool
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        n_features: list[int],
+        top: int,
+        memory: int,
+        resume: bool,
+        sample_tokens: int = 0,
     ) -> None:
         """Open the folder of an interrupted run, or create one.
 
@@ -64,6 +75,7 @@ class CardRun:
             top: Contexts kept for each feature.
             memory: Bytes that the layers' arrays may take; beyond that they are mapped files in the folder.
             resume: Continue an interrupted run.
+            sample_tokens: The most tokens of a sample that is taken in the same pass; 0: none is taken.
 
         Raises:
             ValueError: The folder holds an interrupted run although `resume` is False, or a run of something else.
@@ -72,6 +84,7 @@ class CardRun:
         self.folder, self.identity = folder, identity
         self.cursor, self.positions, self.tokens, self.finished = Cursor(), 0, 0, False
         self.batch_tokens = 0
+        self.sample = SampleTaker(n_features, sample_tokens) if sample_tokens else None
         state = self._saved(resume)
         self.saved = state is not None
         if state is None and folder.exists():
@@ -96,6 +109,12 @@ class CardRun:
         self.log = CardLog(folder, header["lengths"])
         for number, layer in enumerate(self.layers):
             layer.restore({name: tensors[f"{number}.{name}"] for name in LayerTops.ARRAYS})
+        if self.sample is not None:
+            self.sample.restore(self._sample_path, self.log.n_contexts)
+
+    @property
+    def _sample_path(self) -> Path:
+        return self.folder / "sample.safetensors"
 
     def _mapped(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Allocate zeros in a sparse file, of which only the touched pages take room."""
@@ -136,6 +155,8 @@ class CardRun:
         """Save the state, so that a later run can continue from here."""
         began = time.monotonic()
         self.log.flush()
+        if self.sample is not None:  # first: what it has beyond the state below is cut off when it is restored
+            self.sample.save(self._sample_path)
         header = {
             "identity": self.identity,
             "cursor": asdict(self.cursor),

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from crosstrace.tracer.commands.chat import chat
+from crosstrace.tracer.commands.labels import labels
 
 VERBS = (
     "trace",
@@ -25,6 +26,8 @@ VERBS = (
     "intervene",
     "validate",
     "attention",
+    "weights",
+    "label",
     "train",
     "evaluate",
 )
@@ -60,6 +63,7 @@ for name in VERBS:
 
 
 app.add_typer(chat)
+app.add_typer(labels)
 
 
 @app.callback(invoke_without_command=True)

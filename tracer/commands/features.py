@@ -116,6 +116,16 @@ def features(
             rich_help_panel=_MAKING,
         ),
     ] = None,
+    sample: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Keep up to N tokens of the texts with all that fires in them, beside the cards, for weights and label.",
+            show_default="none",
+            rich_help_panel=_MAKING,
+        ),
+    ] = 0,
     resume: Resume = False,
     messages: Annotated[
         Path | None,
@@ -163,6 +173,7 @@ def features(
         ("--context-length", context_length),
         ("--batch-tokens", batch_tokens),
         ("--skip-broken", skip_broken),
+        ("--sample", sample),
         ("--resume", resume),
     ):
         if value and not making:
@@ -208,6 +219,7 @@ def features(
                 resume=resume,
                 progress=False if quiet else None,
                 dictionary=dictionary,
+                sample_tokens=sample,
             )
             _say_left_out(source)
             say_wrote(found.path)
@@ -286,7 +298,7 @@ def _look_up(cards: FeatureCards, wanted: Sequence[str], top: int, quiet: bool) 
     from crosstrace.replacement_model.dictionaries.base import read_labels
     from crosstrace.replacement_model.dictionaries.latents import parse_latent
     from crosstrace.replacement_model.interventions.references import parse_feature
-    from crosstrace.tracer.terminal.card import check_feature, overview, show_card
+    from crosstrace.tracer.terminal.features.card import check_feature, overview, show_card
 
     labels = read_labels(cards.path.parent)
     console = Console(quiet=quiet)
@@ -311,7 +323,7 @@ def _search(cards: FeatureCards, text: str, labels: dict[Key, str], console: Con
     Raises:
         ValueError: There are none.
     """
-    from crosstrace.tracer.terminal.card import feature_table
+    from crosstrace.tracer.terminal.features.card import feature_table
 
     wanted = text.casefold()
     found = {key: "label" for key, label in sorted(labels.items()) if wanted in label.casefold() and key in cards}

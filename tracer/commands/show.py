@@ -80,7 +80,7 @@ def show(
         check_graph_outputs(output, figure)
         from crosstrace.graphs import answer_targets, of_answer, prune, read_graph, without_template
         from crosstrace.graphs.analysis.answers import parse_span
-        from crosstrace.tracer.terminal.feature import show_features
+        from crosstrace.tracer.terminal.features.feature import show_features
         from crosstrace.tracer.terminal.graph import LeftOut, show_graph
 
         left_out = LeftOut(path_features, before_last, max_firing_rate)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
+from crosstrace.graphs.analysis.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import check_graph_outputs, check_thresholds, deliver_graph
 from crosstrace.tracer.commands.figure_options import (

@@ -93,7 +93,7 @@ def evaluate(
     at_a_time = batch_tokens or min(usual, _affordable_tokens(used, model.description, length))
     run = _Evaluation(model, used)
     windows = _windows(model, texts, length, tokens, layer_tokens)
-    cost = _RUNS * tokens + _ALONE * len(used.layers) * min(layer_tokens, tokens)
+    cost = _RUNS * tokens + _ALONE * len(used.depths) * min(layer_tokens, tokens)
     with token_progress("evaluating", tokens, cost, progress) as advance:
         try:
             for batch in _batches(windows, at_a_time):
@@ -159,7 +159,7 @@ def _check_settings(model: LoadedModel, length: int, tokens: int, layer_tokens: 
 
 def _affordable_tokens(used: DictionaryInUse, description: ModelDescription, length: int) -> int:
     """How many tokens at a time fit into the memory: reconstructions and residuals of all layers, and what attention holds."""
-    kept = len(used.layers) * (used.d_model + description.d_model + (used.d_model if used.cross_layer else 0))
+    kept = len(used.depths) * (used.d_model + description.d_model + (used.d_model if used.cross_layer else 0))
     passing = 16 * description.d_model + 3 * description.n_heads * length
     budget = used.memory_budget or usable_bytes(used.device)
     return max(length, int(_BATCH_SHARE * budget) // (4 * (kept + passing)))
@@ -212,12 +212,16 @@ class _Evaluation:
     def __init__(self, model: LoadedModel, used: DictionaryInUse) -> None:
         self.model, self.used = model, used
         self.tokens = self.predictions = self.layer_tokens = self.layer_predictions = 0
+        # Where one set of latents stands for several depths, it is that of the deepest.
+        self._n_features = {
+            depth: used.n_features.get(depth, used.n_features[used.layers[-1]]) for depth in used.depths
+        }
         self.statistics = {
-            layer: LayerStatistics(used.n_features[layer], used.d_model, used.device) for layer in used.layers
+            depth: LayerStatistics(count, used.d_model, used.device) for depth, count in self._n_features.items()
         }
         # Cross-entropies of the model, of all layers replaced, of all zeroed; KL; equal top tokens.
         self._sums = [0.0] * 5
-        self._deltas = dict.fromkeys(used.layers, (0.0, 0.0))  # sum and sum of squares
+        self._deltas = dict.fromkeys(used.depths, (0.0, 0.0))  # sum and sum of squares
 
     def add(self, batch: Sequence[_Window], advance: Callable[[float], None]) -> None:
         """Add some contexts; `advance(cost)` is called for each part of the work."""
@@ -271,7 +275,7 @@ class _Evaluation:
     ) -> None:
         n_predicted = int(predicted_bw.sum())
         normed = [model_yd[:n_predicted]]
-        for layer in self.used.layers:
+        for layer in self.used.depths:
             output_bwd = runs.alone(layer)
             normed.append(output_bwd[predicted_bw.to(output_bwd.device)])
             advance(_ALONE - 0.5)
@@ -281,9 +285,9 @@ class _Evaluation:
             self.model.sites,
             normed,
             following_y[:n_predicted],
-            lambda share: advance(share * 0.5 * len(self.used.layers)),
+            lambda share: advance(share * 0.5 * len(self.used.depths)),
         ).cross_entropy_rx
-        for layer, delta_y in zip(self.used.layers, losses_ry[1:] - losses_ry[0], strict=True):
+        for layer, delta_y in zip(self.used.depths, losses_ry[1:] - losses_ry[0], strict=True):
             total, squares = self._deltas[layer]
             self._deltas[layer] = total + delta_y.sum().item(), squares + delta_y.square().sum().item()
         self.layer_predictions += n_predicted
@@ -303,7 +307,7 @@ class _Evaluation:
             predictions=n,
             layer_tokens=self.layer_tokens,
             layer_predictions=self.layer_predictions,
-            layers=[self._layer(layer) for layer in self.used.layers],
+            layers=[self._layer(layer) for layer in self.used.depths],
             all=AllQuality(model, replaced, zero, kl, same),
         )
 
@@ -316,7 +320,7 @@ class _Evaluation:
             error = math.sqrt(max(squares / n - delta**2, 0) / n)
         return LayerQuality(
             layer=layer,
-            n_features=self.used.n_features[layer],
+            n_features=self._n_features[layer],
             l0=found.l0,
             l0_config=reader.l0_by_layer.get(layer, reader.l0),
             fvu=found.fvu,

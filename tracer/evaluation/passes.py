@@ -31,25 +31,33 @@ class Reconstruction:
         self._inputs: dict[int, Tensor] = {}
         self._sums: Tensor | None = None
 
-    def read(self, layer: int, input_xd: Tensor) -> None:
-        """Encode a layer's inputs (X, D) and add up what its features write."""
-        dictionary = self.dictionary
-        features = dictionary.encode(layer, input_xd, 0)
-        self._features[layer] = features
-        written = dictionary.reader.n_written(layer)
+    def read(self, depth: int, input_xd: Tensor) -> None:
+        """Take a depth's inputs (X, D); where they are the last that a layer reads, encode them and add up what it writes."""
+        dictionary, self._inputs[depth] = self.dictionary, input_xd
+        if depth not in dictionary.n_features:
+            return  # a depth at which the latents of an acausal crosscoder are not known yet
+        read = [self._inputs[one] for one in dictionary.reader.read_layers(depth)]
+        features = dictionary.encode(depth, read[0] if len(read) == 1 else torch.cat(read, 1), 0)
+        self._features[depth] = features
+        written = dictionary.reader.written_layers(depth)
         # Lower layers of a cross-layer transcoder have written to this one already.
         if self._sums is None or not dictionary.cross_layer:
-            n_layers = dictionary.layers[-1] + 1 if dictionary.cross_layer else 1
-            self._sums = torch.zeros(n_layers, self.n_tokens, dictionary.d_model, device=dictionary.device)
-        first = layer if dictionary.cross_layer else 0
-        dictionary.add_decoded(layer, features, self._sums[first : first + written])
-        self._inputs[layer] = input_xd
+            n_depths = len(dictionary.depths) if dictionary.cross_layer else 1
+            self._sums = torch.zeros(n_depths, self.n_tokens, dictionary.d_model, device=dictionary.device)
+        first = dictionary.depths.index(written[0]) if dictionary.cross_layer else 0
+        dictionary.add_decoded(depth, features, self._sums[first : first + len(written)])
 
-    def take(self, layer: int) -> tuple[Tensor, Features]:
-        """Return the reconstruction (X, D) float32 of a layer's site, and the features that fire in that layer."""
+    def known_at(self, layer: int) -> Sequence[int]:
+        """Return the depths whose reconstruction is complete when a layer with features of its own has been read."""
+        reads = self.dictionary.reader.read_layers(layer)
+        return reads if len(reads) > 1 else (layer,)
+
+    def take(self, layer: int, depth: int) -> tuple[Tensor, Tensor, Features]:
+        """Return a depth's inputs (X, D), its reconstruction (X, D) float32, and the features that fire in the layer."""
         assert self._sums is not None
-        sum_xd = self._sums[layer if self.dictionary.cross_layer else 0]
-        return self.dictionary.reconstruction(layer, sum_xd, self._inputs.pop(layer)), self._features.pop(layer)
+        dictionary, input_xd = self.dictionary, self._inputs.pop(depth)
+        sum_xd = self._sums[dictionary.depths.index(depth) if dictionary.cross_layer else 0]
+        return input_xd, dictionary.reconstruction(depth, sum_xd, input_xd), self._features[layer]
 
 
 class Batch:
@@ -81,7 +89,7 @@ class Batch:
         """Run the model as it is; return the final norm's output (B, W, D).
 
         Args:
-            observe: Called for each layer of the dictionary.
+            observe: Called for each depth of the dictionary.
             alone_rows: Keep what `alone` needs of this many first contexts.
         """
         self._alone_rows = alone_rows
@@ -89,16 +97,18 @@ class Batch:
         reconstruction = Reconstruction(self.dictionary, self.n_tokens)
 
         def look(layer: int, site_bwd: Tensor) -> None:
-            made_xd, features = reconstruction.take(layer)
-            observe(layer, self._counted(site_bwd), made_xd, features)
-            if alone_rows:
-                self._kept[layer] = made_xd[: self._alone_tokens].clone()
+            for depth in reconstruction.known_at(layer):
+                input_xd, made_xd, features = reconstruction.take(layer, depth)
+                # What is known later is a crosscoder's, which writes what it reads.
+                observe(depth, self._counted(site_bwd) if depth == layer else input_xd, made_xd, features)
+                if alone_rows:
+                    self._kept[depth] = made_xd[: self._alone_tokens].clone()
 
         places = self._reading(reconstruction) + self._writing(look)
         if alone_rows:
             places += [
                 (self.sites.layers[layer - 1].whole, False, self._keeper(layer))
-                for layer in self.dictionary.layers
+                for layer in self.dictionary.depths
                 if layer
             ]
             self._residuals[0] = self._embedded_bwd[:alone_rows]
@@ -107,12 +117,13 @@ class Batch:
     def replaced(self) -> Tensor:
         """Run the model with the reconstruction in place of the site at every layer of the dictionary.
 
-        Features are those that fire in this run. Returns the final norm's output (B, W, D).
+        Features are those that fire in this run. Of an acausal crosscoder the deepest reconstruction takes the residual
+        stream's place, and with it that of all before. Returns the final norm's output (B, W, D).
         """
         reconstruction = Reconstruction(self.dictionary, self.n_tokens)
         return self._run(
             self._reading(reconstruction)
-            + self._writing(lambda layer, site_bwd: self._spliced(site_bwd, reconstruction.take(layer)[0]))
+            + self._writing(lambda layer, site_bwd: self._spliced(site_bwd, reconstruction.take(layer, layer)[1]))
         )
 
     def zeroed(self) -> Tensor:
@@ -138,22 +149,21 @@ class Batch:
 
     def _reading(self, reconstruction: Reconstruction) -> list[Place]:
         return self._at(
-            self.dictionary.reads, lambda layer, site_bwd: reconstruction.read(layer, self._counted(site_bwd))
+            self.dictionary.reads,
+            lambda layer, site_bwd: reconstruction.read(layer, self._counted(site_bwd)),
+            sorted({read for layer in self.dictionary.layers for read in self.dictionary.reader.read_layers(layer)}),
         )
 
     def _writing(
         self, change: Callable[[int, Tensor], Tensor | None], layers: Sequence[int] | None = None
     ) -> list[Place]:
-        return self._at(self.dictionary.writes, change, layers)
+        return self._at(self.dictionary.writes, change, self.dictionary.layers if layers is None else layers)
 
-    def _at(
-        self, site: Site, change: Callable[[int, Tensor], Tensor | None], layers: Sequence[int] | None = None
-    ) -> list[Place]:
+    def _at(self, site: Site, change: Callable[[int, Tensor], Tensor | None], layers: Sequence[int]) -> list[Place]:
         def of_layer(layer: int) -> Change:
             return lambda site_bwd: change(layer, site_bwd)
 
-        wanted = self.dictionary.layers if layers is None else layers
-        return [(self.sites.layers[layer].module(site), site.is_input, of_layer(layer)) for layer in wanted]
+        return [(self.sites.layers[layer].module(site), site.is_input, of_layer(layer)) for layer in layers]
 
     def _keeper(self, layer: int) -> Change:
         def keep(residual_bwd: Tensor) -> None:

@@ -11,7 +11,6 @@ from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.dictionaries.latents import parse_latent, sae_of
 from crosstrace.replacement_model.dictionaries.saes import Saes
 from crosstrace.replacement_model.interventions.references import name_and_positions, parse_positions
-from crosstrace.replacement_model.readouts.direct_logits import written_rows
 
 
 def with_latents(interventions: Sequence[Intervention], model: LoadedModel, saes: Sequence[Saes]) -> list[Intervention]:
@@ -23,12 +22,12 @@ def with_latents(interventions: Sequence[Intervention], model: LoadedModel, saes
         saes: The SAEs that the latents are of.
 
     Returns:
-        The interventions in the same order.
+        The interventions in the same order, one for each depth that a crosscoder's latent writes to.
 
     Raises:
         ValueError: There is no such latent, or it writes to a place from which the MLP of the layer still reads.
     """
-    replaced = []
+    replaced: list[Intervention] = []
     for intervention in interventions:
         where = intervention.where
         name, at = name_and_positions(where) if isinstance(where, str) else ("", None)
@@ -39,10 +38,17 @@ def with_latents(interventions: Sequence[Intervention], model: LoadedModel, saes
                 raise ValueError(
                     f"{latent}: steering takes latents of resid_post and mlp_out, which write after the MLP"
                 )
-            [vector_d] = written_rows(model, sae, latent.layer, torch.tensor([latent.feature]))
-            direction = DirectionAt(str(latent), latent.layer, vector_d, None if at is None else parse_positions(at))
-            if not isinstance(intervention, Add):
-                raise ValueError(f"{direction}: a direction can be added to, not {type(intervention).__name__.lower()}")
-            intervention = Add(direction, intervention.amount)
-        replaced.append(intervention)
+            [rows_jd] = sae.decoder_rows(latent.layer, torch.tensor([latent.feature], device=sae.device)).float()
+            positions = None if at is None else parse_positions(at)
+            # A crosscoder's latent writes the residual stream itself at each depth: what a depth adds to the one before.
+            steps_jd = rows_jd.diff(dim=0, prepend=torch.zeros_like(rows_jd[:1]))
+            for layer, vector_d in zip(sae.reader.written_layers(latent.layer), steps_jd, strict=True):
+                direction = DirectionAt(str(latent), layer, vector_d, positions)
+                if not isinstance(intervention, Add):
+                    raise ValueError(
+                        f"{direction}: a direction can be added to, not {type(intervention).__name__.lower()}"
+                    )
+                replaced.append(Add(direction, intervention.amount))
+        else:
+            replaced.append(intervention)
     return replaced

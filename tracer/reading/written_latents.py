@@ -59,10 +59,12 @@ def with_written_latents(
         for sae in saes:
             if sae.reader.token_scaling is not TokenScaling.NONE:
                 continue
-            for read in sae.layers:
-                written_nd = _written(rows_njd, layer, sae.reads, read)
-                if written_nd is not None:
-                    _add(found, sae, layer, features_n, read, written_nd, top)
+            for own in sae.layers:
+                parts = [_written(rows_njd, layer, sae.reads, read) for read in sae.reader.read_layers(own)]
+                if any(part is not None for part in parts):
+                    none_nd = torch.zeros_like(rows_njd[:, 0])
+                    written_nd = torch.cat([none_nd if part is None else part for part in parts], 1)
+                    _add(found, sae, layer, features_n, own, written_nd, top)
     latents = {name: sorted(rows, key=lambda row: (-abs(row[1]), row[0])) for name, rows in found.items()}
     return dataclasses.replace(graph, settings={**graph.settings, "latents": latents})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosstrace.graphs import AttributionGraph, check_threshold, prune, without_template
-from crosstrace.graphs.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
+from crosstrace.graphs.analysis.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.replacement_model import ReplacementModel
 from crosstrace.replacement_model.dictionaries.saes import Saes
 from crosstrace.replacement_model.prompts import Prompt

@@ -13,6 +13,8 @@ export function featureCard(model: Model, node: number): HTMLElement[] {
     tokens("Promotes", card.promoted, "plus"),
     tokens("Suppresses", card.suppressed, "minus"),
     latents(card),
+    links("Fed by, in general", card.inputs, model),
+    links("Feeds, in general", card.outputs, model),
     firing(model, node),
     histogram(card),
   ];
@@ -21,7 +23,7 @@ export function featureCard(model: Model, node: number): HTMLElement[] {
 
 /** What a card says, whatever prompt the feature fires in. */
 export function cardSections(card: Card): HTMLElement[] {
-  return there([contexts(card), tokens("Promotes", card.promoted, "plus"), tokens("Suppresses", card.suppressed, "minus"), histogram(card)]);
+  return there([contexts(card), tokens("Promotes", card.promoted, "plus"), tokens("Suppresses", card.suppressed, "minus"), links("Fed by, in general", card.inputs), links("Feeds, in general", card.outputs), histogram(card)]);
 }
 
 function there(parts: (HTMLElement | null)[]): HTMLElement[] {
@@ -47,6 +49,28 @@ function latents(card: Card): HTMLElement | null {
   const chips = card.latents.slice(0, 12).map(([name, effect]) =>
     h("span", { class: `chip ${effect > 0 ? "plus" : "minus"}`, title: "what a unit of activation adds, directly" }, `${name} ${signed(Number(effect))}`));
   return section("Writes to latents", h("p", { class: "chips" }, ...chips));
+}
+
+/** Global weights: features that write to it, or that it writes to, whatever the prompt. */
+function links(title: string, list: Card["inputs"], model: Model | null = null): HTMLElement | null {
+  if (!Array.isArray(list) || !list.length) return null;
+  const here = new Set<string>();
+  for (let i = 0; model && i < model.graph.n; i++) if (model.kind(i) === "feature") here.add(`L${model.featureKey(i)}`);
+  const chips = list.slice(0, 12).map((link) => {
+    const weight = Number(link.weight), expected = typeof link.expected === "number" ? link.expected : null;
+    const said = [
+      `${link.feature}: a unit of activation adds ${signed(weight)}`,
+      link.head ? `through head ${link.head}, per unit of attention` : "",
+      expected === null ? "" : `on average ${signed(expected)} where the later one is active`,
+      link.interference ? "interference: never active together in the sample" : "",
+      here.has(String(link.feature)) ? "in this graph" : "",
+    ];
+    const marks = `${link.interference ? " interference" : ""}${here.has(String(link.feature)) ? " here" : ""}`;
+    const name = visible(String(link.label || link.feature));
+    return h("span", { class: `chip ${weight > 0 ? "plus" : "minus"}${marks}`, dir: "auto", title: said.filter(Boolean).join("; ") },
+      `${name}${link.head ? ` via ${link.head}` : ""} ${signed(weight)}${link.interference ? " (interference)" : ""}`);
+  });
+  return section(title, h("p", { class: "chips" }, ...chips));
 }
 
 const WHOLE_PROMPT = 300, AROUND = 8, MOST_PLACES = 12;

@@ -14,6 +14,22 @@ export interface Card {
   firing_rate?: number;
   /** Latents of SAEs that it writes to: their names, and what a unit of its activation adds to their pre-activations. */
   latents?: [string, number][];
+  /** Global weights, strongest first: features that write to it, and features that it writes to. */
+  inputs?: FeatureLink[];
+  outputs?: FeatureLink[];
+}
+
+/** A virtual weight, as graphs/cards/weights.py writes it. */
+export interface FeatureLink {
+  feature: string;
+  label?: string;
+  weight: number;
+  /** Layer and head on the way; none for the residual stream. */
+  head?: string;
+  /** The expectation over a corpus, where a sample is known. */
+  expected?: number;
+  /** Never active together, although both are often. */
+  interference?: boolean;
 }
 
 export interface QParams {

@@ -31,7 +31,7 @@ export class StoryView {
 
   constructor(private model: Model, private store: Store, private view: GraphView) {
     new ResizeObserver(() => this.arrange()).observe(this.element);
-    window.addEventListener("beforeprint", () => this.arrange({ width: 700, height: 620 }));
+    window.addEventListener("beforeprint", () => this.arrange({ width: 700, height: 540 }));
     window.addEventListener("afterprint", () => this.arrange());
     this.board.addEventListener("keydown", (event) => this.step(event));
   }
@@ -162,7 +162,7 @@ export class StoryView {
     const { board } = this;
     const width = room?.width ?? this.element.clientWidth, height = room?.height ?? byId("story-room").clientHeight;
     if (!this.items.length || !width) return;
-    board.style.transform = "";
+    board.style.transform = board.style.zoom = "";
     // Boxes are measured as they are; the whole is then made to fit, as long as its letters can be read.
     // First as they are, then narrower, then in taller cells: what needs to shrink least is taken, what needs not to at once.
     let across = ACROSS, tight = false;
@@ -180,7 +180,9 @@ export class StoryView {
     const { places, rows } = this.layout;
     board.style.width = `${this.layout.width}px`;
     board.style.height = `${this.layout.height}px`;
-    if (this.scale < 1) board.style.transform = `scale(${this.scale})`;
+    // Paper is cut into pages by the sizes before a transform, so boxes would land on the next page: there the sizes change.
+    if (this.scale < 1 && room) board.style.zoom = String(this.scale);
+    else if (this.scale < 1) board.style.transform = `scale(${this.scale})`;
     const frame = byId("story-frame");
     frame.style.width = `${this.layout.width * this.scale}px`;
     frame.style.height = `${this.layout.height * this.scale}px`;

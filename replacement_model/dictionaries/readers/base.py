@@ -70,8 +70,23 @@ def checked_rows(n_rows: int, row_bytes: int) -> Tensor:
     return torch.arange(0, n_rows, step)
 
 
-def check_causal(w_dec_nld: Tensor, layer: int, path: Path, rows: str = "its decoder") -> None:
-    """Refuse decoder rows (n, L, D) of a layer that write to earlier layers with more than negligible weight.
+def check_causal(
+    w_dec_nld: Tensor,
+    layer: int,
+    path: Path,
+    rows: str = "its decoder",
+    kind: str = "cross-layer transcoder",
+    named: int | None = None,
+) -> None:
+    """Refuse decoder rows of a layer that write to earlier layers with more than negligible weight.
+
+    Args:
+        w_dec_nld: (n, L, D) the rows.
+        layer: The layer, counted among the L.
+        path: The file, for the message.
+        rows: How the message names the rows.
+        kind: How it names the dictionary.
+        named: The layer's number in the model; None: the same.
 
     Raises:
         ValueError: Names the file and the share of the norm that points backwards.
@@ -83,8 +98,8 @@ def check_causal(w_dec_nld: Tensor, layer: int, path: Path, rows: str = "its dec
     share = earlier / max((earlier**2 + later**2) ** 0.5, torch.finfo(torch.float32).tiny)
     if share > NEGLIGIBLE_SHARE:
         raise ValueError(
-            f"{path}: {share:.1%} of the norm of {rows} writes to layers before layer {layer}; a cross-layer transcoder "
-            f"may only write to its own and later layers (up to {NEGLIGIBLE_SHARE:.1%} is dropped as noise)"
+            f"{path}: {share:.1%} of the norm of {rows} writes to layers before layer {layer if named is None else named}; "
+            f"a {kind} may only write to its own and later layers (up to {NEGLIGIBLE_SHARE:.1%} is dropped as noise)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Gemma Scope 2's files: one cross-layer transcoder folder, or a family of per-layer folders (transcoders or SAEs).
+"""Gemma Scope 2's files: a cross-layer transcoder's or crosscoder's folder, or one for each layer (transcoders or SAEs).
 
 Letters: L layers, F features of a layer, D d_model.
 """
@@ -34,6 +34,7 @@ from crosstrace.replacement_model.dictionaries.readers.gemma_scope_config import
     family_patterns,
     hook_site,
     hooks_of,
+    is_crosscoder,
     is_sae,
     l0_by_layer,
     layer_of,
@@ -41,6 +42,7 @@ from crosstrace.replacement_model.dictionaries.readers.gemma_scope_config import
     read_config,
     site_names,
 )
+from crosstrace.replacement_model.dictionaries.readers.gemma_scope_crosscoders import open_crosscoder
 from crosstrace.replacement_model.dictionaries.readers.gemma_scope_saes import open_saes
 from crosstrace.replacement_model.dictionaries.readers.mapped_tensors import TensorFile
 
@@ -143,8 +145,10 @@ class GemmaScopeReader(TranscoderReader):
         return self._files[layer].get("b_dec", (self.d_model,)).float()
 
 
-def _open_cross_layer(folder: Path, name: str, check: bool) -> GemmaScopeReader:
+def _open_cross_layer(folder: Path, name: str, check: bool) -> SparseDictionary:
     config_path, config = read_config(folder)
+    if is_crosscoder(config):
+        return open_crosscoder(folder, name, config_path, config, check)
     n_files = len(list(folder.glob("params_layer_*.safetensors")))
     n_layers = len(hooks_of(config_path, config, "hf_hook_point_in"))
     for layer in range(max(n_layers, n_files)):

@@ -17,6 +17,7 @@ PARAMETERS = "params.safetensors"
 """What one layer's file is called."""
 
 _LAYER_FOLDER = re.compile(r"layer_(\d+)_(.+)")
+_DEPTHS = re.compile(r"layer_(\d+(?:_\d+)+)_(?:width|l0)_.*")
 _CONFIG_KEYS = (
     "hf_hook_point_in",
     "hf_hook_point_out",
@@ -149,15 +150,30 @@ def layer_of(path: Path, hook: str, key: str) -> int:
     return int(match[1])
 
 
+def named_depths(folder: Path) -> list[int]:
+    """Return the layers that the name of a crosscoder's folder has; empty if it has another name."""
+    match = _DEPTHS.fullmatch(folder.name)
+    return [int(depth) for depth in match[1].split("_")] if match else []
+
+
+def is_crosscoder(config: Mapping[str, Any]) -> bool:
+    """Tell whether a config with one file per layer is of a crosscoder: it says so, or all it reads is layers' outputs."""
+    hooks = config.get("hf_hook_point_in")
+    outputs = isinstance(hooks, list) and all(
+        (match := _HOOK.fullmatch(str(hook))) and match[2] == "output" for hook in hooks
+    )
+    return config.get("type") == "crosscoder" or (config.get("type") is None and outputs)
+
+
 def is_sae(path: Path, config: Mapping[str, Any]) -> bool:
     """Tell whether a config is of an SAE: it says so, or says nothing and names one site to read and write.
 
     Raises:
-        ValueError: It is of a crosscoder.
+        ValueError: It is of a crosscoder, which has a file for each depth in one folder.
     """
     kind = config.get("type")
     if kind == "crosscoder":
-        raise ValueError(f"{path}: type 'crosscoder' is not supported; supported: sae, transcoder, clt")
+        raise ValueError(f"{path}: type is 'crosscoder'; expected sae or transcoder in a folder of one layer")
     hooks = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
     return kind == "sae" or (kind is None and hooks[0] == hooks[1])
 

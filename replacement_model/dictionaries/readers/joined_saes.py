@@ -41,6 +41,8 @@ class JoinedSaes(SparseDictionary):
                 if own != expected:
                     raise ValueError(f"{part.name}: {what} is {own}; expected {expected}, as in {first.name}")
             for layer in part.layers:
+                if tuple(part.written_layers(layer)) != (layer,):
+                    raise ValueError(f"{part.name}: a crosscoder stands alone; name it without others")
                 if layer in self._parts:
                     raise ValueError(
                         f"{part.name}: has layer {layer}, as {self._parts[layer].name} has; name one of them"

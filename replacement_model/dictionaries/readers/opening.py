@@ -43,12 +43,13 @@ def open_transcoders(reference: str | Path, check: bool = True) -> TranscoderRea
 
 
 def open_sae(reference: str | Path | Sequence[str | Path], check: bool = True) -> SparseDictionary:
-    """Open SAEs by folder or hub reference; the files there tell the format.
+    """Open SAEs or a crosscoder by folder or hub reference; the files there tell the format.
 
     Args:
-        reference: One layer's folder (`…/resid_post/layer_9_width_16k_l0_small`), a folder that holds a family, or its
-            short name (`…/resid_post_all/width_16k_l0_small`); local, or `org/repo/sub/folder[@revision]` on the hub.
-            Several references are read as one dictionary; they must be of one site and of different layers.
+        reference: One layer's folder (`…/resid_post/layer_9_width_16k_l0_small`), a folder that holds a family, its
+            short name (`…/resid_post_all/width_16k_l0_small`), or a crosscoder's folder; local, or
+            `org/repo/sub/folder[@revision]` on the hub. Several references are read as one dictionary; they must be of one
+            site and of different layers.
         check: Whether to read biases and thresholds. Without it only headers are read, and only headers are fetched of
             files that are not on this machine: for plans.
 

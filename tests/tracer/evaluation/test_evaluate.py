@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from cases import CASE_NAMES, load_case, write_circuit_tracer
-from dense_evaluation import DenseEvaluation, DenseLayer
+from dense_evaluation import DenseEvaluation, DenseLayer, check_equal, contexts_of, random_texts
 from sae_samples import write_family, write_sae
 
 from crosstrace.replacement_model import (
@@ -21,7 +21,7 @@ from crosstrace.replacement_model import (
     open_sae,
     open_transcoders,
 )
-from crosstrace.tracer import EvaluationReport, evaluate
+from crosstrace.tracer import evaluate
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -31,36 +31,6 @@ TEXTS = [
     "Paris",
     "Dallas is a city in Texas . The capital of Texas is Austin . Sacramento is the capital of California .",
 ]
-FIGURES = ("layer", "l0", "fvu", "fvu_weighted", "dead", "frequent", "ce_delta")
-
-
-def random_texts(model: BaseModel, n: int = 5, seed: int = 3) -> list[str]:
-    """Texts of random tokens, of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = model.description.vocab_size
-    lengths = [7 + 5 * i for i in range(n)]
-    return [model.tokenizer.decode(torch.randint(8, vocabulary, (k,), generator=generator).tolist()) for k in lengths]
-
-
-def contexts_of(model: BaseModel, texts: list[str], length: int) -> list[list[int]]:
-    """Pieces of texts, each with `<bos>`, that have a token to count."""
-    found = []
-    bos = model.tokenizer.bos_token_id
-    for text in texts:
-        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        found += [[bos, *ids[i : i + length - 1]] for i in range(0, len(ids), length - 1)]
-    return found
-
-
-def check_equal(report: EvaluationReport, expected: dict, bound: float = 1e-4) -> None:
-    found = report.to_dict()
-    assert found["tokens"] == expected["tokens"]
-    assert len(found["layers"]) == len(expected["layers"])
-    for mine, other in zip(found["layers"], expected["layers"], strict=True):
-        assert {key: mine[key] for key in FIGURES} == pytest.approx(
-            {key: other[key] for key in FIGURES}, abs=bound, rel=bound
-        ), mine["layer"]
-    assert found["all"] == pytest.approx(expected["all"], abs=bound, rel=bound)
 
 
 def stored_layers(folder: Path, k: int | None = None) -> dict[int, DenseLayer]:

@@ -9,7 +9,7 @@ from card_samples import write_sample
 from rich.console import Console
 
 from crosstrace.graphs import FeatureCards
-from crosstrace.tracer.terminal.card import feature_table, marked, overview, show_card
+from crosstrace.tracer.terminal.features.card import feature_table, marked, overview, show_card
 
 
 @pytest.fixture

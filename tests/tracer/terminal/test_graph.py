@@ -16,7 +16,7 @@ from crosstrace.graphs.cards.labels import GUESS_LEGEND
 from crosstrace.graphs.numbers import share
 from crosstrace.replacement_model import ReplacementModel, demo
 from crosstrace.tracer import trace, with_guesses
-from crosstrace.tracer.terminal.feature import show_feature
+from crosstrace.tracer.terminal.features.feature import show_feature
 from crosstrace.tracer.terminal.graph import LeftOut, show_graph
 
 

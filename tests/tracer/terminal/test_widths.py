@@ -22,10 +22,10 @@ from crosstrace.replacement_model.memory import format_bytes
 from crosstrace.tracer.attribution.plan import plan_trace
 from crosstrace.tracer.evaluation.report import AllQuality, EvaluationReport, LayerQuality
 from crosstrace.tracer.interventions.before_after import BeforeAfter, TokenChange
-from crosstrace.tracer.terminal.card import feature_table, overview, show_card
 from crosstrace.tracer.terminal.comparison import show_comparison
 from crosstrace.tracer.terminal.evaluation import show_evaluation
-from crosstrace.tracer.terminal.feature import show_feature
+from crosstrace.tracer.terminal.features.card import feature_table, overview, show_card
+from crosstrace.tracer.terminal.features.feature import show_feature
 from crosstrace.tracer.terminal.graph import show_graph
 from crosstrace.tracer.terminal.interventions import show_before_after
 from crosstrace.tracer.terminal.plan import show_plan

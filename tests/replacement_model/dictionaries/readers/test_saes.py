@@ -114,7 +114,7 @@ def _empty(folder: Path) -> Path:
         ({"hf_hook_point_in": None}, "hf_hook_point_in is null; expected a site"),
         ({"affine_connection": True}, "affine_connection is True; an SAE has no skip connection"),
         ({"architecture": "gated"}, "architecture 'gated' is not supported"),
-        ({"type": "crosscoder"}, "type 'crosscoder' is not supported"),
+        ({"type": "crosscoder"}, "type is 'crosscoder'; expected sae or transcoder"),
         ({"apply_b_dec_to_input": True}, "key apply_b_dec_to_input is not known"),
     ],
 )

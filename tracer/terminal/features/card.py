@@ -20,6 +20,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 # From weak activations to the largest, readable on dark and on light backgrounds.
 _COLD, _HOT = (64, 60, 48), (214, 110, 0)
 _LEVELS = 5
+_LINKS = 6
 
 
 def show_card(
@@ -59,6 +60,7 @@ def show_card(
             "0 ", (_sparkline(card["histogram"]["counts"]), "cyan"), f" {plain(card['histogram']['edges'][-1])}"
         ),
         *_direct_effect(card["promoted"], card["suppressed"], within(console)),
+        *_links(card, within(console)),
         *extra,
         Text(),
         _contexts(card["contexts"][:contexts], card["max_activation"], console.color_system is not None),
@@ -167,6 +169,20 @@ def _direct_effect(
         beside("promotes   ", _tokens(promoted, "green"), width),
         beside("suppresses ", _tokens(suppressed, "red"), width),
     ]
+
+
+def _links(card: Mapping[str, Any], width: int) -> Iterator[RenderableType]:
+    """What feeds the feature and what it feeds whatever the prompt, where global weights are beside the cards."""
+    for title, side in (("fed by     ", "inputs"), ("feeds      ", "outputs")):
+        links = [link for link in card.get(side, ()) if not link.get("interference")][:_LINKS]
+        if links:
+            yield beside(title, (_link(link) for link in links), width)
+
+
+def _link(link: Mapping[str, Any]) -> Text:
+    through = f" via {link['head']}" if "head" in link else ""
+    name = visible(short(link["label"], 24)) or link["feature"]
+    return Text.assemble((name, "cyan"), (f"{through} {signed(link['weight'])}", "dim"))
 
 
 def _tokens(pairs: Sequence[tuple[str, float]], style: str) -> Iterator[Text]:

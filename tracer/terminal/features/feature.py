@@ -17,7 +17,7 @@ from crosstrace.graphs.cards.labels import is_automatic
 from crosstrace.graphs.numbers import plain, signed
 from crosstrace.graphs.text import visible
 from crosstrace.replacement_model.interventions.references import parse_feature
-from crosstrace.tracer.terminal.card import marked, show_card, within
+from crosstrace.tracer.terminal.features.card import marked, show_card, within
 from crosstrace.tracer.terminal.tables import at, beside, coloured
 
 _EDGES = 4

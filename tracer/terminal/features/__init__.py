@@ -1,0 +1,1 @@
+"""Tables of what features do to each other, and of their labels."""
