@@ -159,6 +159,28 @@ def test_other_prompts_and_other_weights_are_refused(model, prompts, whole, tmp_
         sweep(ReplacementModel.from_pretrained("demo-chat"), read_prompts(prompts), whole, resume=True, progress=False)
 
 
+def test_shards_of_other_prompts_or_another_number_do_not_mix(model, prompts, tmp_path):
+    given = read_prompts(prompts)[:2]
+    sweep(model, given, tmp_path, shard=(1, 2), progress=False)
+    with pytest.raises(ValueError, match=r"other prompts: manifest-1-of-2\.json is of another file"):
+        sweep(model, given[::-1], tmp_path, shard=(2, 2), progress=False)
+    with pytest.raises(ValueError, match=r"with --shard i/n of n = 2; this one has 1"):
+        sweep(model, given, tmp_path, progress=False)
+
+
+def test_what_is_probably_not_meant_is_noted(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("The capital of Zanzibarland is\n")
+    said = run("sweep", path, "-o", tmp_path / "out")
+    assert "note: a.txt, line 1: not in the vocabulary, read as unknown: Zanzibarland" in said
+
+
+def test_where_no_prompt_can_be_traced_tables_are_empty(model, tmp_path):
+    report = sweep(model, [SweepPrompt("one", problem="one: broken")], tmp_path, progress=False)
+    assert (report.done, report.failures) == (0, (("one", "one: broken"),))
+    assert len(parquet.read_table(tmp_path / "edges.parquet")) == 0
+
+
 def test_a_broken_prompt_costs_its_own_graph_alone(tmp_path):
     rows = [*cities(1), {"prompt": "x " * 5000}, {"promt": 1}, {**cities(1)[0], "targets": ["nothing at all"]}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
