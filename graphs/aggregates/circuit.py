@@ -204,6 +204,7 @@ class Collector:
         self._features: dict[int, Counter[tuple[int, int]]] = defaultdict(Counter)
         self._labels: dict[tuple[int, int], str] = {}
         self._places: dict[str, list[float]] = defaultdict(list)
+        self._tokens: dict[str, set[str]] = defaultdict(set)
         self._n_layers = 0
 
     def leave_out(self, name: str) -> None:
@@ -236,6 +237,7 @@ class Collector:
         P = len(seen.roles)
         for position, role in enumerate(seen.roles):
             self._places[role].append(position - P)
+            self._tokens[role].add(seen.tokens[position])
         self._labels |= seen.labels
         for key, one in seen.nodes.items():
             i = self._nodes.setdefault(key, len(self._nodes))
@@ -419,7 +421,10 @@ class Collector:
             case "feature":
                 return self._labels.get((key.layer, key.feature), "")
             case "token":
-                return key.role
+                # A place that is counted says little; where the same stands there in all prompts, that is said too.
+                tokens = self._tokens[key.role]
+                counted = "−" in key.role and len(tokens) == 1
+                return f"{key.role}: {next(iter(tokens))}" if counted else key.role
             case "error":
                 return "unexplained"
             case _:
