@@ -12,8 +12,8 @@ from crosstrace.graphs.aggregates.circuit import (
     RESAMPLES,
     SPLITS,
     Aggregate,
-    Collector,
 )
+from crosstrace.graphs.aggregates.collector import Collector
 from crosstrace.graphs.aggregates.observed import observe
 from crosstrace.graphs.aggregates.roles import Alignment, Pattern, place
 from crosstrace.graphs.aggregates.values import varying
