@@ -15,11 +15,10 @@ from typing import Any
 
 import scipy.sparse
 
+from crosstrace.graphs.aggregates.defaults import MIN_EDGE, MIN_INFLUENCE, MIN_SHARE
 from crosstrace.graphs.aggregates.observed import NodeKey
 from crosstrace.graphs.aggregates.values import its
 
-MIN_SHARE, MIN_INFLUENCE, MIN_EDGE = 0.25, 0.01, 0.005
-"""What the circuit's nodes and edges have at least: share of the prompts, mean influence, mean share of the influence."""
 RESAMPLES, SPLITS = 1000, 100
 MOST_NODES, MOST_EDGES = 1000, 5000
 """How many an aggregate keeps, the most influential ones."""
@@ -35,7 +34,7 @@ class AggregateNode:
         key: What it is.
         label: What to call it: of a feature its label, of a named node its name, of a token that of its role.
         layers: First and last layer of its features; -1 for tokens, L for targets.
-        layer: The mean, by influence.
+        layer: The mean of its features' layers, each as often as it is there.
         position: Where its role is, 0 for the first column.
         share: Of the prompts, how many it is kept in.
         share_interval: 95 %.

@@ -13,8 +13,6 @@ import numpy as np
 import scipy.sparse
 
 from crosstrace.graphs.aggregates.circuit import (
-    MIN_INFLUENCE,
-    MIN_SHARE,
     MOST_EDGES,
     MOST_NODES,
     RESAMPLES,
@@ -24,6 +22,7 @@ from crosstrace.graphs.aggregates.circuit import (
     AggregateNode,
     Interval,
 )
+from crosstrace.graphs.aggregates.defaults import MIN_INFLUENCE, MIN_SHARE
 from crosstrace.graphs.aggregates.observed import NodeKey, Observation
 from crosstrace.graphs.aggregates.stability import intervals, stability_of
 from crosstrace.graphs.sparse_rows import Floats
