@@ -1,7 +1,7 @@
 """Throughput of sweeps: a loop of `trace` in one process against `sweep` with one and two workers, and what bounds them.
 
     python benchmarks/sweeps.py
-    python benchmarks/sweeps.py --model model.gguf --transcoders DIR --cards cards.safetensors --prompts acronyms.jsonl --count 8
+    python benchmarks/sweeps.py --model model.gguf --transcoders DIR --cards FILE --prompts acronyms.jsonl --count 8
 
 Before anything is timed, the graphs of all three are compared, bit by bit. Every process computes on one thread of the CPU,
 so two workers want two quiet cores. *Start* is what a run takes beside its prompts: loading the model, and Ray; it does not
