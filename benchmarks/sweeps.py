@@ -1,7 +1,7 @@
 """Throughput of sweeps: a loop of `trace` in one process against `sweep` with one and two workers, and what bounds them.
 
     python benchmarks/sweeps.py
-    python benchmarks/sweeps.py --model model.gguf --transcoders DIR --prompts acronyms.jsonl --count 8
+    python benchmarks/sweeps.py --model model.gguf --transcoders DIR --cards FILE --prompts acronyms.jsonl --count 8
 
 Before anything is timed, the graphs of all three are compared, bit by bit. Every process computes on one thread of the CPU,
 so two workers want two quiet cores. *Start* is what a run takes beside its prompts: loading the model, and Ray; it does not
@@ -40,7 +40,9 @@ def prompts_of(path: Path | None, count: int) -> list[SweepPrompt]:
     return [SweepPrompt(row["city"], row["prompt"], metadata=row) for row in cities()[::7]][:count]
 
 
-def loop(load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: Path) -> tuple[float, float]:
+def loop(
+    load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: Path, cards: Path | None
+) -> tuple[float, float]:
     """Trace prompts one after the other as a script would; return the seconds of the start, and of a prompt."""
     began = time.perf_counter()
     model = load()
@@ -50,18 +52,18 @@ def loop(load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: Pa
         size = steady_batch_size(model.description, len(model.tokenize(given)), model.device.type)
         settings = TraceSettings(batch_size=size)
         graph = settings.trace(model, given, progress=False, note=lambda line: None)
-        settings.finish(graph, model, progress=False, named=cards_of(graph) or ()).save(
+        settings.finish(graph, model, progress=False, named=cards_of(graph, cards) or ()).save(
             folder / f"{number:06d}.safetensors"
         )
     return loaded - began, (time.perf_counter() - loaded) / len(prompts)
 
 
 def swept(
-    load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: Path, workers: int
+    load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: Path, workers: int, cards: Path | None
 ) -> tuple[float, float]:
     """Sweep prompts; return the seconds of the start, and of a prompt."""
     began = time.perf_counter()
-    report = sweep(load, prompts, folder, workers=workers, progress=False)
+    report = sweep(load, prompts, folder, workers=workers, cards=cards, progress=False)
     total = time.perf_counter() - began
     assert not report.failures, report.failures
     busy = sum(row["seconds"] for row in Manifest.read(folder / "manifest.json").prompts) / workers
@@ -79,7 +81,9 @@ def same(one: Path, other: Path, count: int) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), f"{one / name} and {other / name} differ"
 
 
-def parts(load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: Path) -> dict[str, float]:
+def parts(
+    load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: Path, given: Path | None
+) -> dict[str, float]:
     """Return what a prompt's seconds go to."""
     model = load()
     spent = dict.fromkeys(("tracing", "pruning and names", "rows of the tables", "writing"), 0.0)
@@ -90,7 +94,7 @@ def parts(load: partial[ReplacementModel], prompts: list[SweepPrompt], folder: P
         given = prompt.of(model)
         graph = settings.trace(model, given, progress=False, note=lambda line: None)
         at.append(time.perf_counter())
-        cards = cards_of(graph)
+        cards = cards_of(graph, given)
         pruned = settings.finish(graph, model, progress=False, named=cards or ())
         at.append(time.perf_counter())
         tables = graph_tables(with_card_labels(pruned, cards), f"{number}", prompt.as_dict())
@@ -109,6 +113,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--transcoders")
     parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--cards", type=Path)
     parser.add_argument("--count", type=int, default=48, help="prompts")
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
@@ -118,13 +123,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as kept:
         place = Path(kept)
         (place / "loop").mkdir()
-        loop(load, prompts[:2], place / "loop")  # files and libraries into memory
-        times = {"a loop of trace": loop(load, prompts, place / "loop")}
+        loop(load, prompts[:2], place / "loop", asked.cards)  # files and libraries into memory
+        times = {"a loop of trace": loop(load, prompts, place / "loop", asked.cards)}
         for workers in (1, asked.workers):
             name = f"sweep, {workers} worker{'s' if workers > 1 else ''}"
-            times[name] = swept(load, prompts, place / f"{workers}", workers)
+            times[name] = swept(load, prompts, place / f"{workers}", workers, asked.cards)
             same(place / "loop", place / f"{workers}" / "graphs", len(prompts))
-        spent = parts(load, prompts[: max(2, len(prompts) // 4)], place / "parts")
+        spent = parts(load, prompts[: max(2, len(prompts) // 4)], place / "parts", asked.cards)
     print(f"{machine()}; {asked.model}, {len(prompts)} prompts; all graphs equal to the bit\n")
     print("| | start | a prompt | prompts a minute | against the loop |\n| --- | --- | --- | --- | --- |")
     first = times["a loop of trace"][1]

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crosstrace.graphs.aggregates.circuit import Aggregate
+from crosstrace.graphs.aggregates.defaults import FALSE_DISCOVERY_RATE
 
-PERMUTATIONS, FALSE_DISCOVERY_RATE = 9999, 0.05
+PERMUTATIONS = 9999
 MOST_TESTED = 200
 """How many nodes are tested, the most influential over all groups: where a single one of them differs, the smallest p-value
 that the permutations allow is still enough."""

@@ -9,7 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from crosstrace.graphs.aggregates.circuit import MIN_EDGE, Aggregate
+from crosstrace.graphs.aggregates.circuit import Aggregate
+from crosstrace.graphs.aggregates.defaults import MIN_EDGE
 from crosstrace.graphs.aggregates.groups import Comparison
 from crosstrace.graphs.aggregates.report import aggregate_as_dict
 from crosstrace.graphs.files import write_atomically

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from crosstrace.graphs.aggregates.circuit import MIN_EDGE, Aggregate, AggregateEdge, AggregateNode
+from crosstrace.graphs.aggregates.circuit import Aggregate, AggregateEdge, AggregateNode
+from crosstrace.graphs.aggregates.defaults import MIN_EDGE
 from crosstrace.graphs.aggregates.report import node_feature
 from crosstrace.graphs.analysis.story import layer_range
 from crosstrace.graphs.numbers import count, probability, share, signed

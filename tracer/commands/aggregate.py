@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from crosstrace.graphs.aggregates.defaults import FALSE_DISCOVERY_RATE, MIN_INFLUENCE, MIN_SHARE
 from crosstrace.tracer.commands.delivery import PAGES, write_each
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.options import CardsOption, Debug, Quiet
@@ -72,7 +73,7 @@ def aggregate(
         typer.Option(
             "--min-share", min=0.0, max=1.0, metavar="SHARE", help="Of the prompts.", rich_help_panel=_CIRCUIT
         ),
-    ] = 0.25,
+    ] = MIN_SHARE,
     min_influence: Annotated[
         float,
         typer.Option(
@@ -83,7 +84,7 @@ def aggregate(
             help="Mean share of the influence on the answer.",
             rich_help_panel=_CIRCUIT,
         ),
-    ] = 0.01,
+    ] = MIN_INFLUENCE,
     by: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +104,7 @@ def aggregate(
             help="Of what is called different, the share that may be mistakes.",
             rich_help_panel="Groups",
         ),
-    ] = 0.05,
+    ] = FALSE_DISCOVERY_RATE,
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="Of pictures and the page.")] = "",
     pages: Annotated[
         Path | None,

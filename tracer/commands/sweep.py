@@ -159,6 +159,10 @@ def sweep(
         )
     if not quiet:
         say_wrote(f"{output}: {report.done:,} graphs, {report.traced:,} of them traced now")
+        for place, what in report.notes[:_FAILURES_NAMED]:
+            note(f"{place}: {what}")
+        if len(report.notes) > _FAILURES_NAMED:
+            note(f"{len(report.notes) - _FAILURES_NAMED:,} more notes on prompts are in the manifest")
     for place, why in report.failures[:_FAILURES_NAMED]:
         typer.echo(f"error: {why if why.startswith(place) else f'{place}: {why}'}", err=True)
     if report.failures:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from crosstrace.graphs import AttributionGraph, prune, with_card_labels, write_html
 from crosstrace.graphs.aggregates.circuit import (
-    MIN_INFLUENCE,
-    MIN_SHARE,
     RESAMPLES,
     SPLITS,
     Aggregate,
-    Collector,
 )
+from crosstrace.graphs.aggregates.collector import Collector
+from crosstrace.graphs.aggregates.defaults import MIN_INFLUENCE, MIN_SHARE
 from crosstrace.graphs.aggregates.observed import observe
 from crosstrace.graphs.aggregates.roles import Alignment, Pattern, place
 from crosstrace.graphs.aggregates.values import varying

@@ -10,6 +10,7 @@ loses the prompts in flight alone. The manifest is written whole every few secon
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ from crosstrace.tracer.sweeps.prompts import SweepPrompt
 FORMAT, VERSION = "crosstrace-sweep", 1
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 TABLES = ("graphs", "nodes", "edges")
+_OPTIONS = {"targets": "target", "shards": "shard i/n of n ="}
 _SECONDS = 5.0
-_WEIGHTS = "weights"
+_WEIGHTS, _PROMPTS = "weights", "prompts"
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,11 @@ class Manifest:
         """The prompts that failed."""
         return [row for row in self.prompts if row["state"] == FAILED]
 
+    @property
+    def noted(self) -> list[dict[str, Any]]:
+        """The prompts in which something is probably not meant."""
+        return [row for row in self.prompts if row.get("notes")]
+
     def row(self, number: int) -> dict[str, Any]:
         """Return what is kept of a prompt."""
         return self._rows[number]
@@ -191,6 +198,8 @@ def open_manifest(
         OSError: A file cannot be read or written.
     """
     path = folder / f"manifest{shard.suffix}.json"
+    everything = json.dumps([prompt.as_dict() for prompt in prompts], sort_keys=True)
+    settings = {**settings, "shards": shard.of, _PROMPTS: hashlib.sha256(everything.encode()).hexdigest()[:16]}
     fresh = [
         {"number": number, **prompts[number - 1].as_dict(), "state": WAITING, "error": None}
         for number in shard.numbers(len(prompts))
@@ -205,6 +214,8 @@ def open_manifest(
             _check_prompts(folder, known, manifest)
             for row in manifest.prompts:
                 row |= {key: value for key, value in known.row(row["number"]).items() if key not in ("state", "error")}
+        elif known.settings.get(_PROMPTS) != manifest.settings[_PROMPTS]:
+            raise ValueError(f"{folder} is a sweep of other prompts: {other.name} is of another file")
     for row in manifest.prompts:
         if graph_path(folder, row["number"]).is_file():
             row["state"] = DONE
@@ -241,8 +252,8 @@ def _check_settings(folder: Path, known: Mapping[str, Any], given: Mapping[str, 
             if different:
                 named = [part for part in parts if part in ("model", "transcoders")] or [*parts]
                 raise ValueError(f"{folder} is a sweep with other weights: the {' and the '.join(named)} changed")
-        elif old != value:
-            option = "--" + {"targets": "target", "threads": "threads"}.get(name, name).replace("_", "-")
+        elif old != value and name != _PROMPTS:
+            option = "--" + _OPTIONS.get(name, name).replace("_", "-")
             raise ValueError(f"{folder} is a sweep with {option} {_said(old)}; this one has {_said(value)}")
 
 

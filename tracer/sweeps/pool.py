@@ -95,7 +95,7 @@ class RayPool:
             try:
                 outcome = ray.get(ref)
             except ray.exceptions.RayTaskError as problem:
-                raise problem.cause from None
+                raise (problem.cause or problem) from None
             except ray.exceptions.RayError as problem:
                 deaths[number] = deaths.get(number, 0) + 1
                 self._start()
@@ -129,7 +129,7 @@ class RayPool:
         try:
             identity = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as problem:
-            raise problem.cause from None
+            raise (problem.cause or problem) from None
         except self._ray.exceptions.RayError as problem:
             self._died_loading += 1
             if self._died_loading >= ATTEMPTS:

@@ -8,6 +8,7 @@ a prompt is one that fails: it costs the sweep nothing but its own graph.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,7 @@ def _lines(file: Path, is_json: bool) -> Iterator[SweepPrompt]:
             yield SweepPrompt(place, text)
             continue
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_number)
         except (ValueError, RecursionError) as broken:
             yield SweepPrompt(place, problem=f"{place}: not JSON: {' '.join(str(broken).split())}")
             continue
@@ -166,4 +167,10 @@ def _plain(value: object) -> object:
         return {str(key): _plain(one) for key, one in value.items() if one is not None}
     if isinstance(value, list):
         return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is not a number that JSON knows")

@@ -28,12 +28,14 @@ class SweepReport:
         done: How many prompts of the shard have a graph.
         traced: How many of them were traced now.
         failures: (place, why) of the prompts that failed.
+        notes: (place, what) of prompts in which something is probably not meant.
     """
 
     folder: Path
     done: int
     traced: int
     failures: tuple[tuple[str, str], ...]
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def sweep(
@@ -120,7 +122,8 @@ def sweep(
         runner.close()
     write_tables(place, part, [manifest.row(number) for number in manifest.done], labels)
     failures = tuple((row["place"], row["error"]) for row in manifest.failures)
-    return SweepReport(place, len(manifest.done), len(todo) - len(failures), failures)
+    notes = tuple((row["place"], note) for row in manifest.noted for note in row["notes"])
+    return SweepReport(place, len(manifest.done), len(todo) - len(failures), failures, notes)
 
 
 def _refuse_at_once(folder: Path, shard: Shard, resume: bool) -> None:

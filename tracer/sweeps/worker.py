@@ -134,6 +134,8 @@ class Worker:
         if prompt.targets:
             settings = replace(settings, targets=prompt.targets)
         given = prompt.of(model, self.job.generate)
+        if isinstance(given, str) and (words := model.unknown_words(given)):
+            note(f"not in the vocabulary, read as unknown: {', '.join(words)}")
         if settings.batch_size is None:
             n_positions = len(model.tokenize(given))
             size = steady_batch_size(model.description, n_positions, model.device.type)

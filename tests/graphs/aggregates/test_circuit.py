@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crosstrace.graphs.aggregates.circuit import Collector
+from crosstrace.graphs.aggregates.collector import Collector
 from crosstrace.graphs.aggregates.groups import compare_groups
 from crosstrace.graphs.aggregates.observed import NodeKey, NodeSeen, Observation
 

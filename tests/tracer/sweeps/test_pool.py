@@ -58,6 +58,7 @@ def test_two_workers_make_the_same_bits_though_one_is_killed(ray_here, prompts, 
         assert (folder / f"{table}.parquet").read_bytes() == (alone / f"{table}.parquet").read_bytes()
 
 
+@pytest.mark.slow  # four workers load the model, one after the other: ten seconds of a core
 def test_a_prompt_that_kills_every_worker_has_failed_and_the_others_have_not(ray_here, prompts, alone, tmp_path):
     marks = tmp_path / "marks"
     marks.mkdir()

@@ -51,6 +51,7 @@ def test_conversations_are_written_by_the_template(tmp_path):
     ("line", "why"),
     [
         ("{", "not JSON"),
+        ('{"prompt": "x", "n": NaN}', "NaN is not a number that JSON knows"),
         ("[1]", 'expected an object with "prompt" or "messages"'),
         ('{"promt": "x"}', r'expected "prompt" or "messages", one of them \(keys: \'promt\'\)'),
         ('{"prompt": "x", "messages": []}', "one of them"),

@@ -25,7 +25,7 @@ from crosstrace.tracer.sweeps.prompts import SweepPrompt, read_prompts
 from crosstrace.tracer.sweeps.run import sweep
 from crosstrace.tracer.sweeps.settings import TraceSettings
 
-N = 8
+N = 6
 
 
 def run(*arguments, code=0):
@@ -153,10 +153,32 @@ def test_other_prompts_and_other_weights_are_refused(model, prompts, whole, tmp_
     changed = write_jsonl(tmp_path / "cities.jsonl", rows)
     with pytest.raises(ValueError, match=r"other prompts: cities\.jsonl, line 5 has changed \(prompt\)"):
         sweep(model, read_prompts(changed), whole, resume=True, progress=False)
-    with pytest.raises(ValueError, match="is a sweep of 8 prompts; there are 7 now"):
-        sweep(model, read_prompts(prompts)[:7], whole, resume=True, progress=False)
+    with pytest.raises(ValueError, match="is a sweep of 6 prompts; there are 5 now"):
+        sweep(model, read_prompts(prompts)[:5], whole, resume=True, progress=False)
     with pytest.raises(ValueError, match="with other weights: the model and the transcoders changed"):
         sweep(ReplacementModel.from_pretrained("demo-chat"), read_prompts(prompts), whole, resume=True, progress=False)
+
+
+def test_shards_of_other_prompts_or_another_number_do_not_mix(model, prompts, tmp_path):
+    given = read_prompts(prompts)[:2]
+    sweep(model, given, tmp_path, shard=(1, 2), progress=False)
+    with pytest.raises(ValueError, match=r"other prompts: manifest-1-of-2\.json is of another file"):
+        sweep(model, given[::-1], tmp_path, shard=(2, 2), progress=False)
+    with pytest.raises(ValueError, match=r"with --shard i/n of n = 2; this one has 1"):
+        sweep(model, given, tmp_path, progress=False)
+
+
+def test_what_is_probably_not_meant_is_noted(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("The capital of Zanzibarland is\n")
+    said = run("sweep", path, "-o", tmp_path / "out")
+    assert "note: a.txt, line 1: not in the vocabulary, read as unknown: Zanzibarland" in said
+
+
+def test_where_no_prompt_can_be_traced_tables_are_empty(model, tmp_path):
+    report = sweep(model, [SweepPrompt("one", problem="one: broken")], tmp_path, progress=False)
+    assert (report.done, report.failures) == (0, (("one", "one: broken"),))
+    assert len(parquet.read_table(tmp_path / "edges.parquet")) == 0
 
 
 def test_a_broken_prompt_costs_its_own_graph_alone(tmp_path):
@@ -242,7 +264,7 @@ def test_an_interruption_says_how_to_go_on(prompts, tmp_path):
             loaded.local = once
             return loaded
 
-    with pytest.raises(KeyboardInterrupt, match="2 of 8 prompts are traced; --resume finishes the rest"):
+    with pytest.raises(KeyboardInterrupt, match="2 of 6 prompts are traced; --resume finishes the rest"):
         sweep(Interrupted(0), read_prompts(prompts), tmp_path, progress=False)
     assert len(Manifest.read(tmp_path / "manifest.json").done) == 2
 
@@ -272,8 +294,8 @@ def test_what_cannot_be_asked_for(model, prompts, tmp_path):
     given = read_prompts(prompts)
     with pytest.raises(ValueError, match=r"shard 4/3: expected i/n with i from 1 to n"):
         sweep(model, given, tmp_path, shard=(4, 3))
-    with pytest.raises(ValueError, match=r"there are only 8 prompts"):
-        sweep(model, given, tmp_path, shard=(1, 9))
+    with pytest.raises(ValueError, match=r"there are only 6 prompts"):
+        sweep(model, given, tmp_path, shard=(1, 7))
     with pytest.raises(ValueError, match="give a function that loads it"):
         sweep(model, given, tmp_path, workers=2)
     assert "expected i/n, such as 2/3" in run("sweep", prompts, "-o", tmp_path / "x", "--shard", "2", code=1)
