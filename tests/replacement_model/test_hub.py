@@ -27,6 +27,7 @@ MODEL, CLT = "org/tiny", "org/scope/clt/width_1k"
 def server(tmp_path, monkeypatch):
     """A hub with a model and its transcoders, and an empty cache."""
     import huggingface_hub
+    import transformers
     from huggingface_hub import constants
 
     scope, listed = tmp_path / "repositories" / "scope", tmp_path / "repositories" / "listed"
@@ -55,6 +56,8 @@ def server(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
         template = running.endpoint + constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants._HF_DEFAULT_ENDPOINT)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # transformers keeps a client with the address of its making: the test before this one had another.
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         huggingface_hub.HfFileSystem.clear_instance_cache()
