@@ -91,8 +91,7 @@ def parts(
     (folder / "graphs").mkdir(parents=True)
     for number, prompt in enumerate(prompts, 1):
         at = [time.perf_counter()]
-        given = prompt.of(model)
-        graph = settings.trace(model, given, progress=False, note=lambda line: None)
+        graph = settings.trace(model, prompt.of(model), progress=False, note=lambda line: None)
         at.append(time.perf_counter())
         cards = cards_of(graph, given)
         pruned = settings.finish(graph, model, progress=False, named=cards or ())
