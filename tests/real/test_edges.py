@@ -96,6 +96,7 @@ def test_edges_of_transcoders_with_skips(skip_model, folder):
     check_edges(skip_model, folder, graph, torch.float32, {"features": 60, "errors": 40, "tokens": 9})
 
 
+@pytest.mark.slow  # the model's own gradients at 600 tokens: a minute of a core
 def test_edges_over_more_positions_than_the_sliding_window(model, gemma, folder):
     text = "The Eiffel Tower is in the city of Paris. " * 60
     ids = model.tokenize(text)[:600]

@@ -76,6 +76,7 @@ def test_a_prompt_that_kills_every_worker_has_failed_and_the_others_have_not(ray
     assert files_of(folder).items() <= files_of(alone).items()
 
 
+@pytest.mark.slow  # workers that never come up: twenty seconds
 def test_a_model_that_cannot_be_loaded_is_said_in_its_own_words(ray_here, prompts, tmp_path):
     load = partial(ReplacementModel.from_pretrained, str(tmp_path / "model"), str(tmp_path / "transcoders"))
     with pytest.raises(OSError, match=r"transcoders"):
