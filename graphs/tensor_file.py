@@ -137,3 +137,33 @@ def map_tensors(path: str | os.PathLike[str]) -> tuple[Mapping[str, str], dict[s
         name: np.asarray(data[begin:end]).view(dtype).reshape(shape)
         for name, (dtype, shape, begin, end) in places.items()
     }
+
+
+def headed_tensors(
+    path: str | os.PathLike[str], name: str, version: int, what: str
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Map a file's tensors, and read what its header says of their format.
+
+    Args:
+        path: The file.
+        name: The format, under which the header stands.
+        version: The latest version that can be read.
+        what: What the file should be, for messages: "a sample of a corpus".
+
+    Returns:
+        The header, and the tensors by name.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is something else, is damaged, or of a newer version; one line that names it.
+    """
+    metadata, tensors = map_tensors(path)
+    if name not in metadata:
+        raise ValueError(f"{path}: not {what} (no {name!r} in its header)")
+    try:
+        header = json.loads(metadata[name])
+        if header["version"] > version:
+            raise ValueError(f"written by a newer crosstrace: format {header['version']}; this reads up to {version}")
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path}: {' '.join(str(problem).split())}") from None
+    return header, tensors

@@ -20,7 +20,6 @@ Letters: n features, E entries.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from crosstrace.graphs.fingerprints import same_weights
-from crosstrace.graphs.tensor_file import map_tensors
+from crosstrace.graphs.tensor_file import headed_tensors
 
 FORMAT, VERSION = "crosstrace-weights", 1
 TENSORS = ("features", "target", "source", "via", "weight", "together", "expected", "interference")
@@ -101,15 +100,8 @@ class FeatureWeights:
             ValueError: It holds no global weights, is damaged, or of a newer version; one line that names it.
         """
         self.path = Path(path)
-        metadata, self._tensors = map_tensors(path)
-        if FORMAT not in metadata:
-            raise ValueError(f"{path}: not a file of global weights (no {FORMAT!r} in its header)")
+        header, self._tensors = headed_tensors(path, FORMAT, VERSION, "a file of global weights")
         try:
-            header = json.loads(metadata[FORMAT])
-            if header["version"] > VERSION:
-                raise ValueError(
-                    f"written by a newer crosstrace: format {header['version']}; this reads up to {VERSION}"
-                )
             self.model_name, self.transcoders_name = str(header["model"]), str(header["transcoders"])
             self.fingerprints: dict[str, str] = header["fingerprints"]
             self.n_features: list[int] = header["n_features"]

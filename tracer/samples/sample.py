@@ -17,7 +17,6 @@ Letters: C contexts, T tokens of all contexts, L layers, V' tokens that occur, n
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.fingerprints import same_weights
-from crosstrace.graphs.tensor_file import map_tensors
+from crosstrace.graphs.tensor_file import headed_tensors
 from crosstrace.replacement_model.readouts.norm_scales import NormScales
 
 FORMAT, VERSION = "crosstrace-sample", 1
@@ -69,15 +68,8 @@ class CorpusSample:
             ValueError: It is not a sample, is damaged, or of a newer version; one line names it.
         """
         self.path = Path(path)
-        metadata, self._tensors = map_tensors(path)
-        if FORMAT not in metadata:
-            raise ValueError(f"{path}: not a sample of a corpus (no {FORMAT!r} in its header)")
+        header, self._tensors = headed_tensors(path, FORMAT, VERSION, "a sample of a corpus")
         try:
-            header = json.loads(metadata[FORMAT])
-            if header["version"] > VERSION:
-                raise ValueError(
-                    f"written by a newer crosstrace: format {header['version']}; this reads up to {VERSION}"
-                )
             self.model_name, self.transcoders_name = str(header["model"]), str(header["transcoders"])
             self.fingerprints: dict[str, str] = header["fingerprints"]
             self.corpus: dict[str, Any] = header["corpus"]
