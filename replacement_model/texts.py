@@ -189,6 +189,13 @@ class Texts:
                 self.empty += 1
 
 
+def as_texts(given: Corpus | Texts | Sequence[str] | str | os.PathLike[str]) -> Corpus | Texts:
+    """Return texts to read: a corpus as it is, one file by its path, or texts."""
+    if isinstance(given, Corpus | Texts):
+        return given
+    return Corpus([given]) if isinstance(given, str | os.PathLike) else Texts(given)
+
+
 def contexts(
     corpus: Corpus | Texts, tokenizer: Any, length: int, shortest: int, start: Cursor
 ) -> Iterator[CorpusContext]:

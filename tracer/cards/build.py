@@ -30,7 +30,7 @@ from crosstrace.replacement_model.model import dictionary_of
 from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.replacement_model.readouts.norm_scales import watched_norms
-from crosstrace.replacement_model.texts import Corpus, Texts, contexts
+from crosstrace.replacement_model.texts import Corpus, Texts, as_texts, contexts
 from crosstrace.tracer.cards.file import write_cards, write_layer_logits
 from crosstrace.tracer.cards.log import ContextBatch, Window
 from crosstrace.tracer.cards.run import CardRun, asked_to_stop
@@ -99,10 +99,7 @@ def build_cards(
         >>> cards.contexts(next(iter(cards)))[0].tokens
         ['<bos>', 'Dallas', 'is', 'a', 'city', 'in', 'Texas']
     """
-    if isinstance(corpus, str | os.PathLike):
-        corpus = Corpus([corpus])
-    elif not isinstance(corpus, Corpus | Texts):
-        corpus = Texts(corpus)
+    corpus = as_texts(corpus)
     if model.tokenizer is None:
         raise ValueError(f"model {model.name} has no tokenizer, so it cannot read a corpus")
     used = model_dictionary(model, dictionary)

@@ -21,7 +21,7 @@ from crosstrace.replacement_model import LoadedModel, ModelDescription, SparseDi
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse, Features
 from crosstrace.replacement_model.dictionaries.use import in_use as put_to_use
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
-from crosstrace.replacement_model.texts import Corpus, Cursor, Texts, contexts
+from crosstrace.replacement_model.texts import Corpus, Cursor, Texts, as_texts, contexts
 from crosstrace.tracer.defaults import CONTEXT_LENGTH, EVALUATION_LAYER_TOKENS, EVALUATION_TOKENS
 from crosstrace.tracer.evaluation.losses import next_token_losses
 from crosstrace.tracer.evaluation.passes import Batch
@@ -80,10 +80,7 @@ def evaluate(
         >>> evaluate(model, model.transcoders, ["Dallas is a city in Texas ."], layer_tokens=0).tokens
         7
     """
-    if isinstance(texts, str | os.PathLike):
-        texts = Corpus([texts])
-    elif not isinstance(texts, Corpus | Texts):
-        texts = Texts(texts)
+    texts = as_texts(texts)
     if model.tokenizer is None:
         raise ValueError(f"model {model.name} has no tokenizer, so it cannot read texts")
     used = in_use(dictionary, model)

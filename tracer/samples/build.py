@@ -19,7 +19,7 @@ from crosstrace.replacement_model.model import dictionary_of
 from crosstrace.replacement_model.prompts import token_strings
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.replacement_model.readouts.norm_scales import watched_norms
-from crosstrace.replacement_model.texts import CorpusContext, Cursor, contexts
+from crosstrace.replacement_model.texts import CorpusContext, Cursor, as_texts, contexts
 from crosstrace.tracer.defaults import CONTEXT_LENGTH, SAMPLE_TOKENS
 from crosstrace.tracer.progress import corpus_progress
 from crosstrace.tracer.samples.sample import CorpusSample
@@ -65,10 +65,7 @@ def build_sample(
         >>> sample.positions
         6
     """
-    if isinstance(corpus, str | os.PathLike):
-        corpus = Corpus([corpus])
-    elif not isinstance(corpus, Corpus | Texts):
-        corpus = Texts(corpus)
+    corpus = as_texts(corpus)
     if model.tokenizer is None:
         raise ValueError(f"model {model.name} has no tokenizer, so it cannot read a corpus")
     used = dictionary_of(model, dictionary)

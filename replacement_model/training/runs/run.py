@@ -25,7 +25,7 @@ from torch import Tensor
 from crosstrace.replacement_model.base_model import BaseModel
 from crosstrace.replacement_model.fingerprints import model_fingerprint
 from crosstrace.replacement_model.memory import format_bytes, is_out_of_memory, parse_bytes, usable_bytes
-from crosstrace.replacement_model.texts import Corpus, Texts
+from crosstrace.replacement_model.texts import Corpus, Texts, as_texts
 from crosstrace.replacement_model.training.core import Trainer
 from crosstrace.replacement_model.training.data.documents import Documents
 from crosstrace.replacement_model.training.data.rows import WindowRows
@@ -96,10 +96,7 @@ def train(
     """
     if base.tokenizer is None:
         raise ValueError(f"model {base.name} has no tokenizer, so it cannot read a corpus")
-    if isinstance(corpus, str | os.PathLike):
-        corpus = Corpus([corpus])
-    elif not isinstance(corpus, Corpus | Texts):
-        corpus = Texts(corpus)
+    corpus = as_texts(corpus)
     team = Team.joined(base.device)
     watcher = watcher if watcher is not None and team.rank == 0 else Watcher()
     run = _Run(base, Documents(corpus, settings.held_out_share), Path(folder), settings, watcher, team)
