@@ -291,6 +291,30 @@ def step_progress(show: bool | None = None) -> Iterator[Callable[[str, int, int]
 
 
 @contextmanager
+def generation_progress(what: str, total: int, show: bool | None = None) -> Iterator[list[Callable[[Any, Any], Any]]]:
+    """Show progress of a generation, a step for each token, and yield what `generate` takes as `stopping_criteria`.
+
+    They stop nothing; a watcher may, by an exception.
+
+    Args:
+        what: What is generated.
+        total: The largest number of tokens.
+        show: Whether to show it; None: yes.
+    """
+    with step_progress(show) as report:
+        done = 0
+
+        def told(tokens_rt: Any, logits_rv: Any) -> Any:
+            nonlocal done
+            done += 1
+            report(what, min(done, total), total)
+            return tokens_rt[:, -1] != tokens_rt[:, -1]  # of no row is it the end
+
+        report(what, 0, total)
+        yield [told]
+
+
+@contextmanager
 def prompt_progress(total: int, show: bool | None = None) -> Iterator[Callable[[int, int], None]]:
     """Show progress for work on many prompts, with rate, time left and failures, and yield `report(done, failed)`.
 

@@ -36,6 +36,7 @@ from crosstrace.replacement_model.interventions.references import name_and_posit
 from crosstrace.replacement_model.prompts import Prompt
 from crosstrace.tracer.attribution.tracing import answer_log_probabilities
 from crosstrace.tracer.cards.naming import FeatureNames
+from crosstrace.tracer.progress import generation_progress
 
 SHOWN = 3  # active features named for an intervention
 _NUMERIC: dict[str, Callable[[str, float], Intervention]] = {"set": Set, "scale": Scale, "add": Add}
@@ -205,8 +206,12 @@ def before_and_after(
             raise ValueError("the conversation has an answer already: nothing is generated after it")
         place = prompt.answer[0] - 1
     if max_new_tokens:  # an open end means generated tokens too, and interventions may name them
-        after = model.generate(local, interventions, max_new_tokens, held, treatment, return_logits=True)
-        before = model.generate(local, (), max_new_tokens=max_new_tokens)
+        with generation_progress("generating with interventions", max_new_tokens) as told:
+            after = model.generate(
+                local, interventions, max_new_tokens, held, treatment, return_logits=True, stopping_criteria=told
+            )
+        with generation_progress("generating without", max_new_tokens) as told:
+            before = model.generate(local, (), max_new_tokens=max_new_tokens, stopping_criteria=told)
         assert after.logits_rtv is not None
         logits_v, texts = after.logits_rtv[0, 0], [before.texts[0], after.texts[0]]
         flips = after.became_active, after.became_inactive

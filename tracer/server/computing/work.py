@@ -19,7 +19,7 @@ from crosstrace.replacement_model import FeatureAt, Freeze, Intervention, Set
 from crosstrace.replacement_model.conversations import Conversation, ending
 from crosstrace.tracer.attention.ranking import with_attention
 from crosstrace.tracer.attribution.targets import top_logits
-from crosstrace.tracer.progress import step_progress
+from crosstrace.tracer.progress import generation_progress, step_progress
 from crosstrace.tracer.server.core.models import Prompt, Served
 from crosstrace.tracer.server.core.settings import Limits
 from crosstrace.tracer.server.core.store import Entry, GraphStore
@@ -246,9 +246,17 @@ def steer(
             if seed is not None:
                 torch.manual_seed(seed)
             # One more than is shown: its logits are those after the last token.
-            made = model.generate(
-                local, changes, n_tokens + 1, freeze if changes else "iterative", return_logits=True, **sampling
-            )
+            what = "generating steered" if changes else "generating"
+            with generation_progress(what, n_tokens + 1) as told:
+                made = model.generate(
+                    local,
+                    changes,
+                    n_tokens + 1,
+                    freeze if changes else "iterative",
+                    return_logits=True,
+                    stopping_criteria=told,
+                    **sampling,
+                )
         assert made.logits_rtv is not None
         found.append(_steered(served, local.tokens_p, made.tokens_rt[0][:-1], made.logits_rtv[0], top))
     return found[0], found[1]
