@@ -25,10 +25,11 @@ from rich.console import Console
 from crosstrace.graphs import write_atomically
 
 HOURS = 0.5
-# Minutes of the whole that are set aside for the rest: fetching, evaluation, cards, graphs and their tests. An estimate.
-OTHER_MINUTES = 13.0
-CARD_WORDS = 75_000  # of the texts, about 100,000 tokens; with fewer a rare feature has too few contexts
-EVALUATION_TOKENS = 4096  # of held-out text; about two minutes
+# Minutes of the whole that are set aside for the rest: fetching, evaluation, cards, graphs and their tests.
+OTHER_MINUTES = 12.0
+SHORT = 30.0  # minutes of training up to which the rest is kept short, too
+CARD_WORDS = {"short": 45_000, "long": 75_000}  # of the texts: 60,000 and 100,000 tokens; rare features need many
+EVALUATION_TOKENS = {"short": 2048, "long": 4096}  # of held-out text: two minutes and four
 
 
 class Pipeline:
@@ -38,12 +39,14 @@ class Pipeline:
         work: The folder.
         minutes: Minutes of training.
         seed: The seed of the training.
+        extent: `short` or `long`: how much text cards and evaluation see.
         spent: Seconds of each stage that ran.
     """
 
     def __init__(self, work: Path, minutes: float, seed: int) -> None:
         self.work, self.minutes, self.seed = work, minutes, seed
         self.model, self.transcoders, self.cards = work / "model.gguf", work / "transcoders", work / "cards.safetensors"
+        self.extent = "short" if minutes <= SHORT else "long"
         self.console = Console()
         self.spent: dict[str, float] = {}
 
@@ -69,7 +72,7 @@ class Pipeline:
 
     def _fetch(self) -> None:
         fetch.fetch_model(self.work, self.console)
-        self.texts = fetch.fetch_texts(self.work, self.console, more=self.minutes > 30)
+        self.texts = fetch.fetch_texts(self.work, self.console, more=self.extent == "long")
 
     def _train(self) -> None:
         if (self.transcoders / "report.json").is_file():
@@ -81,7 +84,7 @@ class Pipeline:
             "clt",
             *self._corpus(),
             *("-o", self.transcoders, "--minutes", f"{self.minutes:g}", "--seed", self.seed),
-            *("--evaluation-tokens", EVALUATION_TOKENS, "--model", self.model),
+            *("--evaluation-tokens", EVALUATION_TOKENS[self.extent], "--model", self.model),
             *(["--resume"] if begun else []),
         )
 
@@ -97,7 +100,7 @@ class Pipeline:
         """A file with documents from all texts, evenly spread."""
         documents = [line for path in self.texts for line in path.read_text("utf-8").splitlines(keepends=True)]
         words = sum(len(line.split()) for line in documents)
-        every = max(1, words // CARD_WORDS)
+        every = max(1, words // CARD_WORDS[self.extent])
         path = self.work / "text" / "for_cards.txt"
         write_atomically(path, "".join(documents[::every]).encode())
         return path

@@ -117,15 +117,19 @@ def read_outcomes(
         for local, places in zip(prompts.locals_g, wanted, strict=True)
     ]
     flips_b2 = torch.stack(result.flips).sum(0).tolist()
+    normed_bwd = result.normed_bwd if result.normed_change_bwd is None else result.normed_change_bwd
+    assert normed_bwd is not None
+    index_bq = torch.tensor([wanted[prompt] for prompt in prompts.prompt_of_b.tolist()], device=model.device)
+    index_bq += torch.tensor([[prompts.slots(prompt).start] for prompt in prompts.prompt_of_b], device=model.device)
+    # All rows in one product: the unembedding is by far the largest matrix, and each product reads it whole.
+    read_bqv = model.sites.unembed(normed_bwd[torch.arange(len(index_bq), device=model.device)[:, None], index_bq])
     outcomes = []
     for row, prompt in enumerate(prompts.prompt_of_b.tolist()):
-        index_q = torch.tensor(wanted[prompt], device=model.device) + prompts.slots(prompt).start
         if result.normed_change_bwd is not None:
-            changes_qv = model.sites.unembed(result.normed_change_bwd[row, index_q])
+            changes_qv = read_bqv[row]
             logits_qv = before_gqv[prompt] + changes_qv
         else:
-            assert result.normed_bwd is not None
-            logits_qv = model.sites.unembed(result.normed_bwd[row, index_q])
+            logits_qv = read_bqv[row]
             changes_qv = logits_qv - before_gqv[prompt]
         after_t = before_gt[prompt] + changes_bt[row]
         slot = row * prompts.width + prompts.slots(prompt).start
