@@ -68,6 +68,9 @@ from .formats import (
     read_graph as read_graph,
 )
 from .formats import (
+    read_whole_graph as read_whole_graph,
+)
+from .formats import (
     register_exporter as register_exporter,
 )
 from .formats import (
@@ -78,6 +81,7 @@ from .formats import (
 )
 from .graph import AttributionGraph as AttributionGraph
 from .layout import NodeLayout as NodeLayout
+from .origins.json_origin import JsonOrigin as JsonOrigin
 from .page.comparison import write_comparison_html as write_comparison_html
 from .page.export import view as view
 from .page.export import write_html as write_html
@@ -88,6 +92,8 @@ from .pictures.figure import Figure as Figure
 from .pictures.graphviz import GraphvizMissing as GraphvizMissing
 from .pictures.graphviz import graphviz_program as graphviz_program
 from .pictures.graphviz import render as render
+from .readers.json_graph import InexpressibleError as InexpressibleError
+from .readers.json_graph import graph_from_json as graph_from_json
 from .saved_state import SavedState as SavedState
 from .saved_state import check_state as check_state
 from .saved_state import read_origin as read_origin

@@ -176,20 +176,53 @@ def write_graph(
 
 
 def read_graph(path: str | os.PathLike[str]) -> AttributionGraph:
-    """Read a `.safetensors` graph; the other formats do not hold the whole of one.
+    """Read a graph from `.safetensors`, or what pruning kept of one from the JSON of crosstrace, circuit-tracer, Neuronpedia.
 
     Raises:
-        ValueError: The file has another suffix, or is damaged.
+        ValueError: The file has another suffix, is damaged, or (`.json`) holds what a graph of transcoders cannot express;
+            one line that names it and says which.
         OSError: There is no such file.
 
     Example:
         >>> graph = read_graph("raw.safetensors")
+        >>> read_graph("dallas.json").json_origin.n_active
+        2768
     """
-    if Path(path).suffix.lower() != ".safetensors":
-        raise ValueError(f"cannot read a graph from {os.fspath(path)!r}: only .safetensors files hold a whole graph")
-    from crosstrace.graphs.graph import AttributionGraph
+    match Path(path).suffix.lower():
+        case ".safetensors":
+            from crosstrace.graphs.graph import AttributionGraph
 
-    return AttributionGraph.load(path)
+            return AttributionGraph.load(path)
+        case ".json":
+            from crosstrace.graphs.readers.json_graph import read_json_graph
+
+            return read_json_graph(path)
+    raise ValueError(f"cannot read a graph from {os.fspath(path)!r}: expected .safetensors or .json")
+
+
+def read_whole_graph(path: str | os.PathLike[str], what: str) -> AttributionGraph:
+    """Read a graph for something that needs more than what pruning kept.
+
+    Args:
+        path: The file.
+        what: What needs it, for the message.
+
+    Raises:
+        ValueError: As `read_graph`, or the file is JSON, or was made from it.
+        OSError: There is no such file.
+
+    Example:
+        >>> read_whole_graph("dallas.json", "validate")
+        ValueError: dallas.json: validate needs the whole graph; a JSON file holds only …
+    """
+    graph = read_graph(path)
+    from crosstrace.graphs.analysis.pruning import check_whole
+
+    try:
+        check_whole(graph, what)
+    except ValueError as problem:
+        raise ValueError(f"{os.fspath(path)}: {problem}") from None
+    return graph
 
 
 def _write_safetensors(graph: AttributionGraph, path: str | os.PathLike[str], export: Export) -> None:

@@ -7,6 +7,7 @@ Edges are stored as sparse rows: at 50,000 nodes a dense n × n would not fit. `
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from crosstrace.graphs.conversations.spans import Spans, spans_of
 from crosstrace.graphs.layout import NodeLayout
 from crosstrace.graphs.notebook import as_html
 from crosstrace.graphs.numbers import count, probability
+from crosstrace.graphs.origins.json_origin import JsonOrigin, json_origin_of
 from crosstrace.graphs.sparse_rows import canonical, mask_as_csr, row_sums
 from crosstrace.graphs.storage import csr_names, csr_of, csr_tensors, read_values, write_values
 from crosstrace.graphs.text import distinct, marked, short
@@ -67,7 +69,7 @@ class AttributionGraph:
     selected_features: torch.Tensor = field(metadata=_tensor(torch.int64, "K"))
     """(K,) int64: rows of `active_features` that are nodes, ascending."""
     tokens: torch.Tensor = field(metadata=_tensor(torch.int64, "P"))
-    """(P,) int64: token ids of the prompt."""
+    """(P,) int64: token ids of the prompt; -1 where the JSON that the graph was read from does not say."""
     token_strings: list[str] = field(metadata=_strings("P"))
     """P strings: the text of each token."""
     logit_tokens: torch.Tensor = field(metadata=_tensor(torch.int64, "k"))
@@ -131,6 +133,7 @@ class AttributionGraph:
         _check_range("selected_features", self.selected_features, size["N"])
         _check_range("logit_positions", self.logit_positions, size["P"])
         self._spans = spans_of(self.settings, size["P"])
+        self._json_origin = json_origin_of(self.settings)
         if bool((self.logit_probabilities < 0).any()):
             raise ValueError("logit_probabilities holds a negative weight; influence needs weights of 0 or more")
         self.edges = canonical(self.edges)
@@ -150,6 +153,14 @@ class AttributionGraph:
     def spans(self) -> Spans | None:
         """The turns, the answer and the template's tokens of a conversation, which `settings` hold; None for other prompts."""
         return self._spans
+
+    @property
+    def json_origin(self) -> JsonOrigin | None:
+        """What is known of a graph that was read from JSON, which holds only what pruning kept; None for a whole graph.
+
+        Of such a graph `unattributed`, `omitted`, `omitted_magnitude` and `target_values` are zero: they are not known.
+        """
+        return self._json_origin
 
     @property
     def n(self) -> int:
@@ -179,12 +190,15 @@ class AttributionGraph:
     def completeness_error(self) -> float:
         """Return the largest |left − right| over feature and target rows, relative to the row's sum of absolute terms.
 
-        left = `target_values`; right = Σ edges + omitted + unattributed, in float64. Pruning does not change it.
+        left = `target_values`; right = Σ edges + omitted + unattributed, in float64. Pruning does not change it. NaN for a
+        graph that was read from JSON, where it is not known.
 
         Example:
             >>> graph.completeness_error()
             2.1e-07
         """
+        if self.json_origin is not None:
+            return math.nan
         terms = (self.omitted.double(), self.unattributed.double())
         right = row_sums(self.edges) + sum(term.numpy() for term in terms)
         scale = row_sums(self.edges, absolute=True)
@@ -411,8 +425,9 @@ def _telling(texts: list[str], ids: list[int]) -> list[int]:
     """The ids of the tokens whose text several tokens of the list have, -1 for all others, which their text tells apart."""
     of_text: dict[str, set[int]] = {}
     for text, number in zip(texts, ids, strict=True):
-        of_text.setdefault(text, set()).add(number)
-    return [number if len(of_text[text]) > 1 else -1 for text, number in zip(texts, ids, strict=True)]
+        if number >= 0:
+            of_text.setdefault(text, set()).add(number)
+    return [number if len(of_text.get(text, ())) > 1 else -1 for text, number in zip(texts, ids, strict=True)]
 
 
 def _fields(*kinds: str) -> list[dataclasses.Field[Any]]:

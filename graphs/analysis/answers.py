@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from crosstrace.graphs.analysis.flow import places
-from crosstrace.graphs.analysis.pruning import prune
+from crosstrace.graphs.analysis.pruning import check_whole, prune
 from crosstrace.graphs.analysis.subgraphs import restricted
 from crosstrace.graphs.graph import AttributionGraph
 
@@ -82,11 +82,12 @@ def of_answer(graph: AttributionGraph, start: int = 0, stop: int | None = None) 
         stop: The token after the last; None for the answer's end.
 
     Raises:
-        ValueError: The graph has no answer, or no such token.
+        ValueError: The graph has no answer, or no such token, or was read from JSON and is not whole.
 
     Example:
         >>> prune(of_answer(graph, 2, 3)).influence    # on the third token alone
     """
+    check_whole(graph, "reading influence on a part of the answer")
     targets = answer_targets(graph)
     chosen = targets[start:stop]
     if not chosen or start < 0:

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from crosstrace.graphs.analysis.alignment import aligned_positions, feature_counterparts
-from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
-from crosstrace.graphs.analysis.pruning import prune
+from crosstrace.graphs.analysis.pruning import influence_shares, prune
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.fingerprints import same_weights
 from crosstrace.graphs.graph import AttributionGraph
@@ -198,7 +197,8 @@ def pruned_alike(a: AttributionGraph, b: AttributionGraph) -> tuple[AttributionG
     """Return both graphs pruned with one pair of thresholds: those of the first, or of the second where the first is raw.
 
     Otherwise a feature could be missing in one of them because less was kept there. Two raw graphs stay raw, and masks
-    that thresholds did not make stay as they are.
+    that thresholds did not make stay as they are. So do graphs that were read from JSON, which cannot be pruned again: their
+    thresholds are the pair.
 
     Example:
         >>> a, b = pruned_alike(prune(dallas, 0.8, 0.98), prune(oakland, 0.5, 0.9))
@@ -206,11 +206,14 @@ def pruned_alike(a: AttributionGraph, b: AttributionGraph) -> tuple[AttributionG
         {'node_threshold': 0.8, 'edge_threshold': 0.98}
     """
     known = [graph.settings.get("pruning") if graph.node_mask is not None else None for graph in (a, b)]
-    chosen = known[0] or known[1]
+    fixed = [own for graph, own in zip((a, b), known, strict=True) if graph.json_origin is not None and own]
+    chosen = next(iter(fixed), None) or known[0] or known[1]
     if not chosen:
         return a, b
     a, b = (
-        graph if own == chosen or (graph.node_mask is not None and not own) else prune(graph, **chosen)
+        graph
+        if own == chosen or graph.json_origin is not None or (graph.node_mask is not None and not own)
+        else prune(graph, **chosen)
         for graph, own in zip((a, b), known, strict=True)
     )
     return a, b
@@ -280,8 +283,7 @@ def _features(graph: AttributionGraph) -> Iterable[tuple[int, tuple[int, int, in
 
 def _sides(graph: AttributionGraph) -> list[InGraph]:
     """What each feature node is in its graph."""
-    influence = spread(graph.edges, row_scale(graph.edges), target_weights(graph))
-    shares = influence / influence.sum() if influence.any() else influence
+    shares = influence_shares(graph)
     activations = graph.activations[graph.selected_features].tolist()
     kept = [True] * len(activations) if graph.node_mask is None else graph.node_mask.tolist()
     return [

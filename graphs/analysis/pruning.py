@@ -41,7 +41,8 @@ def prune(
         edge_threshold: Share of edge score to keep, 0 to 1.
 
     Raises:
-        ValueError: A threshold is outside 0..1; the message names which.
+        ValueError: A threshold is outside 0..1, and the message names which; or the graph was read from JSON and is not
+            whole.
 
     Example:
         >>> pruned = prune(graph, node_threshold=0.8, edge_threshold=0.98)
@@ -50,6 +51,7 @@ def prune(
     """
     check_threshold("node_threshold", node_threshold)
     check_threshold("edge_threshold", edge_threshold)
+    check_whole(graph, "pruning")
     layout, weights, edges = graph.layout, target_weights(graph), graph.edges
 
     influence = spread(edges, row_scale(edges), weights)
@@ -84,10 +86,14 @@ def prune(
 def unpruned(graph: AttributionGraph) -> AttributionGraph:
     """Return the graph without what `prune` filled in; edges are shared, not copied.
 
+    A graph that was read from JSON is returned as it is: its masks say what the file holds.
+
     Example:
         >>> graph_scores(unpruned(pruned)) == graph_scores(graph)
         True
     """
+    if graph.json_origin is not None:
+        return graph
     return dataclasses.replace(graph, node_mask=None, edge_mask_sparse=None, influence=None)
 
 
@@ -132,6 +138,62 @@ def entry_shares(influence: Floats) -> Floats:
     first_of_tie = np.maximum.accumulate(np.where(starts_tie, np.arange(len(order)), 0))
     shares[order] = (reached / reached[-1])[first_of_tie]
     return shares
+
+
+def shares_of_entries(entries: Floats) -> Floats:
+    """Return (n,) the share of the total that each node has, given the cumulative shares at which they enter.
+
+    Nodes that enter together have the same share. It is what `entry_shares` was computed from, but for ties.
+
+    Args:
+        entries: (n,), NaN for nodes whose share is not known: theirs is 0.
+
+    Example:
+        >>> shares_of_entries(np.array([0.5, 0.8, 1.0]))
+        array([0.5, 0.3, 0.2])
+    """
+    own = np.zeros(len(entries))
+    known = np.flatnonzero(np.isfinite(entries))
+    reached = 0.0
+    for share in np.unique(entries[known]):
+        together = known[entries[known] == share]
+        own[together] = (share - reached) / len(together)
+        reached = float(share)
+    return own
+
+
+def influence_shares(graph: AttributionGraph) -> Floats:
+    """Return (n,) the share of all nodes' influence on the targets that each node has; zeros where nothing has any.
+
+    It is the same in a raw and a pruned graph. Of a graph that was read from JSON it is what the file says, so far as it
+    says it.
+
+    Example:
+        >>> influence_shares(graph).sum()
+        1.0
+    """
+    if graph.json_origin is not None and graph.json_origin.knows_influence and graph.influence is not None:
+        assert graph.node_mask is not None
+        entries, kept = graph.influence.numpy(), graph.node_mask.numpy()
+        return shares_of_entries(np.where(kept, entries, np.nan))
+    influence = spread(graph.edges, row_scale(graph.edges), target_weights(graph))
+    return influence / influence.sum() if influence.any() else influence
+
+
+def check_whole(graph: AttributionGraph, what: str) -> None:
+    """Check that a graph is whole.
+
+    Args:
+        graph: Any graph.
+        what: What needs it whole, for the message.
+
+    Raises:
+        ValueError: It was read from JSON, which holds only what pruning kept.
+    """
+    if graph.json_origin is not None:
+        raise ValueError(
+            f"{what} needs the whole graph; a JSON file holds only what pruning kept: use the trace's .safetensors file"
+        )
 
 
 def cumulative_influence(graph: AttributionGraph) -> torch.Tensor:

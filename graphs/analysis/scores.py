@@ -48,17 +48,24 @@ def untraced(graph: AttributionGraph) -> int:
 
     With them, both scores would be as high or higher: what flows through such a feature would end in tokens in part.
     """
+    origin = graph.json_origin
+    if origin is not None:
+        return max((origin.n_active or 0) - (origin.n_traced or 0), 0)
     return len(graph.active_features) - len(graph.selected_features)
 
 
 def what_scores_count(graph: AttributionGraph) -> str:
     """Say in words what `graph_scores` of a graph is computed on.
 
+    Of a graph that was read from JSON it is what the file says; "" where it says nothing.
+
     Example:
         >>> what_scores_count(prune(graph))
         'what pruning kept; 2,256 of 2,768 active features were not traced and count as errors'
     """
     of = "the whole graph" if graph.node_mask is None else "what pruning kept"
+    if (origin := graph.json_origin) is not None:
+        return str((origin.scores or {}).get("counted") or "")
     if not (left_out := untraced(graph)):
         return of
     verb = "was not traced and counts as an error" if left_out == 1 else "were not traced and count as errors"
@@ -79,11 +86,17 @@ def graph_scores(graph: AttributionGraph) -> GraphScores:
     Where no edge comes from a feature or an error, the graph explains nothing: both scores are NaN. So they are of a
     prompt whose positions are all excluded, and of a graph without any influence.
 
+    Of a graph that was read from JSON they are those that the file holds, NaN where it holds none: they cannot be computed
+    from what pruning kept.
+
     Example:
         >>> replacement, completeness = graph_scores(graph)
         >>> 0 <= replacement <= completeness <= 1
         True
     """
+    if graph.json_origin is not None:
+        said = graph.json_origin.scores or {}
+        return GraphScores(*(math.nan if (value := said.get(name)) is None else value for name in GraphScores._fields))
     layout, weights, edges = graph.layout, target_weights(graph), graph.kept_edges()
     omitted = graph.omitted_magnitude.double().abs().numpy()
     scale = row_scale(edges, extra=omitted)

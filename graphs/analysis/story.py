@@ -122,7 +122,8 @@ class Story:
         tokens[:1] = [first.replace("%", "% enters", 1) for first in tokens[:1]]
         entered = f"{', '.join(tokens)}; " if tokens else ""
         lost = "errors and features not traced" if flow.omitted > 0 else "errors"
-        said = [f"Of the influence on {goal} {entered}{share(flow.unexplained)} is unexplained ({lost})."]
+        held = "" if graph.json_origin is None else ", as far as pruning kept it,"
+        said = [f"Of the influence on {goal}{held} {entered}{share(flow.unexplained)} is unexplained ({lost})."]
         moves = [
             f"{graph.token_name(move.source, 16)} → {graph.token_name(move.target, 16)} {share(move.share)} "
             f"({layer_range(move.layers, graph.n_layers)})"
@@ -165,7 +166,8 @@ def story_of(
     """Return the story of one target.
 
     Args:
-        graph: Pruned; a raw graph is first pruned with the default thresholds. Shares are of the whole graph.
+        graph: Pruned; a raw graph is first pruned with the default thresholds. Shares are of the whole graph; of one that
+            was read from JSON, of what the file holds.
         cards: For (layer, feature), what is known of it, as for `suggest_supernodes`.
         target: A target node; the one with the most weight if None.
         groups: (name, nodes) pairs to use; `suggest_supernodes` finds them if None.

@@ -23,6 +23,7 @@ from crosstrace.graphs.exporters.attention import (
 )
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
+from crosstrace.graphs.origins.json_origin import KEY as JSON_ORIGIN
 from crosstrace.graphs.saved_state import SavedState
 from crosstrace.graphs.viewer_ids import cantor_pairing, node_ids, scan_name, target_numbers, viewer_name
 
@@ -67,10 +68,10 @@ def graph_as_json(
     content = {
         "metadata": _metadata(
             graph,
-            viewer_name("slug", slug, "-".join(graph.prompt.lower().split())[:60], "graph"),
+            viewer_name("slug", slug, _slug(graph), "graph"),
             scan_name(graph.model_name, scan),
         ),
-        "qParams": (state or SavedState([], [])).q_params(graph),
+        "qParams": _q_params(graph, state),
         "nodes": _nodes(graph, ids),
         # A float32 is exactly a Python float, so the weight read back is the edge itself.
         "links": [
@@ -81,6 +82,18 @@ def graph_as_json(
     if graph.attention is not None:
         _add_attention(graph, content, list(zip(edges.row.tolist(), edges.col.tolist(), strict=True)))
     return content
+
+
+def _slug(graph: AttributionGraph) -> str:
+    known = "" if graph.json_origin is None else graph.json_origin.slug
+    return known or "-".join(graph.prompt.lower().split())[:60]
+
+
+def _q_params(graph: AttributionGraph, state: SavedState | None) -> dict[str, Any]:
+    nothing = SavedState([], []).q_params(graph)
+    if state is None and graph.json_origin is not None:
+        return nothing | graph.json_origin.q_params
+    return nothing if state is None else state.q_params(graph)
 
 
 _OF_CONTRIBUTORS = ("node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp", "activation")
@@ -137,8 +150,16 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
     except PackageNotFoundError:
         generator_version = "unknown"
     scores = graph_scores(graph)._asdict().items()
-    settings = {name: value for name, value in graph.settings.items() if name not in ("pruning", "guesses", "latents")}
+    left_out = ("pruning", "guesses", "latents", JSON_ORIGIN)
+    settings = {name: value for name, value in graph.settings.items() if name not in left_out}
     pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
+    ids, origin = node_ids(graph)[graph.layout.logits.start :], graph.json_origin
+    counts: dict[str, int | None] = {
+        "n_active_features": len(graph.active_features),
+        "n_selected_features": len(graph.selected_features),
+    }
+    if origin is not None:
+        counts = dict(zip(counts, (origin.n_active, origin.n_traced), strict=True))
     return {
         "slug": slug,
         "scan": scan,
@@ -154,14 +175,16 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
         },
         "generation_settings": {
             **settings,
-            "n_active_features": len(graph.active_features),
-            "n_selected_features": len(graph.selected_features),
+            **{name: value for name, value in counts.items() if value is not None},
         },
         "pruning_settings": pruning,
         # Of targets named by hand: the same for all, whatever their `token_prob`.
-        "target_weights": dict(
-            zip(node_ids(graph)[graph.layout.logits.start :], graph.logit_probabilities.tolist(), strict=True)
-        ),
+        "target_weights": dict(zip(ids, graph.logit_probabilities.tolist(), strict=True)),
+        # Nodes have the text with other quotation marks, and all targets the layer above the last.
+        "targets": {
+            name: {"text": text, "layer": layer}
+            for name, text, layer in zip(ids, graph.logit_strings, graph.logit_layers.tolist(), strict=True)
+        },
         # JSON has no NaN: a score of nothing is null.
         "scores": {name: None if math.isnan(score) else score for name, score in scores}
         | {"counted": what_scores_count(graph)},

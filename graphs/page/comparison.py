@@ -85,7 +85,11 @@ def comparison_page_data(
     if len(names) != 2:
         raise ValueError(f"names must be two, one for each graph, not {len(names)}")
     a, b = pruned_alike(a, b)  # the page has one pair of sliders
-    data = [page_data(graph, cards, supernodes=(), limits=limits, stories=False) for graph in (a, b)]
+    # Neither page may hold what the other has dropped: a graph from JSON has no more than what pruning kept.
+    only_kept = a.json_origin is not None or b.json_origin is not None
+    data = [
+        page_data(graph, cards, supernodes=(), limits=limits, stories=False, only_kept=only_kept) for graph in (a, b)
+    ]
     # The page looks in both, so no card has to be there twice.
     data[1]["cards"] = {key: card for key, card in data[1]["cards"].items() if key not in data[0]["cards"]}
     to_b = counterparts(a, b)

@@ -163,7 +163,7 @@ class PageData(TypedDict):
     suggested: list[list[str]]
     """Supernodes: a name and node ids each."""
     stories: list[PageStory]
-    """One a target; none where only JSON was there to make the page of."""
+    """One a target; none where a JSON file holds more than a graph can express."""
     attention: PageAttention | None
     """None where the graph keeps none."""
     qParams: dict[str, Any]

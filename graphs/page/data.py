@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import scipy.sparse
 from crosstrace.graphs.analysis.answers import answer_targets
 from crosstrace.graphs.analysis.defaults import EDGE_THRESHOLD, NODE_THRESHOLD
 from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
-from crosstrace.graphs.analysis.pruning import prune, reaching, unpruned
+from crosstrace.graphs.analysis.pruning import influence_shares, prune, reaching, unpruned
 from crosstrace.graphs.analysis.scores import graph_scores, untraced
 from crosstrace.graphs.analysis.supernodes import suggest_supernodes
 from crosstrace.graphs.graph import AttributionGraph
@@ -31,6 +32,9 @@ from crosstrace.graphs.page.contents import (
     PageData,
     PageNode,
     PageSource,
+    Scores,
+    Start,
+    WholeGraph,
     firing_places,
     page_contents,
     page_label,
@@ -40,6 +44,8 @@ from crosstrace.graphs.page.stories import page_stories
 from crosstrace.graphs.sparse_rows import Floats, Mask, rows_of
 from crosstrace.graphs.viewer_ids import node_ids
 
+MADE_FROM_JSON = "Made from a JSON file: what its pruning dropped is not here."
+"""What pages say of graphs that were read from JSON."""
 Supernodes = Iterable[tuple[str, Sequence[int]]]
 _LETTERS = {"feature": "f", "error": "e", "token": "t", "logit": "l"}
 
@@ -52,6 +58,7 @@ def page_data(
     limits: PageLimits = LIMITS,
     stories: bool = True,
     notes: Sequence[str] = (),
+    only_kept: bool = False,
 ) -> PageData:
     """Return the content of a graph's page; for the arguments see `write_html`.
 
@@ -63,10 +70,68 @@ def page_data(
         limits: How much the page may hold.
         stories: Whether it tells the story of each target.
         notes: Sentences that the page shows.
+        only_kept: Hold no more than what pruning kept, as the page of a graph that was read from JSON does; for such a graph
+            it is always so.
 
     Raises:
         ValueError: The graph is too large for a page even when pruned; the message says what to do.
     """
+    if only_kept and graph.node_mask is None:
+        graph = prune(graph)
+    held = _kept_part(graph, limits) if only_kept or graph.json_origin is not None else _part_that_fits(graph, limits)
+    nodes = np.flatnonzero(held.nodes)
+    ids, origin = node_ids(graph), graph.json_origin
+    features = sorted({graph.feature_key(int(node)) for node in np.flatnonzero(held.nodes[graph.layout.features])})
+    pruned = graph if graph.node_mask is not None else prune(graph, held.start["node"], held.start["edge"])
+    supernodes = suggest_supernodes(pruned, cards) if supernodes is None else list(supernodes)
+    on_page = {int(node): ids[node] for node in nodes}
+    return page_contents(
+        PageSource(
+            prompt=graph.prompt,
+            model=graph.model_name,
+            transcoders=graph.transcoders_name,
+            fingerprints=graph.settings.get("fingerprints") or {},
+            tokens=graph.token_strings,
+            names=graph.names()[0],
+            n_layers=graph.n_layers,
+            nodes=[_node(graph, int(node), ids[node]) for node in nodes],
+            edges=scipy.sparse.csr_array(held.edges[nodes][:, nodes]),
+            influence=held.influence[nodes],
+            influence_total=held.influence_total,
+            whole=held.whole,
+            start=held.start,
+            fires=_fires(graph, features),
+            slug="" if origin is None else origin.slug,
+            omitted=graph.omitted_magnitude.numpy()[nodes],
+            notes=[*notes, *([] if origin is None else [*origin.notes, MADE_FROM_JSON])],
+            scores=held.scores,
+            cards=_with_latents(cards_of_features(cards or {}, features, limits), graph, features),
+            suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
+            stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
+            template=None if graph.spans is None else sorted(graph.spans.template),
+            hide_template=_hides_template(graph),
+            answer=_answer_ids(graph, ids),
+            attention=page_attention(graph, on_page),
+            q_params=state or ({} if origin is None else origin.q_params),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What of a graph a page holds."""
+
+    nodes: Mask
+    edges: scipy.sparse.csr_array
+    influence: Floats
+    influence_total: float
+    whole: WholeGraph
+    start: Start
+    scores: Scores | None
+
+
+def _part_that_fits(graph: AttributionGraph, limits: PageLimits) -> _Held:
+    """All of a small graph; of a larger one as much as lets the page prune live, or what pruning kept."""
     thresholds = {"node_threshold": NODE_THRESHOLD, "edge_threshold": EDGE_THRESHOLD}
     if graph.node_mask is not None:
         thresholds |= graph.settings.get("pruning", {})
@@ -81,41 +146,32 @@ def page_data(
         edge_threshold = 1.0
         # Tokens always stay; a long prompt is no reason to refuse its page.
         _check_size(int(fits.sum()) - len(graph.tokens), edges.nnz, limits)
-    nodes = np.flatnonzero(fits)
-    ids = node_ids(graph)
-    features = sorted({graph.feature_key(int(node)) for node in np.flatnonzero(fits[graph.layout.features])})
-    pruned = graph if graph.node_mask is not None else prune(graph, node_threshold, edge_threshold)
-    supernodes = suggest_supernodes(pruned, cards) if supernodes is None else list(supernodes)
-    on_page = {int(node): ids[node] for node in nodes}
     replacement, completeness = (None if math.isnan(score) else score for score in graph_scores(unpruned(graph)))
-    return page_contents(
-        PageSource(
-            prompt=graph.prompt,
-            model=graph.model_name,
-            transcoders=graph.transcoders_name,
-            fingerprints=graph.settings.get("fingerprints") or {},
-            tokens=graph.token_strings,
-            names=graph.names()[0],
-            n_layers=graph.n_layers,
-            nodes=[_node(graph, int(node), ids[node]) for node in nodes],
-            edges=scipy.sparse.csr_array(edges[nodes][:, nodes]),
-            influence=influence[nodes],
-            influence_total=float(influence.sum()),
-            whole={"nodes": graph.n, "edges": int(graph.edges.nnz), "untraced": untraced(graph)},
-            start={"node": node_threshold, "edge": edge_threshold, "nodeLimit": reach},
-            fires=_fires(graph, features),
-            omitted=graph.omitted_magnitude.numpy()[nodes],
-            notes=list(notes),
-            scores={"replacement": replacement, "completeness": completeness},
-            cards=_with_latents(cards_of_features(cards or {}, features, limits), graph, features),
-            suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
-            stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
-            template=None if graph.spans is None else sorted(graph.spans.template),
-            hide_template=_hides_template(graph),
-            answer=_answer_ids(graph, ids),
-            attention=page_attention(graph, {int(node): ids[node] for node in nodes}),
-            q_params=state or {},
-        )
+    return _Held(
+        fits,
+        edges,
+        influence,
+        float(influence.sum()),
+        whole={"nodes": graph.n, "edges": int(graph.edges.nnz), "untraced": untraced(graph)},
+        start={"node": node_threshold, "edge": edge_threshold, "nodeLimit": reach},
+        scores={"replacement": replacement, "completeness": completeness},
+    )
+
+
+def _kept_part(graph: AttributionGraph, limits: PageLimits) -> _Held:
+    """What pruning kept, all of which the page shows at first."""
+    assert graph.node_mask is not None
+    kept, edges = graph.node_mask.numpy().copy(), graph.kept_edges()
+    _check_size(int(kept.sum()) - len(graph.tokens), edges.nnz, limits)
+    influence = influence_shares(graph)
+    return _Held(
+        kept,
+        edges,
+        influence,
+        max(1.0, float(influence.sum())),
+        whole={"nodes": int(kept.sum()), "edges": int(edges.nnz), "untraced": 0},
+        start={"node": 1.0, "edge": 1.0, "nodeLimit": 1.0},
+        scores=None,
     )
 
 

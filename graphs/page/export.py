@@ -24,9 +24,9 @@ from typing import Any
 
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
-from crosstrace.graphs.page.contents import Card, Key, cards_as_json, features_of
+from crosstrace.graphs.page.contents import Card, Key, PageData, cards_as_json, features_of
 from crosstrace.graphs.page.data import cards_of_features, page_data
-from crosstrace.graphs.page.from_json import read_json_page
+from crosstrace.graphs.page.from_json import open_json
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.text import short
 
@@ -93,16 +93,18 @@ def view(
     """
     match Path(file).suffix.lower():
         case ".safetensors":
-            graph = AttributionGraph.load(file)
-            names = graph.model_name, graph.transcoders_name, graph.settings.get("fingerprints")
-            write_html(graph, path, cards(*names) if callable(cards) else cards, limits=limits)
+            opened: AttributionGraph | PageData = AttributionGraph.load(file)
         case ".json":
-            data = read_json_page(file, limits)
-            found = cards(data["model"], data["transcoders"], data["fingerprints"]) if callable(cards) else cards
-            data["cards"] = cards_as_json(cards_of_features(found or {}, features_of(data), limits))
-            write_atomically(path, page(data, limits=limits))
+            opened = open_json(file, limits)
         case _:
             raise ValueError(f"cannot view {os.fspath(file)!r}: expected a graph as .safetensors or .json")
+    if isinstance(opened, AttributionGraph):
+        names = opened.model_name, opened.transcoders_name, opened.settings.get("fingerprints")
+        write_html(opened, path, cards(*names) if callable(cards) else cards, limits=limits)
+    else:
+        found = cards(opened["model"], opened["transcoders"], opened["fingerprints"]) if callable(cards) else cards
+        opened["cards"] = cards_as_json(cards_of_features(found or {}, features_of(opened), limits))
+        write_atomically(path, page(opened, limits=limits))
 
 
 def page(

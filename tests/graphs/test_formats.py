@@ -104,8 +104,10 @@ def test_reading(tmp_path):
     graph = random_graph()
     write_graph(graph, tmp_path / "g.safetensors")
     assert torch.equal(read_graph(tmp_path / "g.safetensors").adjacency, graph.adjacency)
-    with pytest.raises(ValueError, match=r"cannot read a graph from .*g\.json.*only \.safetensors"):
-        read_graph(tmp_path / "g.json")
+    write_graph(graph, tmp_path / "g.json")
+    assert read_graph(tmp_path / "g.json").settings["max_logits"] == 3
+    with pytest.raises(ValueError, match=r"cannot read a graph from .*g\.svg.*expected \.safetensors or \.json"):
+        read_graph(tmp_path / "g.svg")
 
 
 def test_importing_is_quiet_and_loads_nothing_heavy():

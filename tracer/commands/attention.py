@@ -93,7 +93,7 @@ def attention(
         if path.suffix.lower() != ".json":
             raise typer.BadParameter(f"{path}: reports are written as .json")
     with one_line_errors(debug):
-        from crosstrace.graphs import read_graph, read_state, with_card_labels
+        from crosstrace.graphs import read_state, read_whole_graph, with_card_labels
         from crosstrace.graphs.files import check_writable
         from crosstrace.tracer.attention.loadings import check_edges, loadings_of
         from crosstrace.tracer.attention.places import TracedPrompt
@@ -107,7 +107,7 @@ def attention(
         for path in output or ():
             check_writable(path)
         place = None if head is None else parse_head(head)
-        traced = read_graph(graph)
+        traced = read_whole_graph(graph, "attention")
         labelled = with_card_labels(traced, cards_of(traced, cards, note))
         pairs = [(find_node(labelled, target), find_node(labelled, source)) for source, target in ends]
         edges = check_edges(traced, pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,12 @@ from crosstrace.tracer.commands.delivery import PAGES, open_page, write_each
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.options import CardsOption, Debug, OpenIt, Quiet
 
+if TYPE_CHECKING:
+    from crosstrace.graphs import AttributionGraph
+
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A .safetensors graph.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A graph, .safetensors or .json.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another graph of the same model.")],
     output: Annotated[
         list[Path] | None,
@@ -50,11 +53,8 @@ def compare(
 
         read = read_graph(a), read_graph(b)
         alike = pruned_alike(*read)
-        if read[0].node_mask is not None and read[1].node_mask is not None and alike[1] is not read[1]:
-            node, edge = (alike[1].settings["pruning"][f"{kind}_threshold"] for kind in ("node", "edge"))
-            note(
-                f"{b} was pruned with other thresholds; both are compared at those of {a}: nodes {node:g}, edges {edge:g}"
-            )
+        for line in _about_thresholds((a, b), read, alike):
+            note(line)
         # The page begins with the default thresholds where no graph has any; table and file say the same.
         graph_a, graph_b = (graph if graph.node_mask is not None else prune(graph) for graph in alike)
         found = cards_of(graph_a, cards, note)
@@ -73,3 +73,29 @@ def compare(
         if open_it and pages[0] in delivery.written:
             open_page(pages[0])
         delivery.finish(quiet)
+
+
+def _about_thresholds(
+    files: tuple[Path, Path],
+    read: tuple[AttributionGraph, AttributionGraph],
+    alike: tuple[AttributionGraph, AttributionGraph],
+) -> list[str]:
+    """What is to be said where two graphs were pruned with different thresholds."""
+    said = []
+    for own, other in ((0, 1), (1, 0)):
+        if read[own].node_mask is not None and read[other].node_mask is not None and alike[own] is not read[own]:
+            node, edge = (alike[own].settings["pruning"][f"{kind}_threshold"] for kind in ("node", "edge"))
+            said.append(
+                f"{files[own]} was pruned with other thresholds; both are compared at those of {files[other]}: nodes {node:g}, "
+                f"edges {edge:g}"
+            )
+    if any(graph.json_origin is not None for graph in alike) and len({str(_thresholds(graph)) for graph in alike}) > 1:
+        said.append(
+            "the graphs were not pruned with the same thresholds, and one from JSON cannot be pruned again: features may be "
+            "missing in one of them because less of it was kept"
+        )
+    return said
+
+
+def _thresholds(graph: AttributionGraph) -> object:
+    return graph.settings.get("pruning") if graph.node_mask is not None else None

@@ -49,9 +49,9 @@ def prune(
         check_graph_outputs(output, figure)
         check_thresholds(node_threshold, edge_threshold)
         from crosstrace.graphs import prune as prune_graph
-        from crosstrace.graphs import read_graph
+        from crosstrace.graphs import read_whole_graph
         from crosstrace.tracer.terminal.graph import show_graph
 
-        pruned = prune_graph(read_graph(raw), node_threshold, edge_threshold)
+        pruned = prune_graph(read_whole_graph(raw, "pruning"), node_threshold, edge_threshold)
         show = None if quiet else lambda labelled, _: show_graph(labelled)
         deliver_graph(pruned, output, figure, cards, show, debug).finish(quiet)

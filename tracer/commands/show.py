@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors graph.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A graph, .safetensors or .json.")],
     features: Annotated[int, typer.Option(min=0, metavar="N", help="List the N strongest features.")] = 12,
     paths: Annotated[int, typer.Option(min=0, metavar="N", help="List the N strongest paths.")] = 5,
     feature: Annotated[

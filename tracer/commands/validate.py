@@ -62,7 +62,7 @@ def validate(
         raise typer.BadParameter("--answer and --chat-template go with --messages; a graph has its own prompt")
     asked = None if messages is None else PromptChoice(None, messages, answer)
     with one_line_errors(debug):
-        from crosstrace.graphs import read_graph, read_state, with_card_labels
+        from crosstrace.graphs import read_state, read_whole_graph, with_card_labels
         from crosstrace.tracer.attribution.tracing import trace
         from crosstrace.tracer.cards.lookup import cards_of
         from crosstrace.tracer.terminal.validation import show_validation
@@ -77,7 +77,7 @@ def validate(
             traced = trace(loaded, asked.of(loaded), note=note)
         else:
             assert graph is not None
-            traced = read_graph(graph)
+            traced = read_whole_graph(graph, "validation")
             chosen = choice_of_graph(traced, model, transcoders, device, dtype)
         supernodes = [] if groups is None else read_state(groups, traced).supernodes
         loaded = loaded or chosen.load()

@@ -17,7 +17,7 @@ def view(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="A .safetensors graph, or a .json graph of crosstrace, circuit-tracer or Neuronpedia."
+            metavar="FILE", help="A graph: .safetensors, or .json of crosstrace, circuit-tracer or Neuronpedia."
         ),
     ],
     output: Annotated[

@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths, trivial_share
-from crosstrace.graphs.analysis.influence import row_scale, spread, target_weights
-from crosstrace.graphs.analysis.pruning import unpruned
-from crosstrace.graphs.analysis.scores import untraced
+from crosstrace.graphs.analysis.pruning import influence_shares, unpruned
+from crosstrace.graphs.analysis.scores import untraced, what_scores_count
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.cards.labels import GUESS_MARK
 from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
+from crosstrace.graphs.origins.json_origin import JsonOrigin
 from crosstrace.graphs.text import short, visible
 from crosstrace.tracer.terminal.tables import (
     NARROW,
@@ -149,6 +149,8 @@ def _weighed(graph: AttributionGraph) -> list[int]:
 
 
 def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
+    if graph.json_origin is not None:
+        return _said_by_file(graph, graph.json_origin)
     # Of the whole graph: pruning drops most errors, and the scores of what is left would flatter the transcoders.
     replacement, completeness = graph_scores(unpruned(graph))
     assert pruned.node_mask is not None
@@ -173,10 +175,33 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
     return Text("\n".join(lines) + "\n")
 
 
+def _said_by_file(graph: AttributionGraph, origin: JsonOrigin) -> Text:
+    """The scores of a graph that was read from JSON, and what is not known of it."""
+    replacement, completeness = graph_scores(graph)
+    if origin.scores is None:
+        scores = "replacement and completeness score not known: the JSON file has none"
+    elif math.isnan(replacement):
+        scores = "replacement and completeness score –: nothing is explained, as the file says"
+    else:
+        counted = f":\n{visible(said)}" if (said := what_scores_count(graph)) else ""
+        values = f"replacement score {probability(replacement)}, completeness score {probability(completeness)}"
+        scores = f"{values}, as the file says{counted}"
+    kept = count(len(graph.selected_features))
+    active, traced = ("not known" if number is None else count(number) for number in (origin.n_active, origin.n_traced))
+    lines = [
+        scores,
+        "completeness error not known (read from JSON)",
+        f"active features: {active}, traced: {traced}, kept by pruning: {kept}",
+        f"{count(len(graph.kept_nodes()), 'node')} and {count(graph.edges.nnz, 'edge')} in the file",
+    ]
+    if not origin.knows_layers:
+        lines.append("the number of layers is not known; counted are those that nodes are in")
+    return Text("\n".join((*lines, *map(visible, origin.notes))) + "\n")
+
+
 def _features(pruned: AttributionGraph, most: int, listed: Sequence[int], n_kept: int, console: Console) -> Table:
     """Among the features that pruning kept, those with the most influence on the targets."""
-    influence = spread(pruned.edges, row_scale(pruned.edges), target_weights(pruned))
-    shares = influence / influence.sum() if influence.any() else influence
+    shares = influence_shares(pruned)
     kept = np.array(listed, dtype=np.int64)
     strongest = kept[np.argsort(-shares[kept], kind="stable")][:most]
     first = _weighed(pruned)[0]

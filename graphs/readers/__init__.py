@@ -1,0 +1,1 @@
+"""Graphs from files of other formats than crosstrace's own `.safetensors`."""
