@@ -17,6 +17,7 @@ from crosstrace.graphs.notebook import note, table
 from crosstrace.graphs.numbers import count, points, share
 
 _SHOWN = 10
+_ROUNDING = 1e-12  # JSON holds cumulative influence: what is told from it differs by less from what it was made of
 
 
 class InGraph(NamedTuple):
@@ -56,7 +57,9 @@ class ComparedFeature:
         """
         before = self.a.influence if self.a else 0.0
         after = self.b.influence if self.b else 0.0
-        return None if before is None or after is None else after - before
+        if before is None or after is None:
+            return None
+        return after - before if abs(after - before) > _ROUNDING else 0.0
 
     @property
     def _size(self) -> float:

@@ -13,6 +13,7 @@ from crosstrace.graphs.analysis.influence import row_scale, spread, target_weigh
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.notebook import table
 from crosstrace.graphs.numbers import count, probability
+from crosstrace.graphs.origins.json_origin import WHOLE
 from crosstrace.graphs.sparse_rows import keep, row_sums
 
 
@@ -63,7 +64,7 @@ def what_scores_count(graph: AttributionGraph) -> str:
         >>> what_scores_count(prune(graph))
         'what pruning kept; 2,256 of 2,768 active features were not traced and count as errors'
     """
-    of = "the whole graph" if graph.node_mask is None else "what pruning kept"
+    of = WHOLE if graph.node_mask is None else "what pruning kept"
     if (origin := graph.json_origin) is not None:
         return str((origin.scores or {}).get("counted") or "")
     if not (left_out := untraced(graph)):

@@ -149,7 +149,6 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
         generator_version = version("crosstrace")
     except PackageNotFoundError:
         generator_version = "unknown"
-    scores = graph_scores(graph)._asdict().items()
     left_out = ("pruning", "guesses", "latents", JSON_ORIGIN)
     settings = {name: value for name, value in graph.settings.items() if name not in left_out}
     pruning = graph.settings.get("pruning", {}) if graph.node_mask is not None else {}
@@ -173,6 +172,7 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
             "model": graph.model_name,
             "transcoders": graph.transcoders_name,
         },
+        "n_layers": graph.n_layers,
         "generation_settings": {
             **settings,
             **{name: value for name, value in counts.items() if value is not None},
@@ -185,10 +185,23 @@ def _metadata(graph: AttributionGraph, slug: str, scan: str) -> dict[str, Any]:
             name: {"text": text, "layer": layer}
             for name, text, layer in zip(ids, graph.logit_strings, graph.logit_layers.tolist(), strict=True)
         },
-        # JSON has no NaN: a score of nothing is null.
-        "scores": {name: None if math.isnan(score) else score for name, score in scores}
-        | {"counted": what_scores_count(graph)},
+        **_scores(graph),
     }
+
+
+def _scores(graph: AttributionGraph) -> dict[str, Any]:
+    if graph.json_origin is not None:
+        return {} if graph.json_origin.scores is None else {"scores": graph.json_origin.scores}
+    scores = _scores_of(graph)
+    if graph.node_mask is not None:  # pruning drops most errors
+        scores["whole"] = _scores_of(unpruned(graph))
+    return {"scores": scores}
+
+
+def _scores_of(graph: AttributionGraph) -> dict[str, Any]:
+    # JSON has no NaN: a score of nothing is null.
+    scores = {name: None if math.isnan(score) else score for name, score in graph_scores(graph)._asdict().items()}
+    return {**scores, "counted": what_scores_count(graph)}
 
 
 def _nodes(graph: AttributionGraph, ids: list[str]) -> list[dict[str, Any]]:

@@ -13,6 +13,9 @@ from typing import Any
 KEY = "read_from_json"
 """Where `AttributionGraph.settings` keeps it."""
 
+WHOLE = "the whole graph"
+"""How what scores count is named where it is everything that was traced."""
+
 
 @dataclass(frozen=True)
 class JsonOrigin:
@@ -20,7 +23,8 @@ class JsonOrigin:
 
     Attributes:
         scores: `replacement` and `completeness`, each None where there is nothing to explain, and `counted`, which says what
-            they were computed on; None where the file has no scores.
+            they were computed on; under `whole` the same of the whole graph, where the file has it. None where it has no
+            scores.
         n_active: How many features were active; None where the file does not say.
         n_traced: How many of them were traced; None likewise.
         knows_layers: Whether the file says how many layers the model has; otherwise only those of its nodes are counted.
@@ -38,6 +42,12 @@ class JsonOrigin:
     slug: str = ""
     q_params: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def whole_scores(self) -> dict[str, Any] | None:
+        """The scores of the whole graph; None where the file does not have them."""
+        known = self.scores or {}
+        return known.get("whole") or (known if known.get("counted", "").startswith(WHOLE) else None)
 
     def as_settings(self) -> dict[str, Any]:
         """Return it as JSON-able values; `json_origin_of` reads them back."""

@@ -144,7 +144,9 @@ class PageData(TypedDict):
     influenceTotal: float
     whole: WholeGraph
     scores: Scores | None
-    """None where the file held a pruned graph."""
+    """None where they are not known."""
+    onlyKept: bool
+    """Whether it holds what pruning kept alone, so that shares in its stories are of that."""
     start: Start
     template: list[int] | None
     """Positions of a chat template's tokens; None: guessed from the tokens."""
@@ -217,6 +219,7 @@ class PageSource:
     omitted: np.ndarray | None = None
     """(n,); None for zeros."""
     scores: Scores | None = None
+    only_kept: bool = False
     notes: list[str] = field(default_factory=list)
     cards: Mapping[Key, Card] = field(default_factory=dict)
     suggested: list[list[str]] = field(default_factory=list)
@@ -269,6 +272,7 @@ def page_contents(source: PageSource) -> PageData:
         "influenceTotal": source.influence_total,
         "whole": source.whole,
         "scores": source.scores,
+        "onlyKept": source.only_kept,
         "start": source.start,
         "template": None if source.template is None else list(source.template),
         "hideTemplate": source.hide_template,

@@ -105,6 +105,7 @@ def page_data(
             omitted=graph.omitted_magnitude.numpy()[nodes],
             notes=[*notes, *([] if origin is None else [*origin.notes, MADE_FROM_JSON])],
             scores=held.scores,
+            only_kept=held.only_kept,
             cards=_with_latents(cards_of_features(cards or {}, features, limits), graph, features),
             suggested=[[name, *(ids[node] for node in members)] for name, members in supernodes],
             stories=page_stories(pruned, cards, supernodes, on_page) if stories else [],
@@ -128,6 +129,7 @@ class _Held:
     whole: WholeGraph
     start: Start
     scores: Scores | None
+    only_kept: bool = False
 
 
 def _part_that_fits(graph: AttributionGraph, limits: PageLimits) -> _Held:
@@ -146,7 +148,6 @@ def _part_that_fits(graph: AttributionGraph, limits: PageLimits) -> _Held:
         edge_threshold = 1.0
         # Tokens always stay; a long prompt is no reason to refuse its page.
         _check_size(int(fits.sum()) - len(graph.tokens), edges.nnz, limits)
-    replacement, completeness = (None if math.isnan(score) else score for score in graph_scores(unpruned(graph)))
     return _Held(
         fits,
         edges,
@@ -154,7 +155,7 @@ def _part_that_fits(graph: AttributionGraph, limits: PageLimits) -> _Held:
         float(influence.sum()),
         whole={"nodes": graph.n, "edges": int(graph.edges.nnz), "untraced": untraced(graph)},
         start={"node": node_threshold, "edge": edge_threshold, "nodeLimit": reach},
-        scores={"replacement": replacement, "completeness": completeness},
+        scores=_scores(graph),
     )
 
 
@@ -171,8 +172,18 @@ def _kept_part(graph: AttributionGraph, limits: PageLimits) -> _Held:
         max(1.0, float(influence.sum())),
         whole={"nodes": int(kept.sum()), "edges": int(edges.nnz), "untraced": 0},
         start={"node": 1.0, "edge": 1.0, "nodeLimit": 1.0},
-        scores=None,
+        scores=_scores(graph),
+        only_kept=True,
     )
+
+
+def _scores(graph: AttributionGraph) -> Scores | None:
+    """The scores of the whole graph; None where a JSON file does not say them."""
+    if (origin := graph.json_origin) is not None:
+        known = origin.whole_scores
+        return None if known is None else {"replacement": known["replacement"], "completeness": known["completeness"]}
+    replacement, completeness = (None if math.isnan(score) else score for score in graph_scores(unpruned(graph)))
+    return {"replacement": replacement, "completeness": completeness}
 
 
 def _hides_template(graph: AttributionGraph) -> bool:

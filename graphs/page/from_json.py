@@ -85,6 +85,7 @@ def _page_data(content: JsonContent) -> PageData:
             edges=content.edges,
             influence=influence,
             influence_total=1.0 if influence is None else max(1.0, float(influence.sum())),
+            only_kept=True,
             whole={"nodes": len(nodes), "edges": int(content.edges.nnz), "untraced": 0},
             # With a threshold of 1 the page shows all that the file holds.
             start={"node": 1.0, "edge": 1.0, "nodeLimit": 1.0},

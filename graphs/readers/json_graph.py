@@ -134,7 +134,10 @@ def graph_of_content(content: JsonContent) -> AttributionGraph:
 
 
 def _n_layers(content: JsonContent) -> tuple[int, bool]:
-    """L, and whether the file says it: targets stand in layer L + 1."""
+    """L, and whether the file says it: in so many words, or by its targets, which stand in layer L + 1."""
+    given = content.metadata.get("n_layers")
+    if isinstance(given, int) and content.n_layers <= given <= MOST_LAYERS:
+        return int(given), True
     named = {number(node.given.get("layer")) for node in content.nodes if node.kind == "l"}
     said = named.pop() if len(named) == 1 else None
     if said is not None and said.is_integer() and content.n_layers < said <= MOST_LAYERS:
@@ -242,19 +245,12 @@ def _settings(content: JsonContent, features: Sequence[JsonNode], origin: JsonOr
 
 
 def _origin(content: JsonContent, knows_layers: bool) -> JsonOrigin:
-    scores = mapping(content.metadata.get("scores"))
     n_active, n_traced = (
         int(value) if (value := number(content.settings.get(name))) is not None else None for name in _COUNTS
     )
     attention = ["What the file holds about attention is not read; it is in the .safetensors file."]
     return JsonOrigin(
-        scores={
-            "replacement": number(scores.get("replacement")),
-            "completeness": number(scores.get("completeness")),
-            "counted": str(scores.get("counted") or ""),
-        }
-        if "replacement" in scores and "completeness" in scores
-        else None,
+        scores=_scores(content.metadata.get("scores")),
         n_active=n_active,
         n_traced=n_traced,
         knows_layers=knows_layers,
@@ -263,6 +259,16 @@ def _origin(content: JsonContent, knows_layers: bool) -> JsonOrigin:
         q_params=_finite(content.q_params),
         notes=(*content.notes, *(attention if content.has_attention else [])),
     )
+
+
+def _scores(given: Any) -> dict[str, Any] | None:
+    known = mapping(given)
+    if "replacement" not in known or "completeness" not in known:
+        return None
+    scores: dict[str, Any] = {name: number(known[name]) for name in ("replacement", "completeness")}
+    scores["counted"] = str(known.get("counted") or "")
+    whole = _scores(known.get("whole")) if "whole" in known else None
+    return scores if whole is None else scores | {"whole": whole}
 
 
 def _influence(graph: AttributionGraph, entries: np.ndarray | None, place: np.ndarray) -> torch.Tensor:

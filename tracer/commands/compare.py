@@ -89,7 +89,7 @@ def _about_thresholds(
                 f"{files[own]} was pruned with other thresholds; both are compared at those of {files[other]}: nodes {node:g}, "
                 f"edges {edge:g}"
             )
-    if any(graph.json_origin is not None for graph in alike) and len({str(_thresholds(graph)) for graph in alike}) > 1:
+    if any(graph.json_origin is not None for graph in alike) and _thresholds(alike[0]) != _thresholds(alike[1]):
         said.append(
             "the graphs were not pruned with the same thresholds, and one from JSON cannot be pruned again: features may be "
             "missing in one of them because less of it was kept"

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from crosstrace.graphs import AttributionGraph, graph_scores, prune, strongest_paths, trivial_share
 from crosstrace.graphs.analysis.pruning import influence_shares, unpruned
-from crosstrace.graphs.analysis.scores import untraced, what_scores_count
+from crosstrace.graphs.analysis.scores import untraced
 from crosstrace.graphs.cards.feature_cards import FeatureCards
 from crosstrace.graphs.cards.labels import GUESS_MARK
 from crosstrace.graphs.numbers import count, error, plain, probability, share, signed
@@ -177,15 +177,15 @@ def _scores(graph: AttributionGraph, pruned: AttributionGraph) -> Text:
 
 def _said_by_file(graph: AttributionGraph, origin: JsonOrigin) -> Text:
     """The scores of a graph that was read from JSON, and what is not known of it."""
-    replacement, completeness = graph_scores(graph)
-    if origin.scores is None:
+    said = origin.whole_scores or origin.scores
+    if said is None:
         scores = "replacement and completeness score not known: the JSON file has none"
-    elif math.isnan(replacement):
+    elif said["replacement"] is None or said["completeness"] is None:
         scores = "replacement and completeness score –: nothing is explained, as the file says"
     else:
-        counted = f":\n{visible(said)}" if (said := what_scores_count(graph)) else ""
-        values = f"replacement score {probability(replacement)}, completeness score {probability(completeness)}"
-        scores = f"{values}, as the file says{counted}"
+        values = f"replacement score {probability(said['replacement'])}, completeness score {probability(said['completeness'])}"
+        counted = f",\nof {visible(said['counted'])}" if said["counted"] else ""
+        scores = f"{values}: as the file says{counted}"
     kept = count(len(graph.selected_features))
     active, traced = ("not known" if number is None else count(number) for number in (origin.n_active, origin.n_traced))
     lines = [

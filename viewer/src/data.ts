@@ -97,8 +97,10 @@ export interface PageData {
   influence: string | null;
   influenceTotal: number;
   whole: { nodes: number; edges: number; untraced: number };
-  /** Of the whole graph; null where the file held a pruned one, and each where there is nothing to explain. */
+  /** Of the whole graph; null where they are not known, and each where there is nothing to explain. */
   scores: { replacement: number | null; completeness: number | null } | null;
+  /** Whether this is what pruning kept alone, so that shares in the stories are of that. */
+  onlyKept: boolean;
   start: { node: number; edge: number; nodeLimit: number };
   /** Targets that are not a token (a contrast, a direction): their `probability` is only a weight. */
   notTokens: number[];
@@ -112,7 +114,7 @@ export interface PageData {
   fires: Record<string, [number, number][]>;
   cards: Record<string, Card>;
   suggested: string[][];
-  /** One a target, the weightiest first; none where the page was made of JSON. */
+  /** One a target, the weightiest first; none where the page was made of JSON that no graph can express. */
   stories: Story[];
   /** Where the graph keeps it. */
   attention: AttentionData | null;

@@ -18,6 +18,9 @@ export interface ComparisonData {
   unaligned: [Record<string, number[]>, Record<string, number[]>];
 }
 
+/** JSON holds cumulative influence: what is told from it differs by less from what it was made of. */
+const ROUNDING = 1e-12;
+
 /** What a node is to the other graph: a node there too, active there but not traced, or not there. */
 export type Kind = "shared" | "untraced" | "only";
 
@@ -141,7 +144,8 @@ export class Pair {
   /** B minus A, of the share of all nodes' influence; a missing node has none; NaN where it is active but was not traced. */
   change(both: Both): number {
     if (this.isUntraced(both)) return NaN;
-    return this.sides[1].influence(both[1]) - this.sides[0].influence(both[0]);
+    const change = this.sides[1].influence(both[1]) - this.sides[0].influence(both[0]);
+    return Math.abs(change) > ROUNDING ? change : 0;
   }
 
   isUntraced([a, b]: Both): boolean {

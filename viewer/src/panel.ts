@@ -204,7 +204,7 @@ export class Panel {
       h("tr", {}, h("th", { scope: "row", dir: "auto" }, short(model.token(p), 14)), h("td", {}, percent(Number(enters.toPrecision(3)))), h("td", {}, percent(Number(lost.toPrecision(3)))), h("td", { class: "moves", dir: "auto" }, moves(p))));
     return h("section", { id: "flow" }, h("h2", {}, "Flow of influence"),
       h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "at"), h("th", { scope: "col" }, "enters"), h("th", { scope: "col" }, "errors"), h("th", { scope: "col", class: "moves" }, "moves to (where it is read)"))), h("tbody", {}, ...cells)),
-      h("p", { class: "facts" }, `${percent(story.unexplained)} is unexplained: it ends in errors.`));
+      h("p", { class: "facts" }, `${percent(story.unexplained)}${model.data.onlyKept ? " of what pruning kept" : ""} is unexplained: it ends in errors.`));
   }
 
   private notes(): HTMLElement[] {

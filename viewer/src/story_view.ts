@@ -215,7 +215,7 @@ export class StoryView {
     const enters = order.map(({ share, p }) => `${percent(share)} at ${short(model.token(p), 16)}`).join(", ");
     const target = model.name(model.node(story.target), 24);
     return [
-      `Of the influence on ${target} ${enters ? `${enters.replace("%", "% enters")};` : ""} ${percent(story.unexplained)} is unexplained (errors).`,
+      `Of the influence on ${target}${model.data.onlyKept ? ", as far as pruning kept it," : ""} ${enters ? `${enters.replace("%", "% enters")};` : ""} ${percent(story.unexplained)} is unexplained (errors).`,
       `Left out: ${story.leftOut.toLocaleString("en-US")} weaker features (shown: ${percent(story.covered)} of all features' influence) and ${story.cutEdges.toLocaleString("en-US")} weaker edges.`,
     ];
   }

@@ -1,10 +1,8 @@
 """The interactive page as a file: its pruning is Python's, its data is inert, its policy strict, its sources committed."""
 
 import base64
-import copy
 import hashlib
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from graph_samples import CASE_NAMES, HOSTILE, THRESHOLD_PAIRS, case, random_graph
+from json_samples import foreign, junk_in
 from places import VIEWER
 
 from crosstrace.graphs import PageLimits, graph_scores, prune, view, write_html, write_json
@@ -206,34 +205,6 @@ def test_crosstraces_own_json_opens(tmp_path):
     assert len(found["edges"]) == pruned.kept_edges().nnz
 
 
-def foreign():
-    """What circuit-tracer writes: errors of layer l have the id of feature l in layer 0."""
-    node = {"run_idx": 0, "reverse_ctx_idx": 0, "token_prob": 0.0, "is_target_logit": False}
-    return {
-        "metadata": {"slug": "x", "scan": "gemma", "prompt_tokens": ["a", " b"], "prompt": "a b"},
-        "qParams": {"pinnedIds": ["1_7_1"], "supernodes": [["name", "1_7_1"], 3], "clickedId": 5},
-        "nodes": [
-            {**node, "node_id": "1_7_1", "layer": "1", "ctx_idx": 1, "feature": 43, "feature_type": "cross layer transcoder",
-             "clerp": "Texas", "activation": 2.5, "influence": 0.5},
-            {**node, "node_id": "0_1_1", "layer": "0", "ctx_idx": 1, "feature": 2, "feature_type": "cross layer transcoder",
-             "clerp": "", "activation": 1.5, "influence": 0.5},
-            {**node, "node_id": "0_1_1", "layer": "1", "ctx_idx": 1, "feature": -1, "influence": 0.7,
-             "feature_type": "mlp reconstruction error", "clerp": 'Err: mlp " b"'},
-            {**node, "node_id": "E_5_0", "layer": "E", "ctx_idx": 0, "feature": 0, "feature_type": "embedding",
-             "clerp": 'Emb: "a"', "influence": None},
-            {**node, "node_id": "3_9_1", "layer": "3", "ctx_idx": 1, "feature": 9, "feature_type": "logit",
-             "clerp": 'Output " c" (p=0.625)', "token_prob": 0.625, "is_target_logit": True},
-        ],
-        "links": [
-            {"source": "E_5_0", "target": "0_1_1", "weight": 2.0},
-            {"source": "0_1_1", "target": "1_7_1", "weight": -0.5},
-            {"source": "1_7_1", "target": "3_9_1", "weight": 1.0},
-            {"source": "3_9_1", "target": "1_7_1", "weight": 1.0},
-            {"source": "gone", "target": "1_7_1", "weight": 1.0},
-        ],
-    }  # fmt: skip
-
-
 def test_json_of_other_tools_opens():
     data = page_data_from_json(foreign())
     assert data["nodes"]["kind"] == "ffetl"
@@ -331,38 +302,16 @@ def test_large_files_get_a_word_about_pruning(tmp_path):
         write_html(random_graph(), tmp_path / "g.html", limits=PageLimits(page_bytes=1000))
 
 
-JUNK = [None, 5, -1, 1e400, "x", "", [], {}, [1], {"a": 1}, True, "NaN", float("nan"), 10**400, "\ud800", -(10**12)]
-
-
-def places_in(value, path=()):
-    yield path
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places_in(value[key], (*path, key))
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_is_in_a_json_graph_it_makes_a_page_or_one_line(seed):
-    draw = random.Random(seed)
-    places = [place for place in places_in(foreign()) if place]
     made, said = 0, []
-    # Every place with one kind of junk, and some with two at once.
-    for place in places + draw.choices(places, k=100):
-        content = copy.deepcopy(foreign())
-        for path in (place, draw.choice(places)) if draw.random() < 0.3 else (place,):
-            holder = content
-            try:
-                for key in path[:-1]:
-                    holder = holder[key]
-                holder[path[-1]] = draw.choice(JUNK)
-            except (KeyError, IndexError, TypeError):
-                continue  # the other one is gone
+    for content in junk_in(foreign(), seed):
         try:
             page_of(page_data_from_json(content))
             made += 1
         except ValueError as problem:
             said.append(str(problem))
-    assert made > len(places) / 3
+    assert made > 30
     assert said
     assert not any("\n" in line for line in said)
 
