@@ -164,15 +164,16 @@ def _kept_part(graph: AttributionGraph, limits: PageLimits) -> _Held:
     assert graph.node_mask is not None
     kept, edges = graph.node_mask.numpy().copy(), graph.kept_edges()
     _check_size(int(kept.sum()) - len(graph.tokens), edges.nnz, limits)
-    influence = influence_shares(graph)
+    influence, scores = influence_shares(graph), _scores(graph)
     return _Held(
         kept,
         edges,
         influence,
         max(1.0, float(influence.sum())),
-        whole={"nodes": int(kept.sum()), "edges": int(edges.nnz), "untraced": 0},
+        # The page says of the scores what they count.
+        whole={"nodes": int(kept.sum()), "edges": int(edges.nnz), "untraced": untraced(graph) if scores else 0},
         start={"node": 1.0, "edge": 1.0, "nodeLimit": 1.0},
-        scores=_scores(graph),
+        scores=scores,
         only_kept=True,
     )
 

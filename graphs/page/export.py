@@ -22,6 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from crosstrace.graphs.cards.feature_cards import FeatureCards, with_card_labels
 from crosstrace.graphs.files import write_atomically
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.page.contents import Card, Key, PageData, cards_as_json, features_of
@@ -81,7 +82,8 @@ def view(
     Args:
         file: The graph.
         path: The page.
-        cards: As for `write_html`, or a function that finds them once it is known what the graph is of.
+        cards: As for `write_html`, or a function that finds them once it is known what the graph is of. `FeatureCards` also
+            label features that have no label.
         limits: How much the page may hold.
 
     Raises:
@@ -100,7 +102,10 @@ def view(
             raise ValueError(f"cannot view {os.fspath(file)!r}: expected a graph as .safetensors or .json")
     if isinstance(opened, AttributionGraph):
         names = opened.model_name, opened.transcoders_name, opened.settings.get("fingerprints")
-        write_html(opened, path, cards(*names) if callable(cards) else cards, limits=limits)
+        known = cards(*names) if callable(cards) else cards
+        if isinstance(known, FeatureCards):
+            opened = with_card_labels(opened, known)
+        write_html(opened, path, known, limits=limits)
     else:
         found = cards(opened["model"], opened["transcoders"], opened["fingerprints"]) if callable(cards) else cards
         opened["cards"] = cards_as_json(cards_of_features(found or {}, features_of(opened), limits))

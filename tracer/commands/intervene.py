@@ -67,7 +67,7 @@ def intervene(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A .safetensors graph; a FEATURE may then be any name that it shows, in quotes.",
+            help="A graph, .safetensors or .json; a FEATURE may then be any name that it shows, in quotes.",
             rich_help_panel=_EDITS,
         ),
     ] = None,
