@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.analysis.flow import places
+from crosstrace.graphs.analysis.pruning import check_whole
 from crosstrace.replacement_model import ReplacementModel, Target
 from crosstrace.replacement_model.local.sources import Source, error_source, feature_sources, token_source
 from crosstrace.tracer.weights import Note, check_graph_weights
@@ -40,8 +41,10 @@ class TracedPrompt:
             note: Called with one line if the graph is from before fingerprints could tell that these are its weights.
 
         Raises:
-            ValueError: The graph is of other weights, in another dtype, or other features are active in its prompt.
+            ValueError: The graph is of other weights, in another dtype, was read from JSON, or other features are active in
+                its prompt.
         """
+        check_whole(graph, "a comparison with the model")
         excluded = graph.settings.get("excluded_first")
         model = model if excluded is None else model.excluding(int(excluded))
         check_graph_weights(model, graph, note)

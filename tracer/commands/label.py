@@ -35,7 +35,8 @@ def label(
             "-g",
             "--graph",
             metavar="GRAPH",
-            help="Label the features that pruning keeps in this graph (.safetensors or .json), and show the labeller what feeds them. Repeatable.",
+            help="Label the features that pruning keeps in this graph (.safetensors or .json), and show the labeller what "
+            "feeds them. Repeatable.",
         ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Label every feature that has a card.")] = False,

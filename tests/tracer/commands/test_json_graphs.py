@@ -54,7 +54,9 @@ def traced(tmp_path_factory) -> Path:
 def test_a_graph_is_the_same_in_both_formats(traced, i):
     whole, part = read_graph(traced / f"{i}.safetensors"), read_graph(traced / f"{i}.json")
     labelled = with_card_labels(whole, cards_of(whole))  # as they were written
-    assert [part.describe(node) for node in part.kept_nodes()] == [labelled.describe(node) for node in whole.kept_nodes()]
+    assert [part.describe(node) for node in part.kept_nodes()] == [
+        labelled.describe(node) for node in whole.kept_nodes()
+    ]
     for name in ("tokens", "token_strings", "logit_strings", "n_layers", "prompt", "spans"):
         one, other = getattr(part, name), getattr(whole, name)
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
