@@ -64,7 +64,7 @@ def spans_of(settings: Mapping[str, Any], n_positions: int) -> Spans | None:
             frozenset(int(position) for position in given["template"]),
             tuple(float(value) for value in given.get("log_probabilities", ())),
         )
-    except (TypeError, ValueError, KeyError, IndexError):
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         raise ValueError(f"settings: {KEY!r} does not hold the spans of a conversation") from None
     ranges = [(start, stop) for _, start, stop in spans.turns] + ([spans.answer] if spans.answer else [])
     if any(not 0 <= start < stop <= n_positions for start, stop in ranges) or not all(
