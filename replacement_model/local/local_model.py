@@ -127,8 +127,11 @@ class LocalReplacementModel:
         vector_d = vector_d.to(self.residuals_lpd)
         return Target(layer, position, vector_d, torch.dot(vector_d, self.residuals_lpd[layer, position]).item())
 
-    def logits(self, position: int = -1) -> Tensor:
-        """Return the logits (V,) float32 at one position."""
+    def logits(self, position: int | slice | Tensor = -1) -> Tensor:
+        """Return the logits (V,) float32 at one position; (Q, V) at the Q of a slice or of a tensor of positions.
+
+        Several positions take hardly longer than one: the unembedding, by far the largest matrix, is read once.
+        """
         return self.sites.unembed(self.final_norm[position] * self.residuals_lpd[-1, position])
 
     def rows(self, targets: Sequence[Target]) -> Rows:

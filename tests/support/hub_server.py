@@ -34,6 +34,7 @@ class HubServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are written apart: the second would wait 40 ms for the first
     server: HubServer
 
     def do_HEAD(self) -> None:
@@ -119,7 +120,7 @@ def _entry(folder: Path, at: Path) -> dict[str, object]:
 @contextmanager
 def serving(server: HubServer) -> Iterator[HubServer]:
     """Serve from a thread while the block runs."""
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield server

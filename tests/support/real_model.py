@@ -60,6 +60,16 @@ def gguf_file() -> Path:
     return path
 
 
+def prepared() -> Path:
+    """Put the model together and dequantise it, which takes a minute, unless an earlier run did; return its folder."""
+    from crosstrace.replacement_model.architectures.gguf import dequantised
+
+    path = gguf_file()
+    os.environ["XDG_CACHE_HOME"] = str(cache())
+    with alone():
+        return dequantised(str(path))
+
+
 def alone() -> FileLock:
     """A lock among the processes that run these tests: what one of them makes in the cache, the others find."""
     (cache() / "crosstrace").mkdir(parents=True, exist_ok=True)
@@ -157,3 +167,7 @@ def _write_config(folder: Path, layers: Any, kind: str, width: int, l0: float, a
     config |= {"width": width, "model_name": "gemma-v3-270m-pt", "architecture": "jump_relu", "l0": l0}
     config |= {"affine_connection": affine, "type": kind}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(prepared())

@@ -97,7 +97,10 @@ class Combination:
     label: str = "combination"
 
 
-TargetSpec = int | str | Logit | Contrast | Combination | Feature | LatentReference | Direction
+Spec = Logit | Contrast | Combination | Feature | LatentReference | Direction
+TargetSpec = int | str | Spec
+POSITIONS_AT_A_TIME = 64
+"""Positions whose logits are read together: 67 MB of them with a vocabulary of 262k."""
 _SPECS = (int, str, Logit, Contrast, Combination, Feature, LatentReference, Direction)
 
 
@@ -218,30 +221,30 @@ def resolve_targets(
         ValueError: A text is not a single token, or a position, layer, feature or vector is out of range; the message
             names it.
     """
+    probabilities: dict[int, Tensor] = {}
     if targets is None:
         place = _position(position, local)
-        tokens, _ = top_logits(local.logits(place), max_logits, logit_probability)
-        specs: list[TargetSpec] = [Logit(token, place) for token in tokens.tolist()]
+        logits_v = local.logits(place)
+        probabilities[place] = logits_v.softmax(-1)
+        tokens, _ = top_logits(logits_v, max_logits, logit_probability)
+        specs: list[Spec] = [Logit(token, place) for token in tokens.tolist()]
     elif isinstance(targets, _SPECS):
-        specs = [targets]
+        specs = [_spec(targets)]
     else:
-        specs = list(targets)
+        specs = [_spec(target) for target in targets]
     if not specs:
         raise ValueError("targets is empty; give at least one, or None for the most probable tokens")
-    probabilities: dict[int, Tensor] = {}
     weight = 1.0  # of targets named by hand, whatever their probability
+    places = [_position(position if spec.position is None else spec.position, local) for spec in specs]
+    read = {place for place, spec in zip(places, specs, strict=True) if isinstance(spec, Logit)} - set(probabilities)
+    for some in torch.tensor(sorted(read), dtype=torch.int64).split(POSITIONS_AT_A_TIME):
+        rows_qv = local.logits(some.to(local.residuals_lpd.device)).softmax(-1)
+        probabilities |= zip(some.tolist(), rows_qv, strict=True)
     resolved = []
-    for spec in specs:
-        if isinstance(spec, str):
-            spec = parse_target(spec)
-        elif isinstance(spec, int):
-            spec = Logit(spec)
-        place = _position(position if spec.position is None else spec.position, local)
+    for place, spec in zip(places, specs, strict=True):
         match spec:
             case Logit():
                 token = token_id(model, spec.token)
-                if place not in probabilities:
-                    probabilities[place] = local.logits(place).softmax(-1)
                 likely = probabilities[place][token].item()
                 string = model.token_strings(torch.tensor([token]))[0]
                 target = local.logit_target({token: 1.0}, place)
@@ -267,6 +270,13 @@ def resolve_targets(
             case Direction():
                 resolved.append(_direction(local, spec, place, weight))
     return resolved
+
+
+def _spec(target: TargetSpec) -> Spec:
+    """A target as it was asked for, read if it is a text or the id of a token."""
+    if isinstance(target, str):
+        return parse_target(target)
+    return Logit(target) if isinstance(target, int) else target
 
 
 def top_logits(logits_v: Tensor, max_logits: int, logit_probability: float) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,14 @@ from crosstrace.tracer import defaults
 from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size, position_groups, ranked_counts
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
 from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
-from crosstrace.tracer.attribution.targets import Logit, ResolvedTarget, TargetSpec, resolve_targets, target_notes
+from crosstrace.tracer.attribution.targets import (
+    POSITIONS_AT_A_TIME,
+    Logit,
+    ResolvedTarget,
+    TargetSpec,
+    resolve_targets,
+    target_notes,
+)
 from crosstrace.tracer.cards.naming import with_guesses
 from crosstrace.tracer.progress import row_progress
 
@@ -176,8 +183,14 @@ def answer_log_probabilities(local: LocalReplacementModel, conversation: Convers
         local: The conversation's local replacement model.
         conversation: The conversation.
     """
-    places = range(*conversation.answer) if conversation.answer is not None else ()
-    return [float(local.logits(place - 1).double().log_softmax(-1)[conversation[place]]) for place in places]
+    if conversation.answer is None:
+        return []
+    tokens_a = torch.tensor(conversation.tokens[slice(*conversation.answer)])
+    found: list[float] = []
+    for places_q in torch.arange(*conversation.answer).split(POSITIONS_AT_A_TIME):
+        said_qv = local.logits(places_q.to(local.residuals_lpd.device) - 1).double().log_softmax(-1).cpu()
+        found += said_qv.gather(1, tokens_a[len(found) :][: len(places_q), None])[:, 0].tolist()
+    return found
 
 
 def saes_in_use(model: ReplacementModel, saes: Sequence[SparseDictionary | DictionaryInUse]) -> list[Saes]:

@@ -42,14 +42,14 @@ def test_dallas_graph_is_exact_and_explains_nearly_all(graph):
 
 
 def test_replacement_model_gives_the_model_s_answer_on_held_out_prompts(model):
-    sentences = random.Random(0).sample(held_out_sentences(load_facts()), 100)
+    sentences = random.Random(0).sample(held_out_sentences(load_facts()), 50)
     right = agree = 0
     for sentence in sentences:
         original = model.local(sentence.prompt).logits().argmax()
         agree += int(model.forward(sentence.prompt).logits_v.argmax() == original)
         right += int(model.token_strings(original[None])[0] == sentence.answer)
-    assert right >= 97
-    assert agree >= 98
+    assert right >= 48
+    assert agree >= 49
 
 
 def test_texas_is_on_the_strongest_paths(graph):
