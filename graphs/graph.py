@@ -407,6 +407,8 @@ class AttributionGraph:
         """One line: prompt, targets, and how much there is of everything."""
         targets = ", ".join(self.names()[1][:3]) + (", …" if len(self.logit_strings) > 3 else "")
         sizes = f"{count(len(self.active_features), 'active feature')}, {count(len(self.selected_features))} traced"
+        if self.json_origin is not None:
+            sizes = f"{count(len(self.selected_features), 'feature')}, read from JSON"
         parts = [
             f"{short(self.prompt, 60)!r} → {targets}",
             sizes,

@@ -156,6 +156,9 @@ def compare(a: AttributionGraph, b: AttributionGraph) -> GraphComparison:
     pruning kept in at least one of the graphs are listed; influence is the same in a raw and a pruned graph. Graphs that
     were pruned with different thresholds are pruned alike first; see `pruned_alike`.
 
+    A graph that was read from JSON lacks what pruning dropped: a feature that only the other graph has may be active in it
+    all the same.
+
     Args:
         a: A raw or pruned graph.
         b: Another one, of the same model and transcoders.

@@ -64,9 +64,9 @@ def what_scores_count(graph: AttributionGraph) -> str:
         >>> what_scores_count(prune(graph))
         'what pruning kept; 2,256 of 2,768 active features were not traced and count as errors'
     """
-    of = WHOLE if graph.node_mask is None else "what pruning kept"
     if (origin := graph.json_origin) is not None:
         return str((origin.scores or {}).get("counted") or "")
+    of = WHOLE if graph.node_mask is None else "what pruning kept"
     if not (left_out := untraced(graph)):
         return of
     verb = "was not traced and counts as an error" if left_out == 1 else "were not traced and count as errors"

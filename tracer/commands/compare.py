@@ -60,6 +60,9 @@ def compare(
         found = cards_of(graph_a, cards, note)
         graph_a, graph_b = with_card_labels(graph_a, found), with_card_labels(graph_b, found)
         comparison = compare_graphs(graph_a, graph_b)
+        for file, graph, other, alone in ((a, graph_a, "B", comparison.only_b), (b, graph_b, "A", comparison.only_a)):
+            if graph.json_origin is not None and alone:
+                note(f"{file} lacks what its pruning dropped: what is only in {other} may be active there all the same")
 
         def write(path: Path) -> None:
             if path in pages:

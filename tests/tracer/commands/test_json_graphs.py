@@ -19,7 +19,7 @@ from crosstrace.tracer.commands.app import app
 CONVERSATION = [{"role": "user", "content": "Where is Paul?"}]
 TRACES = {
     "tokens": [demo.DALLAS_PROMPT],
-    "a contrast": [demo.DALLAS_PROMPT, "--target", '"Austin" - "Sacramento"'],
+    "a contrast": [demo.DALLAS_PROMPT, "--target", '"Austin" - "Sacramento"', "--attention"],
     "a latent of an SAE": [demo.DALLAS_PROMPT, "--target", "resid_post/3/7"],
     "a feature, capped": [demo.DALLAS_PROMPT, "--target", "L4/194", "--max-feature-nodes", "20"],
     "a chat": ["-m", "demo-chat", "--messages", "chat.json", "--generate", "2"],
@@ -95,6 +95,14 @@ def test_show_makes_pictures_pages_and_files(traced, tmp_path):
     done("show", traced / "4.json", "-q", "--hide-template", "-o", tmp_path / "chat.svg")
 
 
+def test_what_a_file_holds_about_attention_is_said_not_to_be_read(traced):
+    assert read_graph(traced / "1.safetensors").attention is not None
+    assert read_graph(traced / "1.json").attention is None
+    said = "What the file holds about attention is not read; it is in the .safetensors file."
+    assert said in done("show", traced / "1.json")
+    assert said not in done("show", traced / "0.json")
+
+
 def test_view_tells_the_story_with_the_cards(traced, tmp_path):
     done("view", traced / "0.json", "-o", tmp_path / "j.html")
     done("view", traced / "0.safetensors", "-o", tmp_path / "s.html")
@@ -120,6 +128,9 @@ def test_compare_takes_either_format(traced, tmp_path):
     result = run("compare", traced / "0.json", tmp_path / "less.json")
     assert result.exit_code == 0
     assert "one from JSON cannot be pruned again" in result.stderr
+    assert (
+        "less.json lacks what its pruning dropped: what is only in A may be active there all the same" in result.stderr
+    )
     result = run("compare", traced / "0.safetensors", tmp_path / "less.json")
     assert "0.safetensors was pruned with other thresholds; both are compared at those of" in result.stderr
 
