@@ -143,7 +143,9 @@ def entry_shares(influence: Floats) -> Floats:
 def shares_of_entries(entries: Floats) -> Floats:
     """Return (n,) the share of the total that each node has, given the cumulative shares at which they enter.
 
-    Nodes that enter together have the same share. It is what `entry_shares` was computed from, but for ties.
+    It undoes `entry_shares`. Where nodes are missing or not known, the next one's difference holds their share too: then it
+    gets no more than the one before, since nodes enter by their share. Nodes that enter together have the same share,
+    whether their entry is that of the first of them or, as other tools write it, of the last.
 
     Args:
         entries: (n,), NaN for nodes whose share is not known: theirs is 0.
@@ -154,11 +156,16 @@ def shares_of_entries(entries: Floats) -> Floats:
     """
     own = np.zeros(len(entries))
     known = np.flatnonzero(np.isfinite(entries))
-    reached = 0.0
-    for share in np.unique(entries[known]):
-        together = known[entries[known] == share]
-        own[together] = (share - reached) / len(together)
-        reached = float(share)
+    values, which, counts = np.unique(entries[known], return_inverse=True, return_counts=True)
+    shares = np.zeros(len(values))
+    reached, most = 0.0, math.inf
+    for i, (entry, together) in enumerate(zip(values.tolist(), counts.tolist(), strict=True)):
+        share = min(max(entry - reached, 0.0), most)
+        after = entry + (together - 1) * share
+        if together > 1 and after > (values[i + 1] if i + 1 < len(values) else 1.0) + _ROUNDING:
+            share, after = share / together, entry
+        shares[i], reached, most = share, after, share or most
+    own[known] = shares[which]
     return own
 
 

@@ -47,6 +47,7 @@ from crosstrace.graphs.viewer_ids import node_ids
 MADE_FROM_JSON = "Made from a JSON file: what its pruning dropped is not here."
 """What pages say of graphs that were read from JSON."""
 Supernodes = Iterable[tuple[str, Sequence[int]]]
+_TRACE = 1e-15  # of all influence
 _LETTERS = {"feature": "f", "error": "e", "token": "t", "logit": "l"}
 
 
@@ -164,7 +165,7 @@ def _kept_part(graph: AttributionGraph, limits: PageLimits) -> _Held:
     assert graph.node_mask is not None
     kept, edges = graph.node_mask.numpy().copy(), graph.kept_edges()
     _check_size(int(kept.sum()) - len(graph.tokens), edges.nnz, limits)
-    influence, scores = influence_shares(graph), _scores(graph)
+    influence, scores = never_dropped(influence_shares(graph)), _scores(graph)
     return _Held(
         kept,
         edges,
@@ -176,6 +177,11 @@ def _kept_part(graph: AttributionGraph, limits: PageLimits) -> _Held:
         scores=scores,
         only_kept=True,
     )
+
+
+def never_dropped(influence: Floats) -> Floats:
+    """Return influence with a trace of it for nodes that have none: the page would drop them at any threshold."""
+    return np.maximum(influence, _TRACE)
 
 
 def _scores(graph: AttributionGraph) -> Scores | None:

@@ -17,7 +17,7 @@ from crosstrace.graphs.analysis.pruning import shares_of_entries
 from crosstrace.graphs.conversations.spans import spans_of
 from crosstrace.graphs.graph import AttributionGraph
 from crosstrace.graphs.page.contents import PageData, PageNode, PageSource, firing_places, page_contents, page_label
-from crosstrace.graphs.page.data import MADE_FROM_JSON
+from crosstrace.graphs.page.data import MADE_FROM_JSON, never_dropped
 from crosstrace.graphs.page.limits import LIMITS, PageLimits
 from crosstrace.graphs.readers.json_content import JsonContent, JsonNode, check_shape, json_content, load_json
 from crosstrace.graphs.readers.json_graph import InexpressibleError, graph_of_content
@@ -70,7 +70,7 @@ def _page_data(content: JsonContent) -> PageData:
     template = frozenset[int]() if spans is None else spans.template
     names = [marked(name) if place in template else name for place, name in enumerate(distinct(tokens))]
     nodes = [_page_node(node, names, n_layers) for node in content.nodes]
-    influence = None if content.entries is None else shares_of_entries(content.entries)
+    influence = None if content.entries is None else never_dropped(shares_of_entries(content.entries))
     fires = [(node, node.activation) for node in nodes if node.kind == "f" and node.activation is not None]
     return page_contents(
         PageSource(

@@ -94,8 +94,8 @@ def _about_thresholds(
             )
     if any(graph.json_origin is not None for graph in alike) and _thresholds(alike[0]) != _thresholds(alike[1]):
         said.append(
-            "the graphs were not pruned with the same thresholds, and one from JSON cannot be pruned again: features may be "
-            "missing in one of them because less of it was kept"
+            "the graphs are not known to be pruned with the same thresholds, and one from JSON cannot be pruned again: "
+            "features may be missing in one of them because less of it was kept"
         )
     return said
 

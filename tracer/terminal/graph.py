@@ -108,7 +108,7 @@ def _heading(graph: AttributionGraph, width: int) -> Panel:
     sizes = f"{count(len(graph.tokens), 'token')}, {count(graph.n_layers, 'layer')}"
     room = max(8, min(32, (width - len(sizes) - 16) // 2))  # for each name, beside the frame and two points
     names = (_tail(visible(name), room) for name in (graph.model_name, graph.transcoders_name))
-    details = "  ·  ".join([*names, sizes])
+    details = "  ·  ".join([*filter(None, names), sizes])
     return Panel(Text(visible(graph.prompt), style="bold"), subtitle=Text(details, style="dim"), box=box.ROUNDED)
 
 
@@ -191,7 +191,7 @@ def _said_by_file(graph: AttributionGraph, origin: JsonOrigin) -> Text:
     lines = [
         scores,
         "completeness error not known (read from JSON)",
-        f"active features: {active}, traced: {traced}, kept by pruning: {kept}",
+        f"active features: {active}, traced: {traced}, in the file: {kept}",
         f"{count(len(graph.kept_nodes()), 'node')} and {count(graph.edges.nnz, 'edge')} in the file",
     ]
     if not origin.knows_layers:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosstrace.graphs import prune
-from crosstrace.graphs.analysis.pruning import entry_shares, reaching
+from crosstrace.graphs.analysis.pruning import entry_shares, influence_shares, reaching, shares_of_entries
 
 graphs = st.builds(
     random_graph, st.integers(0, 10_000), L=st.integers(1, 4), P=st.just(3), per_layer=st.integers(0, 6),
@@ -131,3 +131,30 @@ def test_a_graph_without_influence_keeps_tokens_and_targets():
 def test_thresholds_outside_zero_to_one_are_named(which, value):
     with pytest.raises(ValueError, match=f"{which} must be between 0 and 1, not "):
         prune(random_graph(), **{which: value})
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30))
+def test_shares_are_told_from_the_entries(values):
+    influence = np.array(values, dtype=np.float64)
+    assert shares_of_entries(entry_shares(influence)) == pytest.approx(influence / influence.sum(), abs=1e-12)
+
+
+@given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=30, unique=True), st.data())
+def test_what_is_not_known_makes_no_other_share_larger_than_the_one_before(values, data):
+    influence = np.array(values) / sum(values)
+    entries = entry_shares(influence)
+    entries[list(data.draw(st.sets(st.integers(0, len(values) - 1))))] = np.nan
+    found, known = shares_of_entries(entries), np.isfinite(entries)
+    assert not found[~known].any()
+    order = np.argsort(entries[known])
+    assert (np.diff(found[known][order]) <= 1e-12).all()
+    assert (found[known] >= influence[known] - 1e-12).all()
+
+
+def test_shares_of_a_file_whose_ties_enter_at_the_last_of_them():
+    assert shares_of_entries(np.array([0.5, 0.5, 0.7, np.nan])).tolist() == pytest.approx([0.25, 0.25, 0.2, 0])
+
+
+@given(graphs)
+def test_influence_shares_are_the_same_raw_and_pruned(graph):
+    assert np.array_equal(influence_shares(graph), influence_shares(prune(graph)))

@@ -177,5 +177,5 @@ def test_a_file_that_only_a_page_can_show_says_so(tmp_path):
     (tmp_path / "g.json").write_text(json.dumps(foreign()))
     out = done("show", tmp_path / "g.json")
     assert "replacement and completeness score not known: the JSON file has none" in out
-    assert "active features: not known, traced: not known, kept by pruning: 2" in out
+    assert "active features: not known, traced: not known, in the file: 2" in out
     assert "1 nodes share their id with another node" in out
