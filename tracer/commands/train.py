@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crosstrace.tracer import defaults
 from crosstrace.tracer.commands.delivery import say_wrote
 from crosstrace.tracer.commands.messages import note, one_line_errors
 from crosstrace.tracer.commands.options import (
@@ -273,12 +274,15 @@ def _evaluate(
     from crosstrace.tracer.evaluation.evaluate import evaluate
     from crosstrace.tracer.terminal.evaluation import show_evaluation
 
+    # Each layer alone is a run of its own: on a quarter of few tokens it would still take most of the time.
+    alone = min(defaults.EVALUATION_LAYER_TOKENS, tokens // 4)
     held_out = Documents(texts, settings.held_out_share).some_held_out(tokens)
     if not held_out:
         note("no document is held out, so nothing is evaluated; held_out_share in the recipe sets the share")
         return
     reader = open_sae(folder) if settings.kind == "sae" else open_transcoders(folder)
-    report = evaluate(base, reader, Texts(held_out, "held-out documents"), tokens, progress=False if quiet else None)
+    show = False if quiet else None
+    report = evaluate(base, reader, Texts(held_out, "held-out documents"), tokens, layer_tokens=alone, progress=show)
     report.write(folder / "report.json")
     if not quiet:
         show_evaluation(report)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from crosstrace.graphs import AttributionGraph
 from crosstrace.graphs.analysis.influence import row_scale, spread
@@ -178,20 +178,23 @@ def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.nd
     Returns:
         The correlation, undefined with fewer than three pairs or where one list is all alike.
     """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    value = _spearman(x, y)
-    if value is None:
+    pairs_2n = np.array([x, y], dtype=np.float64)
+    n = pairs_2n.shape[1]
+    value = _spearman(pairs_2n[:, None])[0] if n >= 3 else np.nan
+    if np.isnan(value):
         return RankCorrelation(None, None, None)
-    rng = np.random.default_rng(seed)
-    drawn = [_spearman(x[pick], y[pick]) for pick in rng.integers(0, len(x), (_RESAMPLES, len(x)))]
-    low, high = np.percentile([one for one in drawn if one is not None], [2.5, 97.5])
-    return RankCorrelation(value, float(low), float(high))
+    drawn_r = _spearman(pairs_2n[:, np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))])
+    low, high = np.nanpercentile(drawn_r, [2.5, 97.5])  # a draw of one value throughout has no correlation
+    return RankCorrelation(float(value), float(low), float(high))
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(spearmanr(x, y).statistic)
+def _spearman(pairs_2rn: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlations (R,) of R lists of n pairs (2, R, n); NaN where one side is all alike."""
+    ranks_2rn = rankdata(pairs_2rn, axis=-1)
+    ranks_2rn -= ranks_2rn.mean(-1, keepdims=True)
+    x_rn, y_rn = ranks_2rn
+    spread_r = np.sqrt((x_rn**2).sum(-1) * (y_rn**2).sum(-1))
+    return np.divide((x_rn * y_rn).sum(-1), spread_r, out=np.full(len(x_rn), np.nan), where=spread_r > 0)
 
 
 def _same_label(graph: AttributionGraph, nodes: set[int]) -> list[tuple[str, list[int]]]:

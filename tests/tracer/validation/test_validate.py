@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse
 import torch
 from cases import Case, load_case
+from scipy.stats import spearmanr
 
 from crosstrace.graphs import AttributionGraph, prune
 from crosstrace.replacement_model import (
@@ -209,6 +210,18 @@ def test_rank_correlation_is_of_ranks_and_undefined_without_them() -> None:
     assert rank_correlation(x, -x, seed=0).value == pytest.approx(-1)
     assert rank_correlation(x, np.ones(20), seed=0).value is None
     assert rank_correlation([1.0, 2.0], [1.0, 2.0], seed=0).value is None
+
+
+@pytest.mark.parametrize("n", [3, 4, 9, 60])
+def test_rank_correlation_and_its_interval_are_those_of_scipy_draw_by_draw(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x = rng.integers(0, 6, n) + np.arange(n) / 3  # with ties
+    y = x + rng.normal(size=n).round(1)
+    found = rank_correlation(x, y, seed=5)
+    drawn = np.random.default_rng(5).integers(0, n, (1000, n))
+    each = [spearmanr(x[pick], y[pick]).statistic for pick in drawn if np.ptp(x[pick]) and np.ptp(y[pick])]
+    assert found.value == pytest.approx(spearmanr(x, y).statistic)
+    assert (found.low, found.high) == pytest.approx(np.percentile(each, [2.5, 97.5]))
 
 
 def test_curves_begin_and_end_where_they_must(
