@@ -7,7 +7,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Nothing is compiled ahead: of 13,850 modules that pip would compile, one after the other, crosstrace imports some 1,750.
+# Nothing is compiled ahead: of 13,850 modules that pip would compile, one after the other, crosstrace imports some 1,750. What is
+# imported is compiled and kept, also where the environment says otherwise: each start would compile all of them anew.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints.txt
 PACKAGES := kernels replacement_model graphs tracer
 # "ok", or what is wrong with $(PYTHON); looked up only when an environment is made.
