@@ -119,12 +119,14 @@ def read_outcomes(
     flips_b2 = torch.stack(result.flips).sum(0).tolist()
     normed_bwd = result.normed_bwd if result.normed_change_bwd is None else result.normed_change_bwd
     assert normed_bwd is not None
-    index_bq = torch.tensor([wanted[prompt] for prompt in prompts.prompt_of_b.tolist()], device=model.device)
-    index_bq += torch.tensor([[prompts.slots(prompt).start] for prompt in prompts.prompt_of_b], device=model.device)
+    prompt_of_b = prompts.prompt_of_b.tolist()
+    starts_b = [prompts.slots(prompt).start for prompt in prompt_of_b]
+    index_bq = torch.tensor([wanted[prompt] for prompt in prompt_of_b], device=model.device)
+    index_bq += torch.tensor(starts_b, device=model.device)[:, None]
     # All rows in one product: the unembedding is by far the largest matrix, and each product reads it whole.
     read_bqv = model.sites.unembed(normed_bwd[torch.arange(len(index_bq), device=model.device)[:, None], index_bq])
     outcomes = []
-    for row, prompt in enumerate(prompts.prompt_of_b.tolist()):
+    for row, prompt in enumerate(prompt_of_b):
         if result.normed_change_bwd is not None:
             changes_qv = read_bqv[row]
             logits_qv = before_gqv[prompt] + changes_qv
@@ -132,7 +134,7 @@ def read_outcomes(
             logits_qv = read_bqv[row]
             changes_qv = logits_qv - before_gqv[prompt]
         after_t = before_gt[prompt] + changes_bt[row]
-        slot = row * prompts.width + prompts.slots(prompt).start
+        slot = row * prompts.width + starts_b[row]
         activations = partial(row_activations, result.features, slot, prompts.locals_g[prompt].n_positions)
         became_active, became_inactive = flips_b2[row]
         outcomes.append(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,8 +99,7 @@ class Combination:
 
 Spec = Logit | Contrast | Combination | Feature | LatentReference | Direction
 TargetSpec = int | str | Spec
-POSITIONS_AT_A_TIME = 64
-"""Positions whose logits are read together: 67 MB of them with a vocabulary of 262k."""
+_POSITIONS_AT_A_TIME = 64  # whose logits are read together: 67 MB of them with a vocabulary of 262k
 _SPECS = (int, str, Logit, Contrast, Combination, Feature, LatentReference, Direction)
 
 
@@ -237,9 +236,8 @@ def resolve_targets(
     weight = 1.0  # of targets named by hand, whatever their probability
     places = [_position(position if spec.position is None else spec.position, local) for spec in specs]
     read = {place for place, spec in zip(places, specs, strict=True) if isinstance(spec, Logit)} - set(probabilities)
-    for some in torch.tensor(sorted(read), dtype=torch.int64).split(POSITIONS_AT_A_TIME):
-        rows_qv = local.logits(some.to(local.residuals_lpd.device)).softmax(-1)
-        probabilities |= zip(some.tolist(), rows_qv, strict=True)
+    for place, logits_v in logits_at(local, sorted(read)):
+        probabilities[place] = logits_v.softmax(-1)
     resolved = []
     for place, spec in zip(places, specs, strict=True):
         match spec:
@@ -277,6 +275,18 @@ def _spec(target: TargetSpec) -> Spec:
     if isinstance(target, str):
         return parse_target(target)
     return Logit(target) if isinstance(target, int) else target
+
+
+def logits_at(local: LocalReplacementModel, positions: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Yield each position with its logits (V,) float32; some are read together, since each reading takes the whole unembedding.
+
+    Args:
+        local: The prompt's local replacement model.
+        positions: Where.
+    """
+    for start in range(0, len(positions), _POSITIONS_AT_A_TIME):
+        some = positions[start : start + _POSITIONS_AT_A_TIME]
+        yield from zip(some, local.logits(torch.tensor(some, device=local.residuals_lpd.device)), strict=True)
 
 
 def top_logits(logits_v: Tensor, max_logits: int, logit_probability: float) -> tuple[Tensor, Tensor]:

@@ -32,10 +32,10 @@ from crosstrace.tracer.attribution.batches import Batcher, automatic_batch_size,
 from crosstrace.tracer.attribution.checkpoint import Checkpoint, trace_identity
 from crosstrace.tracer.attribution.row_store import RowStore, rows_in_memory
 from crosstrace.tracer.attribution.targets import (
-    POSITIONS_AT_A_TIME,
     Logit,
     ResolvedTarget,
     TargetSpec,
+    logits_at,
     resolve_targets,
     target_notes,
 )
@@ -185,12 +185,10 @@ def answer_log_probabilities(local: LocalReplacementModel, conversation: Convers
     """
     if conversation.answer is None:
         return []
-    tokens_a = torch.tensor(conversation.tokens[slice(*conversation.answer)])
-    found: list[float] = []
-    for places_q in torch.arange(*conversation.answer).split(POSITIONS_AT_A_TIME):
-        said_qv = local.logits(places_q.to(local.residuals_lpd.device) - 1).double().log_softmax(-1).cpu()
-        found += said_qv.gather(1, tokens_a[len(found) :][: len(places_q), None])[:, 0].tolist()
-    return found
+    begin, end = conversation.answer
+    read = logits_at(local, range(begin - 1, end - 1))
+    pairs = zip(conversation.answer_tokens, read, strict=True)
+    return [float(logits_v.double().log_softmax(-1)[token]) for token, (_, logits_v) in pairs]
 
 
 def saes_in_use(model: ReplacementModel, saes: Sequence[SparseDictionary | DictionaryInUse]) -> list[Saes]:
