@@ -53,11 +53,15 @@ from crosstrace.replacement_model import (
     intervene_batch,
 )
 from crosstrace.replacement_model.readouts.direct_logits import promoted_tokens
-from crosstrace.tracer import trace, validate_graph, with_guesses
+from crosstrace.tracer import trace, with_guesses
+from crosstrace.tracer.validation.direct_effects import direct_effects
+from crosstrace.tracer.validation.faithfulness import faithfulness_curves
+from crosstrace.tracer.validation.total_effects import total_effects
 
 PROMOTED = 10  # a feature is named after the answer if it is among this many promoted tokens
 DRAWS = 8  # random controls of each ablation
 LARGEST = (5, 10, 20, 40)  # of the most influential features
+DOUBLED, ABLATED = 256, 64  # sources and features of two of the checks that `validate` makes, as it has them
 Key = tuple[int, int, int]  # layer, position, feature
 
 
@@ -200,9 +204,11 @@ class Gallery:
         for suffix in (".html", ".svg"):
             write_graph(pruned, self.out / f"{story.name}{suffix}", Figure(), cards=self.cards)
         local, twin, third = (self.model.local(prompt) for prompt in (story.prompt, story.twin, story.third))
-        checked = validate_graph(self.model, pruned)
+        total = total_effects(self.model, local, pruned, 0, ABLATED, seed=0)
+        direct = direct_effects(self.model, local, pruned, DOUBLED, seed=0)
+        curves = faithfulness_curves(self.model, local, pruned, 0, ("mean",))
+        keep = next((curve for curve in curves if curve.kind == "keep"), None)
         scores = graph_scores(graph)
-        keep = next((curve for curve in checked.curves if (curve.kind, curve.fill) == ("keep", "mean")), None)
         logits_v = local.logits()
         return Told(
             story,
@@ -213,8 +219,8 @@ class Gallery:
             scores.completeness,
             len(graph.active_features),
             sum(node < graph.layout.n_features for node in pruned.kept_nodes()),
-            str(checked.total.influence_correlation),
-            checked.direct.relative_error,
+            str(total.influence_correlation),
+            direct.relative_error,
             None if keep is None else keep.pruned_recovered,
             self._ablations(graph, local, token),
             self._swaps(story, local, twin, third),
@@ -222,8 +228,8 @@ class Gallery:
 
     def _ablations(self, graph: AttributionGraph, local: LocalReplacementModel, token: int) -> list[Ablation]:
         ranked = _by_influence(graph)
-        promoted = promoted_tokens(self.model, [(layer, feature) for layer, _, feature in ranked], PROMOTED).promoted
-        naming = [key for key, tokens in zip(ranked, promoted.tolist(), strict=True) if token in tokens]
+        promoting = self._promoting(token, {(layer, feature) for layer, _, feature in ranked})
+        naming = [key for key in ranked if (key[0], key[2]) in promoting]
         sets = [("promote the answer", naming)] if naming else []
         sets += [(f"the {count} most influential", ranked[:count]) for count in LARGEST if count <= len(ranked)]
         everything = [tuple(row) for row in local.activations.indices.tolist()]
@@ -237,6 +243,14 @@ class Gallery:
             )
             done.append(Ablation(which, len(chosen), [_name(key) for key in chosen], first, rest))
         return done
+
+    def _promoting(self, token: int, features: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Those that promote a token: cards know it of features that fired in their texts."""
+        known = {key: self.cards.promoted_ids(key) for key in features if key in self.cards} if self.cards else {}
+        if unknown := sorted(features - known.keys()):
+            found = promoted_tokens(self.model, unknown, PROMOTED).promoted
+            known |= zip(unknown, found.tolist(), strict=True)
+        return {key for key, tokens in known.items() if token in tokens[:PROMOTED]}
 
     def _swaps(
         self, story: Story, local: LocalReplacementModel, twin: LocalReplacementModel, third: LocalReplacementModel

@@ -150,6 +150,7 @@ class FeatureCards(Mapping[Key, FeatureCard]):
             if missing := [name for name in names if name not in self._tensors]:
                 raise ValueError(f"incomplete, it lacks {', '.join(missing[:5])}")
             self._features = [self._tensors[f"{layer}.features"] for layer in range(self.n_layers)]
+            self._strings: dict[int, str] = {}  # of tokens that were asked for: cards repeat them
         except (ValueError, KeyError, TypeError) as problem:
             raise ValueError(f"{path}: {' '.join(str(problem).split())}") from None
 
@@ -295,6 +296,15 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         """
         layer, row = key[0], self._existing(key)
         return [self._context(layer, number) for number in range(*self._rows(layer, row))]
+
+    def promoted_ids(self, key: Key) -> list[int]:
+        """Return the ids of the tokens that a feature promotes most, strongest first, also where they say nothing of it.
+
+        Raises:
+            KeyError: The feature did not fire in the corpus.
+        """
+        numbers = self._tensors[f"{key[0]}.promoted"][self._existing(key)]
+        return [int(token) for token in self._tensors["token_ids"][numbers]]
 
     def search(self, text: str, limit: int = 20) -> list[Key]:
         """Find features by text in what their cards show; see `find`.
@@ -446,8 +456,11 @@ class FeatureCards(Mapping[Key, FeatureCard]):
         return {"counts": counts[:used].tolist(), "edges": [i * width for i in range(used + 1)]}
 
     def _string(self, number: int) -> str:
-        begin, end = self._tensors["string_starts"][number : number + 2].tolist()
-        return bytes(self._tensors["strings"][begin:end]).decode("utf-8", "surrogatepass")
+        if (known := self._strings.get(number)) is None:
+            begin, end = self._tensors["string_starts"][number : number + 2].tolist()
+            known = bytes(self._tensors["strings"][begin:end]).decode("utf-8", "surrogatepass")
+            self._strings[number] = known
+        return known
 
 
 def with_card_labels(graph: AttributionGraph, cards: FeatureCards | None) -> AttributionGraph:

@@ -1,4 +1,4 @@
-"""Temporary hooks on a model's modules, removed again whatever happens.
+"""Temporary hooks on a model's modules, and other changes for a while, undone again whatever happens.
 
 Letters: B rows of a batch, P positions, D the width of a tensor.
 """
@@ -76,3 +76,26 @@ def passed_over(modules: Sequence[nn.Module]) -> Iterator[None]:
                 del module.forward
             else:
                 module.forward = forward
+
+
+@contextmanager
+def without_probabilities(model: nn.Module) -> Iterator[None]:
+    """Let a model's attention be computed without its probabilities, where nobody reads them.
+
+    Memory then grows with the positions, not with their square. Measured on Gemma 3 270M, 4 contexts of 256 tokens on two
+    CPU cores: 510 tokens a second instead of 388.
+
+    Args:
+        model: A model of transformers; its attention is as before at the end. One that cannot change it, or whose scores
+            are capped (Gemma 2), which only attention with probabilities does, stays as it is.
+    """
+    changeable: Any = model
+    if not hasattr(model, "set_attn_implementation") or getattr(changeable.config, "attn_logit_softcapping", None):
+        yield
+        return
+    before = changeable.config._attn_implementation
+    changeable.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        changeable.set_attn_implementation(before)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from crosstrace.replacement_model.architectures.hooks import Change, changed, passed_over
+from crosstrace.replacement_model.architectures.hooks import Change, changed, passed_over, without_probabilities
 from crosstrace.replacement_model.architectures.sites import Site
 from crosstrace.replacement_model.base_model import LoadedModel
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse, Features
@@ -53,7 +53,8 @@ def stream_sites(
     layers = model.sites.layers
     last = max((layer for layer, _ in places), default=-1)
     hooks = [(layers[layer].module(site), site.is_input, looking((layer, site))) for layer, site in places]
-    with changed(hooks), passed_over([layer.whole for layer in layers[last + 1 :]]):
+    above = [layer.whole for layer in layers[last + 1 :]]
+    with without_probabilities(model.sites.text_model), changed(hooks), passed_over(above):
         model.sites.run(model.sites.embed(tokens_bw))
 
 

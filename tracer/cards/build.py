@@ -36,11 +36,9 @@ from crosstrace.tracer.cards.log import ContextBatch, Window
 from crosstrace.tracer.cards.run import CardRun, asked_to_stop
 from crosstrace.tracer.defaults import CARD_CONTEXTS, CARD_LOGITS, CONTEXT_LENGTH
 from crosstrace.tracer.progress import CorpusBar, corpus_progress
-from crosstrace.tracer.samples.build import batches, features_by_layer, strings_of
+from crosstrace.tracer.samples.build import batches, features_by_layer, strings_of, usual_batch_tokens
 from crosstrace.tracer.samples.sample import sample_path
 
-# Tokens run at a time, padding included: enough to keep the device busy with matrix products.
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 # The share of the memory that arrays of top contexts may take before they move to files.
 _ARRAYS_SHARE = 0.25
 
@@ -75,7 +73,7 @@ def build_cards(
         top: Contexts kept for each feature.
         window: Tokens shown around a context's peak; None: 24 before and 8 after it.
         logits: Tokens kept at each end of the direct logits.
-        batch_tokens: Tokens run at a time, padding included; None: 4,096 on a CPU, 32,768 on a GPU, and as before when
+        batch_tokens: Tokens run at a time, padding included; None: 1,024 on a CPU, 32,768 on a GPU, and as before when
             resuming. Results depend on it only through rounding.
         resume: Continue an interrupted run.
         progress: Show a bar on standard error; None: if that is a terminal.
@@ -123,10 +121,9 @@ def build_cards(
     }
     if sample_tokens:
         identity["number of tokens in the sample"] = sample_tokens
-    usual = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"])
     memory = int(_ARRAYS_SHARE * (used.memory_budget or usable_bytes(torch.device("cpu"))))
     run = CardRun(Path(f"{target}.partial"), identity, features_by_layer(used), top, memory, resume, sample_tokens)
-    run.batch_tokens = batch_tokens or run.batch_tokens or usual
+    run.batch_tokens = batch_tokens or run.batch_tokens or usual_batch_tokens(model)
     try:
         with asked_to_stop() as asked, corpus_progress(corpus.total, progress) as bar:
             if not run.finished:

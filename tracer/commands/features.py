@@ -112,7 +112,7 @@ def features(
             min=1,
             metavar="N",
             help="Run N tokens at a time.",
-            show_default="4096; on a GPU 32768",
+            show_default="1024; on a GPU 32768",
             rich_help_panel=_MAKING,
         ),
     ] = None,

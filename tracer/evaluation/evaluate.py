@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from crosstrace.replacement_model import LoadedModel, ModelDescription, SparseDictionary
+from crosstrace.replacement_model.architectures.hooks import without_probabilities
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse, Features
 from crosstrace.replacement_model.dictionaries.use import in_use as put_to_use
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
@@ -91,7 +92,8 @@ def evaluate(
     run = _Evaluation(model, used)
     windows = _windows(model, texts, length, tokens, layer_tokens)
     cost = _RUNS * tokens + _ALONE * len(used.depths) * min(layer_tokens, tokens)
-    with token_progress("evaluating", tokens, cost, progress) as advance:
+    showing = token_progress("evaluating", tokens, cost, progress)
+    with without_probabilities(model.sites.text_model), showing as advance:
         try:
             for batch in _batches(windows, at_a_time):
                 run.add(batch, advance)

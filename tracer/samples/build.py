@@ -25,7 +25,10 @@ from crosstrace.tracer.progress import corpus_progress
 from crosstrace.tracer.samples.sample import CorpusSample
 from crosstrace.tracer.samples.taking import SampleTaker
 
-_BATCH_TOKENS = 4096
+# Tokens run at a time, padding included: enough to keep a GPU busy; on a CPU as many as leave what a layer makes of them in
+# the caches. Gemma 3 270M on two cores, contexts of 256: 512, 1,024, 2,048 and 4,096 tokens at a time go through at 396, 510,
+# 458 and 404 tokens a second.
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 
 def build_sample(
@@ -49,7 +52,7 @@ def build_sample(
         path: The file; None: a temporary one, which goes with the sample.
         tokens: The most tokens that the sample may hold.
         context_length: Tokens of a context, `<bos>` included; None: 256, or what the model takes if that is less.
-        batch_tokens: Tokens run at a time, padding included; None: 4,096.
+        batch_tokens: Tokens run at a time, padding included; None: 1,024 on a CPU, 32,768 on a GPU.
         progress: Show a bar on standard error; None: if that is a terminal.
         dictionary: Whose features; None for the replacement model's transcoders.
 
@@ -78,7 +81,7 @@ def build_sample(
     with corpus_progress(corpus.total, progress) as bar:
         bar.begin_reading(0)
         stream = contexts(corpus, model.tokenizer, length, shortest, Cursor())
-        for batch in batches(stream, batch_tokens or _BATCH_TOKENS):
+        for batch in batches(stream, batch_tokens or usual_batch_tokens(model)):
             some = [context.tokens for context in batch]
             _run(model, used, taker, some, n_contexts)
             n_contexts, read = n_contexts + len(some), read + sum(map(len, some))
@@ -119,6 +122,11 @@ def batches(stream: Iterator[CorpusContext], tokens: int) -> Iterator[list[Corpu
         batch.append(context)
     if batch:
         yield batch
+
+
+def usual_batch_tokens(model: LoadedModel) -> int:
+    """Return how many tokens of a corpus run at a time where nobody says: 1,024 on a CPU, 32,768 on a GPU."""
+    return _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS["cuda"])
 
 
 def features_by_layer(used: DictionaryInUse) -> list[int]:

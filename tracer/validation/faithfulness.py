@@ -62,15 +62,20 @@ class Curve:
 
 
 def faithfulness_curves(
-    model: ReplacementModel, local: LocalReplacementModel, pruned: AttributionGraph, target: int
+    model: ReplacementModel,
+    local: LocalReplacementModel,
+    pruned: AttributionGraph,
+    target: int,
+    fills: Sequence[Fill] = ("zero", "mean"),
 ) -> list[Curve]:
-    """Compute keep-only and remove-only curves, filled with zeros and with means, under `Freeze.iterative()`.
+    """Compute keep-only and remove-only curves under `Freeze.iterative()`.
 
     Args:
         model: The model and transcoders of the graph.
         local: The prompt's local replacement model.
         pruned: The graph with its node mask.
         target: Index of one of its targets, an output token.
+        fills: The ways of filling.
 
     Returns:
         Two curves for each way of filling; none for a way that takes nothing away from the logit.
@@ -85,7 +90,7 @@ def faithfulness_curves(
     token, position = int(pruned.logit_tokens[target]), int(pruned.logit_positions[target])
     whole = _centred(local.logits(position), token)
     curves = []
-    for fill in ("zero", "mean"):
+    for fill in fills:
         kept_out = [_keep_only(pruned, local, nodes, fill) for nodes in sets]
         taken_out = [_remove_only(pruned, local, nodes, fill) for nodes in sets]
         errors = torch.zeros_like(local.errors_lpd) if fill == "zero" else _mean_errors(local)

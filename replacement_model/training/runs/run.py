@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crosstrace.replacement_model.architectures.hooks import without_probabilities
 from crosstrace.replacement_model.base_model import BaseModel
 from crosstrace.replacement_model.fingerprints import model_fingerprint
 from crosstrace.replacement_model.memory import format_bytes, is_out_of_memory, parse_bytes, usable_bytes
@@ -102,7 +102,7 @@ def train(
     run = _Run(base, Documents(corpus, settings.held_out_share), Path(folder), settings, watcher, team)
     if run.open_together(resume, memory_budget):
         return run.record
-    with _without_probabilities(base):
+    with without_probabilities(base.sites.text_model):
         try:
             run.train(None if spill is None else Path(spill))
         except (RuntimeError, MemoryError) as error:
@@ -459,18 +459,6 @@ def recorded_threads(folder: str | os.PathLike[str]) -> int | None:
     """Return the number of threads of the run that a folder holds; None if it holds none."""
     record = TrainingRecord.read(Path(folder))
     return None if record is None else record.machine["threads"]
-
-
-@contextmanager
-def _without_probabilities(base: BaseModel) -> Iterator[None]:
-    """Let attention be computed without its probabilities, which nobody reads here."""
-    model: Any = base.model
-    before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 __all__ = ["FILE", "DivergedError", "TrainingInterrupted", "recorded_settings", "recorded_threads", "train"]

@@ -49,6 +49,12 @@ def test_a_mapping_of_the_features_that_fired(cards):
     assert [cards.label(key) for key in cards] == [cards[key]["label"] for key in cards]
 
 
+def test_ids_of_promoted_tokens(cards):
+    assert [cards.promoted_ids(key) for key in cards] == [[43, 42], [42, 43], [42, 43]]
+    with pytest.raises(KeyError, match="L0/2"):
+        cards.promoted_ids((0, 2))
+
+
 def test_searching_tokens(cards):
     assert cards.search("austin") == [(1, 0), (0, 3), (0, 1)]  # in labels by logit; promoted, but not the most
     assert cards.find(" DALLAS ") == {(0, 1): "automatic label", (1, 0): "context"}

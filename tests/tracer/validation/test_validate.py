@@ -252,6 +252,8 @@ def test_keeping_all_with_the_errors_own_mean_recovers_more_than_nothing(
 ) -> None:
     case, model, graph = traced
     curves = faithfulness_curves(model, model.local(case.input_ids), prune(graph, 0.5, 0.9), 0)
+    means = faithfulness_curves(model, model.local(case.input_ids), prune(graph, 0.5, 0.9), 0, ("mean",))
+    assert means == [curve for curve in curves if curve.fill == "mean"]
     keep = next(curve for curve in curves if (curve.kind, curve.fill) == ("keep", "zero"))
     kept = int(prune(graph, 0.5, 0.9).node_mask[graph.layout.features].sum())
     assert keep.pruned_count == kept
