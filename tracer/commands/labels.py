@@ -23,7 +23,10 @@ labels = typer.Typer(
 def import_(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Neuronpedia's explanation export (.jsonl, .jsonl.gz), or a labels.json."),
+        typer.Argument(
+            metavar="FILE",
+            help="Neuronpedia's explanations (.jsonl, .jsonl.gz, a folder of them, or .json), or a labels.json.",
+        ),
     ],
     output: Annotated[
         Path,
@@ -78,7 +81,7 @@ def import_(
 
 @labels.command("diff")
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A labels.json, its folder, or an export (.jsonl).")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="A labels.json, its folder, or explanations.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Print N differences.")] = 40,
     debug: Debug = False,

@@ -10,7 +10,7 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ FORMAT = "crosstrace-labels/1"
 Key = tuple[int, int]
 """(layer, feature)."""
 _SCORES = ("score", "detection", "fuzzing", "shuffled")
+_LINES = (".jsonl", ".jsonl.gz")
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -83,30 +85,31 @@ def read_label_set(path: str | os.PathLike[str]) -> dict[Key, Label]:
     """Read labels by (layer, feature).
 
     Args:
-        path: A `labels.json`, a folder that holds one, or Neuronpedia's explanation export (`.jsonl`, `.jsonl.gz`): one
-            object a line with `layer` (a number, or a name that begins with one), `index` and `description`.
+        path: A `labels.json`, or an export of Neuronpedia's explanations: a file with one object a line (`.jsonl`,
+            `.jsonl.gz`) or with an array of them (`.json`), each with `layer` (a number, or a name that begins with one),
+            `index` and `description`. Or a folder that holds a `labels.json`, or such files, as their batches are when they
+            are fetched: of a folder with other data beside them, those in folders named `explanations`.
 
     Raises:
         OSError: It cannot be read.
         ValueError: It is neither; one line that names the file and the line.
     """
     path = Path(path)
+    if path.is_dir() and not (path / "labels.json").is_file():
+        return _labels_of((place, row) for file in _batches_in(path) for place, row in _lines(file))
     if path.is_dir():
         path /= "labels.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return dict(_explanations(path))
+    if path.name.endswith(_LINES):
+        return _labels_of(_lines(path))
     try:
-        content = _content(path)
-        return {
-            (layer, int(feature)): Label.of(entry)
-            for layer, entries in enumerate(content["layers"])
-            for feature, entry in entries.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        reason = " ".join(str(problem).split())
-        raise ValueError(f"{path}: not a label file (expected format {FORMAT}, or .jsonl): {reason}") from None
+        content = _json(path)
+    except ValueError as problem:
+        raise _not_labels(path, problem) from None
+    if isinstance(content, list) and content:
+        return _labels_of((f"{path}, entry {number}", row) for number, row in enumerate(content, 1))
+    return _own_labels(path, content)
 
 
 def write_label_set(path: str | os.PathLike[str], labels: Mapping[Key, Label], n_layers: int = 0) -> int:
@@ -127,8 +130,7 @@ def write_label_set(path: str | os.PathLike[str], labels: Mapping[Key, Label], n
     path = Path(path)
     content: dict[str, Any] = {"format": FORMAT, "layers": []}
     if path.exists():
-        read_label_set(path)
-        content = _content(path)
+        content = _json_of_labels(path)
     layers = content["layers"]
     layers += [{} for _ in range(max([n_layers, *(layer + 1 for layer, _ in labels)]) - len(layers))]
     kept = 0
@@ -179,36 +181,88 @@ def _folded(text: str) -> str:
     return " ".join(text.removeprefix("~").split()).casefold()
 
 
-def _content(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"format {content.get('format') if isinstance(content, dict) else content!r}")
-    return content
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
 
 
-def _explanations(path: Path) -> Iterator[tuple[Key, Label]]:
-    """The labels of an export: of several for a feature, the first that is not empty."""
+def _json_of_labels(path: Path) -> dict[str, Any]:
+    """The content of a `labels.json` whose every label can be read."""
+    try:
+        content = _json(path)
+    except ValueError as problem:
+        raise _not_labels(path, problem) from None
+    _own_labels(path, content)
+    return dict(content)
+
+
+def _own_labels(path: Path, content: Any) -> dict[Key, Label]:
+    try:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"format {content.get('format') if isinstance(content, dict) else content!r}")
+        return {
+            (layer, int(feature)): Label.of(entry)
+            for layer, entries in enumerate(content["layers"])
+            for feature, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise _not_labels(path, problem) from None
+
+
+def _not_labels(path: Path, problem: Exception) -> ValueError:
+    reason = " ".join(str(problem).split())[:_LONGEST_REASON]
+    return ValueError(f"{path}: not a label file (expected format {FORMAT}, or Neuronpedia's explanations): {reason}")
+
+
+def _batches_in(folder: Path) -> list[Path]:
+    """The files of an export below a folder, by name, numbers in their order."""
+    files = [path for path in folder.rglob("*.jsonl*") if path.name.endswith(_LINES)]
+    named = [path for path in files if "explanations" in path.relative_to(folder).parts[:-1]]
+    if not files:
+        raise FileNotFoundError(f"{folder}: neither labels.json nor files of explanations ({', '.join(_LINES)}) in it")
+    return sorted(named or files, key=_with_numbers)
+
+
+def _with_numbers(path: Path) -> list[str | int]:
+    """A path cut at its numbers: texts and numbers in turns, so that batch 9 comes before batch 10."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", path.as_posix()))]
+
+
+def _labels_of(rows: Iterable[tuple[str, Any]]) -> dict[Key, Label]:
+    """The labels of an export: of several for a feature, the first that is not empty.
+
+    Args:
+        rows: Each with the words that say where it is.
+    """
+    labels: dict[Key, Label] = {}
+    for place, row in rows:
+        try:
+            key = _key_of(row)
+            text = row["description"]
+            if not isinstance(text, str):
+                raise ValueError(f"description is {text!r}; expected a text")
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            said = f"{problem.args[0]!r} is missing" if isinstance(problem, KeyError) else str(problem)
+            raise ValueError(f"{place}: not an explanation of Neuronpedia: {said}") from None
+        if text.strip() and key not in labels:
+            maker = row.get("explanationModelName")
+            # Its scores are of other tests, and are not shown as if they were ours.
+            labels[key] = Label(" ".join(text.split()), f"neuronpedia: {maker}" if maker else "neuronpedia")
+    return labels
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The objects of a file that has one on each line."""
     opener = gzip.open if path.name.endswith(".gz") else open
-    seen: set[Key] = set()
     with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(_texts(lines, path), 1):
             if not line.strip():
                 continue
+            place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-                key = _key_of(row)
-                text = row["description"]
-                if not isinstance(text, str):
-                    raise ValueError(f"description is {text!r}; expected a text")
-            except (ValueError, KeyError, TypeError, AttributeError) as problem:
-                said = f"{problem.args[0]!r} is missing" if isinstance(problem, KeyError) else str(problem)
-                raise ValueError(f"{path}, line {number}: not an explanation of Neuronpedia: {said}") from None
-            if not text.strip() or key in seen:
-                continue
-            seen.add(key)
-            maker = row.get("explanationModelName")
-            # Its scores are of other tests, and are not shown as if they were ours.
-            yield key, Label(" ".join(text.split()), f"neuronpedia: {maker}" if maker else "neuronpedia")
+            except ValueError as problem:
+                raise ValueError(f"{place}: not an explanation of Neuronpedia: {problem}") from None
+            yield place, row
 
 
 def _texts(lines: Any, path: Path) -> Iterator[str]:

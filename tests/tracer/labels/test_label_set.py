@@ -103,15 +103,48 @@ EXPORT = [
 ]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_neuronpedias_exports_are_read_by_layer_and_feature(tmp_path, packed):
-    text = "\n".join(map(json.dumps, EXPORT)) + "\n\n"
-    path = tmp_path / ("batch-0.jsonl.gz" if packed else "batch-0.jsonl")
-    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+@pytest.mark.parametrize("name", ["batch-0.jsonl", "batch-0.jsonl.gz", "export.json"])
+def test_neuronpedias_exports_are_read_by_layer_and_feature(tmp_path, name):
+    text = json.dumps(EXPORT) if name.endswith(".json") else "\n".join(map(json.dumps, EXPORT)) + "\n\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     assert read_label_set(path) == {
         (3, 417): Label("cities in Texas", "neuronpedia: gpt-x"),
         (0, 5): Label("numbers", "neuronpedia"),
     }
+
+
+def test_batches_in_a_folder_are_read_in_their_order(tmp_path):
+    for number, said in ((10, "third"), (9, "second"), (0, "first")):
+        folder = tmp_path / "3-clt" / "explanations"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [{"layer": "3-clt", "index": index, "description": said} for index in (1, number)]
+        (folder / f"batch-{number}.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    (tmp_path / "3-clt" / "activations").mkdir()
+    (tmp_path / "3-clt" / "activations" / "batch-0.jsonl").write_text('{"layer": "3-clt", "index": 1, "values": [1.0]}')
+    found = read_label_set(tmp_path)
+    assert {key: label.text for key, label in found.items()} == {
+        (3, 0): "first",
+        (3, 1): "first",
+        (3, 9): "second",
+        (3, 10): "third",
+    }
+    with pytest.raises(ValueError, match=r"activations/batch-0\.jsonl, line 1: .*'description' is missing"):
+        read_label_set(tmp_path / "3-clt" / "activations")
+
+
+def test_a_folder_without_labels_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither labels\.json nor files of explanations"):
+        read_label_set(tmp_path)
+
+
+def test_an_array_is_no_file_that_labels_are_added_to(tmp_path):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([*EXPORT, {"layer": 1}]))
+    with pytest.raises(ValueError, match=r"export\.json, entry 5: .*'index' is missing"):
+        read_label_set(path)
+    with pytest.raises(ValueError, match="not a label file"):
+        write_label_set(path, {(0, 0): TESTED})
 
 
 @pytest.mark.parametrize(
