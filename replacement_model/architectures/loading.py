@@ -18,7 +18,7 @@ from torch import nn
 from crosstrace.replacement_model.architectures.description import ModelDescription
 from crosstrace.replacement_model.architectures.empty_weights import EmptyWeights
 from crosstrace.replacement_model.architectures.gguf import dequantised, is_gguf
-from crosstrace.replacement_model.architectures.imports import deferred_imports
+from crosstrace.replacement_model.architectures.imports import deferred_imports, models_listed_once
 from crosstrace.replacement_model.architectures.registry import architecture_of, describe
 from crosstrace.replacement_model.architectures.text_part import TextPart, text_part
 from crosstrace.replacement_model.architectures.tokenizer_files import read_tokenizer
@@ -57,7 +57,7 @@ def load_model(
             raise ValueError("a device map needs accelerate, which is not installed; pip install accelerate")
         placement["device_map"] = device_map
     deferring = deferred_imports() if device_map is None else nullcontext()
-    with deferring, EmptyWeights(), _quiet_transformers(), _named(source, name):
+    with deferring, models_listed_once(), EmptyWeights(), _quiet_transformers(), _named(source, name):
         config, description = _described(source, name)
         files = WeightFiles.in_folder(Path(name)) if Path(name).is_dir() else None
         part = text_part(config, architecture_of(config, source))

@@ -33,6 +33,26 @@ def run(code: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+LISTED = """
+from crosstrace.replacement_model.architectures.imports import models_listed_once
+from transformers.utils import import_utils
+before = import_utils.create_import_structure_from_path.cache_info().misses
+with models_listed_once():
+    import transformers.models
+print(import_utils.create_import_structure_from_path.cache_info().misses - before)
+mine = transformers.models._class_to_module
+import_utils.create_import_structure_from_path.cache_clear()
+import_utils.define_import_structure.cache_clear()
+path = transformers.models.__file__
+again = import_utils._LazyModule("again", path, import_utils.define_import_structure(path))
+print(mine == again._class_to_module, len(mine) > 1000)
+"""
+
+
+def test_models_are_listed_once_and_as_before():
+    assert run(LISTED) == ["0", "True True"]
+
+
 def test_a_trace_imports_neither_the_compiler_nor_sharded_tensors():
     assert run(LOADED) == ["[]"]
 

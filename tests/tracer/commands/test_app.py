@@ -339,3 +339,21 @@ def test_weights_that_float32_cannot_hold_are_left_out_and_said(raw, tmp_path):
         warnings.simplefilter("error")
         assert run("view", str(tmp_path / "g.json"), "-o", str(tmp_path / "g.html")).exit_code == 0
     assert "1 links were left out: their weights are beyond 3.4e+38" in (tmp_path / "g.html").read_text()
+
+
+FIRST_COLLECTION = """
+import gc, sys
+from crosstrace.tracer.commands.app import main
+usual, sys.argv = gc.get_threshold(), ["crosstrace", "--version"]
+try:
+    main()
+finally:
+    late = gc.get_threshold()[0]
+    gc.collect()
+    print(late > 100 * usual[0], gc.get_threshold() == usual, gc.callbacks, file=sys.stderr)
+"""
+
+
+def test_only_the_first_collection_comes_late():
+    done = subprocess.run([sys.executable, "-c", FIRST_COLLECTION], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["True", "True", "[]"]
