@@ -26,7 +26,7 @@ from crosstrace.graphs import write_atomically
 
 HOURS = 0.5
 # Minutes of the whole that are set aside for the rest: fetching, evaluation, cards, graphs and their tests.
-OTHER_MINUTES = 14.0
+OTHER_MINUTES = 15.0
 SHORT = 30.0  # minutes of training up to which the rest is kept short, too
 CARD_WORDS = {"short": 45_000, "long": 75_000}  # of the texts: 60,000 and 100,000 tokens; rare features need many
 EVALUATION_TOKENS = {"short": 2048, "long": 4096}  # of held-out text: two minutes and four
