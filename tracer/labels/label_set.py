@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,9 @@ def read_label_set(path: str | os.PathLike[str]) -> dict[Key, Label]:
         ValueError: It is neither; one line that names the file and the line.
     """
     path = Path(path)
-    if path.is_dir() and not (path / "labels.json").is_file():
-        return _labels_of((place, row) for file in _batches_in(path) for place, row in _lines(file))
     if path.is_dir():
+        if not (path / "labels.json").is_file():
+            return _labels_of(chain.from_iterable(map(_lines, _batches_in(path))))
         path /= "labels.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -241,13 +242,17 @@ def _labels_of(rows: Iterable[tuple[str, Any]]) -> dict[Key, Label]:
             if not isinstance(text, str):
                 raise ValueError(f"description is {text!r}; expected a text")
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            said = f"{problem.args[0]!r} is missing" if isinstance(problem, KeyError) else str(problem)
-            raise ValueError(f"{place}: not an explanation of Neuronpedia: {said}") from None
+            raise _no_explanation(place, problem) from None
         if text.strip() and key not in labels:
             maker = row.get("explanationModelName")
             # Its scores are of other tests, and are not shown as if they were ours.
             labels[key] = Label(" ".join(text.split()), f"neuronpedia: {maker}" if maker else "neuronpedia")
     return labels
+
+
+def _no_explanation(place: str, problem: Exception) -> ValueError:
+    said = f"{problem.args[0]!r} is missing" if isinstance(problem, KeyError) else str(problem)
+    return ValueError(f"{place}: not an explanation of Neuronpedia: {said}")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -261,7 +266,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError as problem:
-                raise ValueError(f"{place}: not an explanation of Neuronpedia: {problem}") from None
+                raise _no_explanation(place, problem) from None
             yield place, row
 
 
