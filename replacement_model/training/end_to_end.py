@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crosstrace.kernels import SparseActivations, decode_layer, decode_layer_backward, encode_backward
+from crosstrace.kernels import RowGradients, SparseActivations, decode_layer, decode_layer_backward, encode_backward
 from crosstrace.replacement_model.architectures.hooks import Hook, hooked
 from crosstrace.replacement_model.architectures.sites import ModelSites, Site
 from crosstrace.replacement_model.training.core import Trainer
@@ -133,7 +133,7 @@ def _update(trainer: Trainer, states: ReplacedPass, progress: float) -> FineTuni
     trainer.remember_active(listed, states.n_tokens)
     clip, norm = trainer.settings.end_to_end_clip, float("nan")
     if clip:
-        norm = gradient_norm(trainer, states.x_lbd, entries, states.gradient_lbd)
+        norm = states.gradient_norm()
         # Every gradient is linear in this one.
         states.gradient_lbd *= min(1.0, clip / max(norm, 1e-12))
     trainer.apply(states.x_lbd, listed, Group(entries, None, states.gradient_lbd), rate)
@@ -146,29 +146,6 @@ def _update(trainer: Trainer, states: ReplacedPass, progress: float) -> FineTuni
         learning_rate=rate,
         gradient_norm=norm,
     )
-
-
-def gradient_norm(trainer: Trainer, x_lbd: Tensor, entries: SparseActivations, gradient_lbd: Tensor) -> float:
-    """Return the norm of the gradient of all weights, given that of the reconstructions; one layer's at a time is held."""
-    p = trainer.parameters
-    squares = [gradient_lbd.sum(1).double().square().sum()]
-    if p.skip_ldd is not None:
-        squares.append(torch.bmm(x_lbd.transpose(1, 2), gradient_lbd).double().square().sum())
-    values = []
-    for layer, decoder_jfd in enumerate(p.decoder_jfd):
-        own = entries.layer(layer)
-        values_n, rows = decode_layer_backward(
-            gradient_lbd[layer : layer + len(decoder_jfd)],
-            entries.positions[own],
-            entries.features[own],
-            entries.values[own],
-            decoder_jfd.transpose(0, 1),
-        )
-        squares.append(_square_sum(rows.gradients))
-        values.append(values_n)
-    for weights, biases in encode_backward(x_lbd, entries, torch.cat(values)):
-        squares += [_square_sum(part.gradients) for part in (weights, biases)]
-    return float(torch.stack(squares).sum().sqrt())
 
 
 def _square_sum(tensor: Tensor) -> Tensor:
@@ -238,6 +215,7 @@ class ReplacedPass:
         loss: The loss.
         final: The part of it that the final hidden state has.
         residual_l: (L,) the normalised squared errors of the residual stream after each layer.
+        squares: The squared norms of the weights' gradients, of layers that were gone back through, where they are clipped.
     """
 
     trainer: Trainer
@@ -249,6 +227,7 @@ class ReplacedPass:
     loss: float = field(init=False)
     final: float = field(init=False)
     residual_l: Tensor = field(init=False)
+    squares: list[Tensor] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         shape, device = self.trainer.shape, self.trainer.device
@@ -285,19 +264,35 @@ class ReplacedPass:
         assert listed is not None
         self.gradient_lbd[layer] = gradient_bd.float().to(self.trainer.device) / scaling.scale_out_ld[layer]
         decoder_jfd = p.decoder_jfd[layer]
-        values_n, _ = decode_layer_backward(
+        values_n, decoder_rows = decode_layer_backward(
             self.gradient_lbd[layer : layer + len(decoder_jfd)],
             listed.positions,
             listed.features,
             listed.values,
             decoder_jfd.transpose(0, 1),
         )
+        if self.trainer.settings.end_to_end_clip:
+            self.squares += self._squares(layer, listed, values_n, decoder_rows)
         # The gradient of an input is a decoding too: of the gradients of pre-activations, by encoder rows.
         x_gradient_1bd = torch.zeros_like(self.x_lbd[layer])[None]
         decode_layer(x_gradient_1bd, listed.positions, values_n, p.encoder_fd[layer][:, None], listed.features)
         if p.skip_ldd is not None:
             x_gradient_1bd[0].addmm_(self.gradient_lbd[layer], p.skip_ldd[layer].T)
         return (x_gradient_1bd[0] * scaling.scale_in_ld[layer]).to(gradient_bd)
+
+    def _squares(self, layer: int, listed: Listed, values_n: Tensor, decoder_rows: RowGradients) -> Iterator[Tensor]:
+        """Yield the squared norms of the gradients of one layer's weights, which are all known here."""
+        x_bd, gradient_bd = self.x_lbd[layer], self.gradient_lbd[layer]
+        [(encoder_rows, biases)] = encode_backward(x_bd[None], _entries_of_layer(listed, self.n_tokens), values_n)
+        for part in (decoder_rows, encoder_rows, biases):
+            yield _square_sum(part.gradients)
+        yield gradient_bd.sum(0).double().square().sum()
+        if self.trainer.parameters.skip_ldd is not None:
+            yield (x_bd.T @ gradient_bd).double().square().sum()
+
+    def gradient_norm(self) -> float:
+        """Return the norm of the gradient of all weights."""
+        return float(torch.stack(self.squares).sum().sqrt())
 
 
 def _entries_of_layer(listed: Listed, n_tokens: int) -> SparseActivations:
