@@ -22,6 +22,9 @@ Activation = Literal["quantile-jumprelu", "ste-jumprelu", "batch-topk"]
 
 RECIPES = ("laptop", "gemma-scope-2", "anthropic-2025", "batch-topk")
 DEFAULT_RECIPE = "laptop"
+# Of runs that an earlier version recorded: what they did before a key came, and a key that went because it did nothing.
+_BEFORE = {"buffer_passes": 1}
+_GONE = ("clip",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class TrainingSettings:
         tokens: Tokens of the main stage, or None where the clock decides.
         minutes: The whole run's length by the clock, all stages, or None where the tokens decide.
         buffer_tokens: Tokens that the shuffle buffer holds, where memory allows.
+        buffer_passes: How often the buffer's tokens are trained on before it is filled anew, each time in another order,
+            where the clock decides; where the tokens decide, once.
         learning_rate: Adam's learning rate after warm-up.
         adam_beta1: Adam's decay of the first moment.
         adam_beta2: Adam's decay of the second moment.
@@ -68,7 +73,6 @@ class TrainingSettings:
         decay_share: The last share, over which the learning rate falls linearly.
         decay_floor: The least share of the learning rate.
         moments: The dtype of Adam's moments.
-        clip: The greatest norm of a step's gradient; 0 does not clip.
         normalisation_exponent: Inputs and outputs are centred and divided, per dimension, by this power of their standard
             deviation, then scaled to unit mean square.
         start: `data` starts encoders at data points, `far-apart` at data points far from one another (k-means++),
@@ -133,6 +137,7 @@ class TrainingSettings:
     tokens: int | None = None
     minutes: float | None = None
     buffer_tokens: int
+    buffer_passes: int
 
     learning_rate: float
     adam_beta1: float
@@ -142,7 +147,6 @@ class TrainingSettings:
     decay_share: float
     decay_floor: float
     moments: Literal["float32", "bfloat16"]
-    clip: float
 
     normalisation_exponent: float
     start: Literal["data", "far-apart", "uniform"]
@@ -184,6 +188,11 @@ class TrainingSettings:
             object.__setattr__(self, key, _checked(key, getattr(self, key), hint))
         _check_ranges(self)
         _check_together(self)
+
+    @property
+    def passes(self) -> int:
+        """How often each token is trained on: as many tokens as were asked for are all different."""
+        return self.buffer_passes if self.tokens is None else 1
 
     @property
     def end_to_end(self) -> bool:
@@ -242,6 +251,11 @@ def load_recipe(name_or_path: str | os.PathLike[str] = DEFAULT_RECIPE, **changes
     return settings.changed(**_length_replaced(changes)) if changes else settings
 
 
+def recorded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the `settings` of a `training.json` under the keys of today, also where an earlier version wrote them."""
+    return _BEFORE | {key: value for key, value in values.items() if key not in _GONE}
+
+
 def _for_kind(values: dict[str, Any], kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a recipe into what holds for every kind and what is in the table of one."""
     common, own = dict(values), {}
@@ -281,7 +295,7 @@ def _read(path: Path) -> dict[str, Any]:
             settings = record.get("settings") if isinstance(record, dict) else None
             if not isinstance(settings, dict):
                 raise ValueError("has no 'settings'; expected the training.json of a run")
-            return settings
+            return recorded(settings)
         return tomllib.loads(content)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise ValueError(f"is not {'JSON' if path.suffix == '.json' else 'TOML'}: {problem}") from None
@@ -343,6 +357,7 @@ _ABOVE_ZERO = (
     "tokens",
     "minutes",
     "buffer_tokens",
+    "buffer_passes",
     "learning_rate",
     "adam_epsilon",
     "tanh_scale",

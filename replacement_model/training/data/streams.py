@@ -1,8 +1,8 @@
 """Batches of activations, made from text as they are needed, in a shuffle buffer of bounded size.
 
 The buffer is filled with the activations of random windows, then handed out in chunks of neighbouring positions in random
-order until it is empty. Nothing else is kept. What a fill holds follows from where the window reader was before it, so that
-the whole state is a few numbers, and a resumed run computes the same fill again.
+order, once or several times over, until it is empty. Nothing else is kept. What a fill holds follows from where the window
+reader was before it, so that the whole state is a few numbers, and a resumed run computes the same fill again.
 
 Letters: L layers, T positions in the buffer, B tokens of a batch, D width of a site, S sites read.
 """
@@ -44,7 +44,7 @@ class ActivationStream:
         sites: What is read: inputs and outputs, or one site where both are the same.
         layers: The layers that are read.
         buffer_tokens: The most positions that the buffer holds.
-        tokens: Tokens handed out so far.
+        tokens: Tokens handed out so far; what is handed out again counts again.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ActivationStream:
         """
         self._fill_if_empty()
         random = np.random.default_rng([self._settings.seed, *b"sample", self._fill])
-        rows = np.sort(random.permutation(len(self._order))[:tokens])
+        rows = np.sort(random.permutation(len(self._order) // self._settings.passes)[:tokens])
         return self._values(self._order[rows])
 
     def state(self) -> dict[str, Any]:
@@ -190,8 +190,8 @@ class ActivationStream:
                 done += length
             self._filled(done, total)
         self._share_out(parts)
-        order = random.permutation(len(chunks))
-        self._order = np.concatenate([np.arange(*chunks[place]) for place in order])
+        orders = [random.permutation(len(chunks)) for _ in range(self._settings.passes)]
+        self._order = np.concatenate([np.arange(*chunks[place]) for order in orders for place in order])
 
     def _pass_tokens(self) -> int:
         return _PASS_TOKENS.get(self.base.device.type, _PASS_TOKENS_ON_GPU)

@@ -11,7 +11,7 @@ from typing import Any
 
 from crosstrace.replacement_model.training.runs.curves import Curves
 from crosstrace.replacement_model.training.runs.files import write_whole
-from crosstrace.replacement_model.training.settings import TrainingSettings
+from crosstrace.replacement_model.training.settings import TrainingSettings, recorded
 
 FILE = "training.json"
 _FORMAT = "crosstrace-training/1"
@@ -75,7 +75,7 @@ class TrainingRecord:
         try:
             content = json.loads(path.read_text("utf-8"))
             return TrainingRecord(
-                TrainingSettings(**content["settings"]),
+                TrainingSettings(**recorded(content["settings"])),
                 content["model"],
                 content["corpus"],
                 content["machine"],

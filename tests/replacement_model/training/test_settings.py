@@ -23,6 +23,15 @@ def test_a_training_json_is_a_recipe(tmp_path):
     assert TrainingSettings(**settings.as_dict()) == settings
 
 
+def test_a_training_json_of_an_earlier_version_is_a_recipe(tmp_path):
+    settings = load_recipe("laptop", buffer_passes=1)
+    earlier = {"clip": 0.0} | settings.as_dict()
+    del earlier["buffer_passes"]
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps({"settings": earlier}))
+    assert load_recipe(path) == settings
+
+
 def test_a_partial_recipe_stands_on_laptop(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text("tokens = 5000\n[clt]\nlearning_rate = 0.5\n")

@@ -38,6 +38,10 @@ def settings(**changes):
     )
 
 
+def by_the_clock(passes):
+    return settings(tokens=None, minutes=1.0, buffer_passes=passes)
+
+
 def reader(base, texts, length=32, seed=0, notice=lambda line: None, **more):
     return WindowReader(documents(texts), base.tokenizer, length, 2, seed, "test", notice, **more)
 
@@ -152,15 +156,15 @@ def test_no_layer_above_the_last_wanted_one_runs(base):
     assert ran == [0, 1]
 
 
-@pytest.mark.parametrize("spilled", [False, True])
-def test_a_stream_continues_where_it_was_to_the_bit(base, tmp_path, spilled):
-    spill = tmp_path if spilled else None
-    stream = ActivationStream(base, documents(SENTENCES), settings(), spill=spill)
+@pytest.mark.parametrize(("spilled", "passes"), [(False, 1), (True, 1), (False, 2)])
+def test_a_stream_continues_where_it_was_to_the_bit(base, tmp_path, spilled, passes):
+    spill, chosen = tmp_path if spilled else None, by_the_clock(passes)
+    stream = ActivationStream(base, documents(SENTENCES), chosen, spill=spill)
     for _ in range(10):  # 512 positions hold less than 8 batches
         stream.next_batch()
     state = json.loads(json.dumps(stream.state()))
     expected = [stream.next_batch() for _ in range(9)]
-    again = ActivationStream(base, documents(SENTENCES), settings(), spill=spill)
+    again = ActivationStream(base, documents(SENTENCES), chosen, spill=spill)
     again.restore(state)
     for want in expected:
         got = again.next_batch()
@@ -170,8 +174,18 @@ def test_a_stream_continues_where_it_was_to_the_bit(base, tmp_path, spilled):
     assert not list(tmp_path.iterdir())
 
 
-def test_batches_take_every_position_of_a_fill_at_most_once(base):
-    stream = ActivationStream(base, documents(SENTENCES), settings())
+@pytest.mark.parametrize("passes", [1, 3])
+def test_batches_take_every_position_of_a_fill_once_in_each_pass(base, passes):
+    stream = ActivationStream(base, documents(SENTENCES), by_the_clock(passes))
+    inputs_lbd, _ = stream.sample(10**6)
+    positions = inputs_lbd.shape[1]
+    orders = stream._order.reshape(passes, positions)
+    assert [sorted(order.tolist()) for order in orders] == passes * [list(range(positions))]
+    assert len({tuple(order.tolist()) for order in orders}) == passes
+
+
+def test_as_many_tokens_as_were_asked_for_are_all_different(base):
+    stream = ActivationStream(base, documents(SENTENCES), settings(tokens=1000, buffer_passes=3))
     stream.next_batch()
     assert sorted(stream._order.tolist()) == list(range(len(stream._order)))
 
