@@ -115,6 +115,8 @@ class Pipeline:
     def _report(self) -> None:
         record = json.loads((self.transcoders / "report.json").read_text())
         layers, everything = record["layers"], record["all"]
+        run = json.loads((self.transcoders / "training.json").read_text())
+        dead = run["run"].get("end to end", run["run"]["training"])["dead"]
         texts = json.loads((self.work / "text" / "manifest.json").read_text())
         lines = [
             "# A cross-layer transcoder for Gemma 3 270M",
@@ -127,7 +129,9 @@ class Pipeline:
             f"| FVU, mean over layers | {_mean(layers, 'fvu'):.3f} |",
             f"| FVU weighted by dimension | {_mean(layers, 'fvu_weighted'):.3f} |",
             f"| L0 of a layer | {_mean(layers, 'l0'):.1f} |",
-            f"| dead features | {_mean(layers, 'dead'):.2%} |",
+            f"| features that stay silent on those tokens | {_mean(layers, 'dead'):.2%} |",
+            f"| dead features: silent in the last {run['settings']['dead_after_tokens']:,} tokens of training | "
+            f"{sum(dead) / len(dead):.2%} |",
             f"| cross-entropy: model, replaced, MLPs zeroed | {everything['ce_model']:.2f}, {everything['ce_replaced']:.2f}, "
             f"{everything['ce_zero']:.2f} |",
             f"| Δ cross-entropy, every MLP replaced | {everything['ce_replaced'] - everything['ce_model']:.2f} |",
