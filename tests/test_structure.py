@@ -37,7 +37,7 @@ LEVELS = {
         ["backward"],
     ],
     "replacement_model": [
-        ["memory", "prompts", "conversations", "texts", "hub", "demo", "demo_chat", "embedded"],
+        ["memory", "prompts", "conversations", "texts", "padding", "hub", "demo", "demo_chat", "embedded"],
         ["architectures"],
         ["dictionaries"],
         ["local"],

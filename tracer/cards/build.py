@@ -27,6 +27,7 @@ from crosstrace.replacement_model.dictionaries.use import in_use
 from crosstrace.replacement_model.fingerprints import weight_fingerprints
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
 from crosstrace.replacement_model.model import dictionary_of
+from crosstrace.replacement_model.padding import without_first
 from crosstrace.replacement_model.readouts.direct_logits import coherence_by_chance
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.replacement_model.readouts.norm_scales import watched_norms
@@ -251,7 +252,9 @@ def add_batch(
         window: Tokens kept around a peak.
     """
     batch = ContextBatch.of(some, run.log.n_contexts, window)
-    wanted_bw = batch.wanted(np.array([model.description.excluded_first_of(context) for context in some]))
+    wanted_bw = without_first(
+        batch.lengths_b, np.array([model.description.excluded_first_of(context) for context in some])
+    )
     run.log.append_contexts(batch)
 
     def take(layer: int, places: torch.Tensor, features: torch.Tensor, values: torch.Tensor) -> None:

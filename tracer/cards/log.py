@@ -17,6 +17,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crosstrace.replacement_model.padding import pad, without_first
+
 _RECORD = np.dtype([("context", "<i8"), ("start", "<i8"), ("position", "<i4"), ("count", "<i4")])
 _ENTRY = np.dtype([("position", "<i4"), ("value", "<f4")])
 _TOKEN, _LENGTH = np.dtype("<i4"), np.dtype("<i4")
@@ -61,21 +63,12 @@ class ContextBatch:
             first: The number of the first context in the corpus.
             window: How much is kept around a peak.
         """
-        lengths_b = np.array([len(context) for context in contexts])
-        tokens_bw = np.zeros((len(contexts), int(lengths_b.max())), np.int64)
-        for row, context in zip(tokens_bw, contexts, strict=True):
-            row[: len(context)] = context
-        return ContextBatch(tokens_bw, lengths_b, first, window)
+        return ContextBatch(*pad(contexts), first, window)
 
     @property
     def width(self) -> int:
         """W, the positions of the longest context."""
         return self.tokens_bw.shape[1]
-
-    def wanted(self, excluded_first_b: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return a mask (B, W) of the positions that are neither padding nor among a context's excluded first ones."""
-        position_w = np.arange(self.width)
-        return (position_w < self.lengths_b[:, None]) & (position_w >= excluded_first_b[:, None])
 
     @cached_property
     def keys_bw(self) -> NDArray[np.uint64]:
@@ -138,7 +131,7 @@ class CardLog:
 
     def append_contexts(self, batch: ContextBatch) -> None:
         """Keep a batch's tokens."""
-        real_bw = batch.wanted(np.zeros(len(batch.lengths_b), np.int64))
+        real_bw = without_first(batch.lengths_b, 0)
         self._write("contexts", batch.lengths_b.astype(_LENGTH))
         self._write("tokens", batch.tokens_bw[real_bw].astype(_TOKEN))
 

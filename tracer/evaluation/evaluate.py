@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from crosstrace.replacement_model.architectures.hooks import without_probabiliti
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse, Features
 from crosstrace.replacement_model.dictionaries.use import in_use as put_to_use
 from crosstrace.replacement_model.memory import is_out_of_memory, usable_bytes
+from crosstrace.replacement_model.padding import pad, without_first
 from crosstrace.replacement_model.texts import Corpus, Cursor, Texts, as_texts, contexts
 from crosstrace.tracer.defaults import CONTEXT_LENGTH, EVALUATION_LAYER_TOKENS, EVALUATION_TOKENS
 from crosstrace.tracer.evaluation.losses import next_token_losses
@@ -224,15 +226,12 @@ class _Evaluation:
 
     def add(self, batch: Sequence[_Window], advance: Callable[[float], None]) -> None:
         """Add some contexts; `advance(cost)` is called for each part of the work."""
-        width = max(len(window.tokens) for window in batch)
-        tokens_bw = torch.zeros(len(batch), width, dtype=torch.int64)
-        counted_bw = torch.zeros(len(batch), width, dtype=torch.bool)
-        for row, window in enumerate(batch):
-            tokens_bw[row, : len(window.tokens)] = torch.tensor(window.tokens)
-            counted_bw[row, window.excluded : len(window.tokens)] = True
-        predicted_bw = counted_bw.clone()  # the last token of a context is followed by none
-        for row, window in enumerate(batch):
-            predicted_bw[row, len(window.tokens) - 1] = False
+        padded_bw, lengths_b = pad([window.tokens for window in batch])
+        excluded_b = np.array([window.excluded for window in batch])
+        tokens_bw = torch.from_numpy(padded_bw)
+        counted_bw = torch.from_numpy(without_first(lengths_b, excluded_b))
+        predicted_bw = counted_bw.clone()
+        predicted_bw[range(len(batch)), lengths_b - 1] = False  # the last token of a context is followed by none
         alone = sum(window.alone for window in batch)
 
         def observe(layer: int, site_xd: Tensor, made_xd: Tensor, features: Features) -> None:

@@ -16,6 +16,7 @@ from crosstrace.graphs.files import check_writable
 from crosstrace.replacement_model import Corpus, LoadedModel, Texts, weight_fingerprints
 from crosstrace.replacement_model.dictionaries.in_use import DictionaryInUse
 from crosstrace.replacement_model.model import dictionary_of
+from crosstrace.replacement_model.padding import pad, without_first
 from crosstrace.replacement_model.prompts import token_strings
 from crosstrace.replacement_model.readouts.feature_stream import stream_features
 from crosstrace.replacement_model.readouts.norm_scales import watched_norms
@@ -147,13 +148,8 @@ def strings_of(model: LoadedModel) -> Callable[[NDArray[np.int64]], list[str]]:
 def _run(
     model: LoadedModel, used: DictionaryInUse, taker: SampleTaker, batch: Sequence[Sequence[int]], first: int
 ) -> None:
-    lengths_b = np.array([len(context) for context in batch])
-    tokens_bw = np.zeros((len(batch), int(lengths_b.max())), np.int64)
-    for row, context in zip(tokens_bw, batch, strict=True):
-        row[: len(context)] = context
-    excluded_b = np.array([model.description.excluded_first_of(context) for context in batch])
-    place_w = np.arange(tokens_bw.shape[1])
-    wanted_bw = (place_w < lengths_b[:, None]) & (place_w >= excluded_b[:, None])
+    tokens_bw, lengths_b = pad(batch)
+    wanted_bw = without_first(lengths_b, np.array([model.description.excluded_first_of(context) for context in batch]))
     taker.begin(tokens_bw, wanted_bw, first)
 
     def take(layer: int, places: torch.Tensor, features: torch.Tensor, values: torch.Tensor) -> None:

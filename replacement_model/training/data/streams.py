@@ -23,6 +23,7 @@ from torch import Tensor
 
 from crosstrace.replacement_model.base_model import BaseModel
 from crosstrace.replacement_model.memory import format_bytes
+from crosstrace.replacement_model.padding import pad, without_first
 from crosstrace.replacement_model.training.data.capture import read_sites, sites_of
 from crosstrace.replacement_model.training.data.documents import Documents
 from crosstrace.replacement_model.training.data.team import Team
@@ -208,19 +209,15 @@ class ActivationStream:
 
     def _read(self, windows: Sequence[Window], start: int) -> None:
         """Run windows and keep what passes the sites from a place of the buffer on."""
-        excluded = self.base.description.excluded_first
-        tokens_bw = torch.zeros(len(windows), max(map(len, windows)), dtype=torch.int64)
-        keep_bw = torch.zeros(tokens_bw.shape, dtype=torch.bool)
-        for row, window in enumerate(windows):
-            tokens_bw[row, : len(window)] = torch.from_numpy(window.astype(np.int64))
-            keep_bw[row, excluded : len(window)] = True
-        end = start + int(keep_bw.sum())
-        keep_bw = keep_bw.to(self.base.device)
+        tokens_bw, lengths_b = pad(windows)
+        kept_bw = without_first(lengths_b, self.base.description.excluded_first)
+        end = start + int(kept_bw.sum())
+        keep_bw = torch.from_numpy(kept_bw).to(self.base.device)
 
         def keep(site: int, layer: int, value_bwd: Tensor) -> None:
             self._buffer_sltd[site][layer, start:end] = value_bwd[keep_bw]
 
-        read_sites(self.base, tokens_bw, self.sites, self.layers, keep)
+        read_sites(self.base, torch.from_numpy(tokens_bw), self.sites, self.layers, keep)
 
     def _allocate(self) -> None:
         """Make the buffer, once: (L, T, D) for each site, in the model's dtype."""
