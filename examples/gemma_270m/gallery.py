@@ -13,8 +13,9 @@ What is tested, the same way for every prompt, with nothing chosen by hand:
   drawn at random.
 - **Most influential features.** The same for the 5, 10, 20 and 40 features with the most influence in the graph.
 - **Swap.** A twin prompt differs in its subject only. Every feature in which the two prompts differ at the subject's
-  tokens, at the last token, or everywhere, is swapped for the twin's. The control swaps in the features of a third prompt
-  and reads the twin's answer.
+  tokens, at the last token, or everywhere, is swapped for the twin's, and attention follows. The control swaps in the
+  features of a third prompt and reads the twin's answer. Then the errors there are swapped as well, which hold what
+  features lack; and the same with attention held where it was.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -46,6 +48,7 @@ from crosstrace.graphs import (
 from crosstrace.replacement_model import (
     Ablate,
     FeatureAt,
+    Freeze,
     Intervention,
     LocalReplacementModel,
     ReplacementModel,
@@ -152,6 +155,8 @@ class Swapped:
         twin_answer: The probability of the twin's.
         top: The most probable token.
         control: The probability of the twin's answer when a third prompt's features are swapped in.
+        with_errors: That when the twin's errors are swapped in with its features.
+        held: The same with attention's patterns held at the prompt's own.
     """
 
     where: str
@@ -160,6 +165,8 @@ class Swapped:
     twin_answer: float
     top: str
     control: float
+    with_errors: float
+    held: float
 
 
 @dataclass(frozen=True)
@@ -266,27 +273,39 @@ class Gallery:
         }
         token, twin_token = self._token(story.answer), self._token(story.twin_answer)
         done = []
+        attending, held = Freeze.iterative(attention="free"), Freeze.iterative(attention="frozen")
         for where, positions in places.items():
-            counts, runs = [], []
-            for source in (twin, third):
-                keys = _differing(local, source, set(positions))
-                counts.append(len(keys))
-                runs.append([SwapIn(_at(key), source) for key in keys])
-            mine_v, control_v = self._run(local, runs)
+            at = list(positions)
+            swaps = [
+                [SwapIn(_at(key), source) for key in _differing(local, source, set(at))] for source in (twin, third)
+            ]
+            mine_v, control_v = self._run(local, swaps, attending)
+            errors_lpd = local.errors_lpd.clone()
+            errors_lpd[:, at] = twin.errors_lpd[:, at]
+            [both_v], [held_v] = (self._run(local, swaps[:1], freeze, errors_lpd) for freeze in (attending, held))
             done.append(
                 Swapped(
                     where,
-                    counts[0],
+                    len(swaps[0]),
                     _probability(mine_v, token),
                     _probability(mine_v, twin_token),
                     self._string(int(mine_v.argmax())),
                     _probability(control_v, twin_token),
+                    _probability(both_v, twin_token),
+                    _probability(held_v, twin_token),
                 )
             )
         return done
 
-    def _run(self, local: LocalReplacementModel, runs: Sequence[Sequence[Intervention]]):  # type: ignore[no-untyped-def]
-        return [outcome.logits_v for outcome in intervene_batch(self.model, [(local, edits) for edits in runs])]
+    def _run(  # type: ignore[no-untyped-def]
+        self,
+        local: LocalReplacementModel,
+        runs: Sequence[Sequence[Intervention]],
+        freeze: Freeze | str = "iterative",
+        errors: torch.Tensor | Literal["frozen"] = "frozen",
+    ):
+        outcomes = intervene_batch(self.model, [(local, edits) for edits in runs], freeze=freeze, errors=errors)
+        return [outcome.logits_v for outcome in outcomes]
 
     def _token(self, text: str) -> int:
         return int(self.model.tokenize(text)[-1])
@@ -359,11 +378,13 @@ def table(told: Sequence[Told]) -> str:
             "",
             f"Swapped for those of `{story.twin}` → `{story.twin_answer}` (p = {one.twin_probability:.2f}):",
             "",
-            "| where | features | p(own answer) | p(twin's answer) | top token | p(twin's answer), third prompt swapped in |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| where | features | p(own answer) | p(twin's answer) | top token | p(twin's), third prompt swapped in | "
+            "p(twin's), errors swapped too | the same, attention held |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {s.where} | {s.count} | {s.answer:.3f} | {s.twin_answer:.3f} | `{s.top}` | {s.control:.3f} |"
+            f"| {s.where} | {s.count} | {s.answer:.3f} | {s.twin_answer:.3f} | `{s.top}` | {s.control:.3f} | "
+            f"{s.with_errors:.3f} | {s.held:.3f} |"
             for s in one.swaps
         ]
         lines.append("")
