@@ -3,6 +3,7 @@
     python benchmarks/recipes.py --model gemma-270m/model.gguf --corpus gemma-270m/text/*.txt --tokens 60000
     python benchmarks/recipes.py --model M --corpus TEXTS --tokens 60000 --recipes laptop --seeds 0 1
     python benchmarks/recipes.py --model M --corpus TEXTS --minutes 10 --recipes laptop --kinds clt transcoders
+    python benchmarks/recipes.py --model M --corpus TEXTS --minutes 30 --recipes laptop --buffer-passes 1 2
     python benchmarks/recipes.py … --work runs --csv recipes-270m.csv
 
 Each run is a process of its own, and its folder under `--work` is kept: run the same command again to go on where it was
@@ -39,6 +40,9 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=RECIPES, help="names or files of recipes")
     parser.add_argument("--kinds", nargs="+", default=["clt"], choices=["clt", "transcoders"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--buffer-passes", type=int, nargs="+", default=[None], help="by --minutes; default: the recipe's"
+    )
     parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--l0", type=float, default=20.0)
     parser.add_argument("--end-to-end", type=int, default=0, metavar="N", help="tokens of fine-tuning, with --tokens")
@@ -53,14 +57,14 @@ def main() -> None:
         one_run(args, json.loads(args.one))
         return
     rows = []
-    for recipe, kind, seed in itertools.product(args.recipes, args.kinds, args.seeds):
-        rows.append(row(args, recipe, kind, seed))
+    for recipe, kind, seed, passes in itertools.product(args.recipes, args.kinds, args.seeds, args.buffer_passes):
+        rows.append(row(args, recipe, kind, seed, passes))
         print_row(rows[-1], header=len(rows) == 1)
     if args.csv:
         write_csv(RESULTS / args.csv, machine(), rows)
 
 
-def row(args: argparse.Namespace, recipe: str, kind: str, seed: int) -> dict[str, Any]:
+def row(args: argparse.Namespace, recipe: str, kind: str, seed: int, passes: int | None) -> dict[str, Any]:
     """Train and measure one dictionary, unless its folder has both, and return its line of the table."""
     changes: dict[str, Any] = {"kind": kind, "seed": seed, "features": args.features, "l0": args.l0}
     if args.tokens:
@@ -69,6 +73,9 @@ def row(args: argparse.Namespace, recipe: str, kind: str, seed: int) -> dict[str
     else:
         changes |= {"minutes": args.minutes}
         length = f"{args.minutes:g}min"
+    if passes:
+        changes |= {"buffer_passes": passes}
+        length += f"-{passes}passes"
     folder = args.work / f"{Path(recipe).stem}-{kind}-{args.features}-{length}-seed{seed}"
     if not (folder / "report.json").is_file():
         one = json.dumps({"recipe": recipe, "folder": str(folder), "changes": changes})
@@ -84,6 +91,7 @@ def row(args: argparse.Namespace, recipe: str, kind: str, seed: int) -> dict[str
         "recipe": Path(recipe).stem,
         "kind": kind,
         "seed": seed,
+        "buffer_passes": run["settings"].get("buffer_passes", 1) if args.minutes else 1,
         "tokens": stages["training"].get("tokens", 0),
         "end_to_end_tokens": stages["end to end"].get("tokens", 0),
         "minutes": round(run["run"]["seconds"] / 60, 1),
