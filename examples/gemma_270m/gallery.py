@@ -52,6 +52,7 @@ from crosstrace.replacement_model import (
     Intervention,
     LocalReplacementModel,
     ReplacementModel,
+    Supernode,
     SwapIn,
     intervene_batch,
 )
@@ -276,8 +277,10 @@ class Gallery:
         attending, held = Freeze.iterative(attention="free"), Freeze.iterative(attention="frozen")
         for where, positions in places.items():
             at = list(positions)
+            differing = [_differing(local, source, set(at)) for source in (twin, third)]
             swaps = [
-                [SwapIn(_at(key), source) for key in _differing(local, source, set(at))] for source in (twin, third)
+                [SwapIn(Supernode(where, [_at(key) for key in keys]), source)] if keys else []
+                for keys, source in zip(differing, (twin, third), strict=True)
             ]
             mine_v, control_v = self._run(local, swaps, attending)
             errors_lpd = local.errors_lpd.clone()
@@ -286,7 +289,7 @@ class Gallery:
             done.append(
                 Swapped(
                     where,
-                    len(swaps[0]),
+                    len(differing[0]),
                     _probability(mine_v, token),
                     _probability(mine_v, twin_token),
                     self._string(int(mine_v.argmax())),
