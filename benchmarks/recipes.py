@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from common import RESULTS, machine, write_csv
 
+from crosstrace.replacement_model import load_recipe
+
 RECIPES = ("laptop", "gemma-scope-2", "anthropic-2025", "batch-topk")
 
 
@@ -52,6 +54,8 @@ def main() -> None:
     parser.add_argument("--csv", help="name of a file in benchmarks/results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.tokens and args.buffer_passes != [None]:
+        parser.error("--buffer-passes: with --tokens every buffer is used once; expected --minutes")
     torch.set_num_threads(args.threads)
     if args.one:
         one_run(args, json.loads(args.one))
@@ -91,7 +95,7 @@ def row(args: argparse.Namespace, recipe: str, kind: str, seed: int, passes: int
         "recipe": Path(recipe).stem,
         "kind": kind,
         "seed": seed,
-        "buffer_passes": run["settings"].get("buffer_passes", 1) if args.minutes else 1,
+        "buffer_passes": load_recipe(folder / "training.json").passes,
         "tokens": stages["training"].get("tokens", 0),
         "end_to_end_tokens": stages["end to end"].get("tokens", 0),
         "minutes": round(run["run"]["seconds"] / 60, 1),
@@ -114,7 +118,7 @@ def print_row(values: dict[str, Any], header: bool) -> None:
 
 def one_run(args: argparse.Namespace, run: dict[str, Any]) -> None:
     """Train one dictionary and write its report."""
-    from crosstrace.replacement_model import BaseModel, Corpus, Texts, load_recipe, open_transcoders, train
+    from crosstrace.replacement_model import BaseModel, Corpus, Texts, open_transcoders, train
     from crosstrace.replacement_model.training.data.capture import to_fast_dtype
     from crosstrace.replacement_model.training.data.documents import Documents
     from crosstrace.tracer import evaluate
